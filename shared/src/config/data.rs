@@ -1,0 +1,143 @@
+//! The data parameters: what to read, how to cut it into documents and blocks. Both programs take them.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+/// What one document is in a plain-text file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum SampleBy {
+    /// Every line (Hugging Face's rule); blank lines are documents too.
+    Line,
+    /// Runs of text between empty lines.
+    Paragraph,
+    /// The whole file.
+    Document,
+}
+
+/// How validation documents are chosen when there is no `--validation_file_dir`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum ValidationSplitMode {
+    /// The first p percent of the documents (Hugging Face's rule).
+    Head,
+    /// By a hash of the file or record, so that the choice is stable as the corpus grows.
+    Hash,
+}
+
+/// What happens to the tokens at the end of a split that do not fill a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Remainder {
+    /// Left out, and counted.
+    Drop,
+    /// Padded to a whole block; padding is never a label.
+    Pad,
+}
+
+/// The data parameters. Names and defaults are those of `run_clm.py` and MedicalGPT's `pretraining.py`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Args)]
+#[serde(default, deny_unknown_fields)]
+#[command(rename_all = "snake_case")]
+pub struct DataArguments {
+    /// Directory of training text: **/*.txt, *.jsonl, *.json, *.parquet, each also .gz or .zst
+    #[arg(long, value_name = "DIR")]
+    pub train_file_dir: Option<PathBuf>,
+    /// Directory of validation text, of the same kinds
+    #[arg(long, value_name = "DIR")]
+    pub validation_file_dir: Option<PathBuf>,
+    /// Percent of the training documents that become validation when there is no --validation_file_dir
+    #[arg(long, value_name = "PERCENT")]
+    pub validation_split_percentage: f64,
+    /// Which documents those are: the first ones (head) or by content hash (hash)
+    #[arg(long)]
+    pub validation_split_mode: ValidationSplitMode,
+    /// Tokens in a block, the training sample
+    #[arg(long, value_name = "TOKENS")]
+    pub block_size: usize,
+    /// What one document is in a .txt file: line, paragraph or document
+    #[arg(long)]
+    pub sample_by: SampleBy,
+    /// Keep the newline at the end of each line of a .txt file
+    #[arg(long)]
+    pub keep_linebreaks: bool,
+    /// The field or column that holds the text in .jsonl, .json and .parquet
+    #[arg(long, value_name = "NAME")]
+    pub text_field: String,
+    /// Add the special tokens that calling the Hugging Face tokenizer adds (Llama-2: BOS)
+    #[arg(long)]
+    pub add_special_tokens: bool,
+    /// Append the end-of-sequence token after each document that does not end with it
+    #[arg(long)]
+    pub append_eos: bool,
+    /// Tokens at the end of a split that fill no block: drop or pad
+    #[arg(long)]
+    pub remainder: Remainder,
+    /// Use only the first N training blocks (-1 or 0: all)
+    #[arg(long, value_name = "BLOCKS")]
+    pub max_train_samples: Option<i64>,
+    /// Use only the first N validation blocks (-1 or 0: all)
+    #[arg(long, value_name = "BLOCKS")]
+    pub max_eval_samples: Option<i64>,
+    /// Threads for preparing data; the result never depends on it (default: all cores)
+    #[arg(long, value_name = "THREADS")]
+    pub preprocessing_num_workers: Option<usize>,
+    /// Where token partitions are kept for reuse (default: $XDG_CACHE_HOME/tokenmill or ~/.cache/tokenmill)
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Keep token partitions in the cache and reuse them
+    #[arg(long)]
+    pub token_cache: bool,
+    /// Tokenize again even what is in the cache
+    #[arg(long)]
+    pub overwrite_cache: bool,
+    /// Read every input file again to hash it, whatever its size and times say
+    #[arg(long)]
+    pub rehash: bool,
+}
+
+impl Default for DataArguments {
+    fn default() -> Self {
+        Self {
+            train_file_dir: None,
+            validation_file_dir: None,
+            validation_split_percentage: 1.0,
+            validation_split_mode: ValidationSplitMode::Head,
+            block_size: 1024,
+            sample_by: SampleBy::Line,
+            keep_linebreaks: true,
+            text_field: "text".to_owned(),
+            add_special_tokens: true,
+            append_eos: true,
+            remainder: Remainder::Drop,
+            max_train_samples: None,
+            max_eval_samples: None,
+            preprocessing_num_workers: None,
+            cache_dir: None,
+            token_cache: true,
+            overwrite_cache: false,
+            rehash: false,
+        }
+    }
+}
+
+impl DataArguments {
+    /// `max_train_samples` as a bound on blocks; −1 and 0 mean all of them, as for Hugging Face.
+    pub fn train_blocks_limit(&self) -> Option<u64> {
+        limit(self.max_train_samples)
+    }
+
+    /// `max_eval_samples` as a bound on blocks.
+    pub fn validation_blocks_limit(&self) -> Option<u64> {
+        limit(self.max_eval_samples)
+    }
+}
+
+fn limit(samples: Option<i64>) -> Option<u64> {
+    samples.and_then(|count| u64::try_from(count).ok()).filter(|count| *count > 0)
+}

@@ -1,0 +1,165 @@
+//! The command-line grammar of `HfArgumentParser`, so that existing shell scripts run.
+//!
+//! `--a_b` and `--a-b`; `--flag`, `--flag True|yes|t|y|1`, `--flag=false|no|f|n|0`, `--no_flag`; a flag
+//! given twice counts the last time; negative numbers are values. Source: `transformers/hf_argparser.py`.
+
+use std::ffi::OsString;
+
+use clap::builder::{Arg, ArgAction, Command};
+
+use super::refused::refusal;
+use crate::{Error, Result};
+
+/// Adapts a derived command to the grammar: hyphen aliases, booleans with an optional value, last wins.
+pub fn with_grammar(command: Command) -> Command {
+    command.args_override_self(true).mut_args(|arg| {
+        let arg = match arg.get_long() {
+            Some(long) if long.contains('_') => {
+                let hyphenated = long.replace('_', "-");
+                arg.alias(hyphenated)
+            }
+            _ => arg,
+        };
+        if matches!(arg.get_action(), ArgAction::SetTrue) && arg.get_long() != Some("help") {
+            return arg
+                .action(ArgAction::Set)
+                .num_args(0..=1)
+                .value_name("BOOL")
+                .default_missing_value("true")
+                .value_parser(boolean);
+        }
+        arg.allow_negative_numbers(true)
+    })
+}
+
+/// Parses `argv` (program name first) into `T`: its defaults, overlaid by what is given.
+///
+/// # Errors
+/// [`Error::Config`] naming the flag: unknown (with the nearest name), refused (with the reason), or a
+/// value that cannot be read. `--help` and `--version` print and exit.
+pub fn parse<T: clap::Args + Default>(command: Command, argv: impl IntoIterator<Item = OsString>) -> Result<T> {
+    let mut command = with_grammar(T::augment_args_for_update(command));
+    let argv = expand_negations(&command, argv.into_iter().collect())?;
+    let mut matches = command.try_get_matches_from_mut(argv).map_err(|error| explain(&error))?;
+    let mut arguments = T::default();
+    arguments.update_from_arg_matches_mut(&mut matches).map_err(|error| explain(&error))?;
+    Ok(arguments)
+}
+
+/// `--no_x` becomes `--x=false` for every boolean `x`; a refused flag is refused here, by name, because
+/// clap would only call it unknown.
+fn expand_negations(command: &Command, argv: Vec<OsString>) -> Result<Vec<OsString>> {
+    let find = |name: &str| command.get_arguments().find(|arg| arg.get_long() == Some(name));
+    let is_boolean = |arg: &&Arg| arg.get_num_args().is_some_and(|range| range.min_values() == 0);
+    let mut out = Vec::with_capacity(argv.len());
+    for word in argv {
+        let flag = word.to_str().and_then(|text| text.strip_prefix("--")).map(|text| {
+            let name = text.split('=').next().unwrap_or_default();
+            name.replace('-', "_")
+        });
+        if let Some(flag) = flag.filter(|flag| !flag.is_empty() && find(flag).is_none()) {
+            if let Some(positive) = flag.strip_prefix("no_").filter(|name| find(name).as_ref().is_some_and(is_boolean))
+            {
+                out.push(format!("--{positive}=false").into());
+                continue;
+            }
+            if let Some(reason) = refusal(&flag) {
+                return Err(Error::config(format!("--{flag}"), reason));
+            }
+        }
+        out.push(word);
+    }
+    Ok(out)
+}
+
+fn explain(error: &clap::Error) -> Error {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        error.exit();
+    }
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
+        _ => None,
+    };
+    let flag = context(ContextKind::InvalidArg).unwrap_or_else(|| "command line".to_owned());
+    let flag = flag.split_whitespace().next().unwrap_or_default().to_owned();
+    let value = context(ContextKind::InvalidValue).unwrap_or_default();
+    let reason = match error.kind() {
+        ErrorKind::UnknownArgument => match context(ContextKind::SuggestedArg) {
+            Some(near) => format!("unknown flag; did you mean {near}?"),
+            None => "unknown flag; --help lists them all".to_owned(),
+        },
+        _ if value.is_empty() && error.kind() == ErrorKind::InvalidValue => "needs a value".to_owned(),
+        ErrorKind::InvalidValue => match context(ContextKind::ValidValue) {
+            Some(valid) => format!("cannot be {value:?}; it is one of {valid}"),
+            None => format!("cannot be {value:?}"),
+        },
+        ErrorKind::ValueValidation => {
+            let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+            format!("cannot be {value:?}: {cause}")
+        }
+        _ => error.to_string().trim_start_matches("error: ").lines().next().unwrap_or_default().to_owned(),
+    };
+    Error::config(flag, reason)
+}
+
+fn boolean(text: &str) -> std::result::Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "t" | "y" | "1" => Ok(true),
+        "false" | "no" | "f" | "n" | "0" => Ok(false),
+        _ => Err("use true or false (also yes/no, t/f, y/n, 1/0)".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{DataArguments, SampleBy};
+
+    fn data(words: &[&str]) -> Result<DataArguments> {
+        let argv = std::iter::once("test").chain(words.iter().copied()).map(OsString::from);
+        parse::<DataArguments>(Command::new("test"), argv)
+    }
+
+    #[test]
+    fn booleans_read_as_hugging_face_reads_them() {
+        for (words, expected) in [
+            (vec!["--keep_linebreaks"], true),
+            (vec!["--keep_linebreaks", "False"], false),
+            (vec!["--keep-linebreaks=no"], false),
+            (vec!["--no_keep_linebreaks"], false),
+            (vec!["--keep_linebreaks", "0", "--keep_linebreaks", "1"], true),
+            (vec![], true),
+        ] {
+            assert_eq!(data(&words).unwrap().keep_linebreaks, expected, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn hyphens_repeats_and_negative_numbers_are_accepted() {
+        let arguments =
+            data(&["--block-size", "8", "--block_size", "16", "--max_train_samples", "-1", "--sample_by", "document"])
+                .unwrap();
+        assert_eq!((arguments.block_size, arguments.max_train_samples), (16, Some(-1)));
+        assert_eq!(arguments.sample_by, SampleBy::Document);
+    }
+
+    #[test]
+    fn mistakes_name_the_flag() {
+        for (words, part) in [
+            (vec!["--blok_size", "3"], "--block_size"),
+            (vec!["--block_size", "many"], "many"),
+            (vec!["--sample_by", "word"], "line, paragraph, document"),
+            (vec!["--keep_linebreaks", "maybe"], "true or false"),
+            (vec!["--deepspeed", "x.json"], "not built yet"),
+        ] {
+            let error = data(&words).unwrap_err();
+            assert!(error.to_string().contains(part), "{words:?}: {error}");
+            assert_eq!(error.exit_code(), 2);
+        }
+    }
+}

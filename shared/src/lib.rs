@@ -1,0 +1,10 @@
+//! What `preprocess` and `trainer` must agree on: errors, the storage door, configuration, the dataset
+//! format, the order of blocks and randomness.
+
+pub mod config;
+pub mod error;
+pub mod order;
+pub mod random;
+pub mod storage;
+
+pub use error::{Error, Location, Result};

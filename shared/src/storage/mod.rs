@@ -1,0 +1,86 @@
+//! The storage door: every file operation of both programs.
+//!
+//! Reading is bounded and by position; writing is publishing: a temporary name in the same directory,
+//! write, fsync, rename, fsync of the directory ([`TemporaryFile`], [`TemporaryDirectory`], [`replace`]).
+//! So a final name is either absent or whole, whatever is killed and whenever. No other module may use
+//! `std::fs` (see `clippy.toml`).
+#![allow(clippy::disallowed_methods)]
+
+mod publish;
+mod read;
+mod walk;
+
+pub use publish::{Lock, TemporaryDirectory, TemporaryFile, lock_file, remove_stale_temporaries, replace};
+pub use read::{File, Stat, hash_file, open, read, read_at_most, stat};
+pub use walk::{Entry, list_files};
+
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// Creates a directory and its parents; each new one is synced into its parent.
+pub fn create_dir_all(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = parent_of(path);
+    create_dir_all(&parent)?;
+    match std::fs::create_dir(path) {
+        Ok(()) => sync_dir(&parent),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(Error::storage("create directory", path)(error)),
+    }
+}
+
+/// Removes a file; absent already is success.
+pub fn remove_file(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::storage("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a directory and all in it, first renaming it to a temporary name so that no half of it is
+/// ever seen under its own name; absent already is success.
+pub fn remove_dir_all(path: &Path) -> Result<()> {
+    let doomed = publish::temporary_name(path);
+    match std::fs::rename(path, &doomed) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::storage("remove", path)(error)),
+        Ok(()) => std::fs::remove_dir_all(&doomed).map_err(Error::storage("remove", &doomed)),
+    }
+}
+
+/// Renames a file or directory and syncs the directory that holds the new name.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).map_err(Error::storage("rename", from))?;
+    sync_dir(&parent_of(to))
+}
+
+/// Makes a file read-only for everyone (0444).
+pub fn make_read_only(path: &Path) -> Result<()> {
+    let mut permissions = std::fs::metadata(path).map_err(Error::storage("inspect", path))?.permissions();
+    permissions.set_readonly(true);
+    std::fs::set_permissions(path, permissions).map_err(Error::storage("set permissions of", path))
+}
+
+/// The absolute path without symbolic links.
+pub fn canonicalize(path: &Path) -> Result<PathBuf> {
+    std::fs::canonicalize(path).map_err(Error::storage("find", path))
+}
+
+/// Makes a rename in `dir` durable.
+fn sync_dir(dir: &Path) -> Result<()> {
+    let handle = std::fs::File::open(dir).map_err(Error::storage("open directory", dir))?;
+    handle.sync_all().map_err(Error::storage("sync directory", dir))
+}
+
+fn parent_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+#[cfg(test)]
+mod tests;

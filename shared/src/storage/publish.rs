@@ -1,0 +1,204 @@
+//! Publishing: temporary name, write, fsync, rename, fsync of the directory.
+//!
+//! A temporary is called `.tmp-<host>-<pid>-<nonce>` and locked by its writer for as long as it lives;
+//! a killed writer's lock is released by the kernel, which is how [`remove_stale_temporaries`] tells
+//! litter from work in progress. Nothing that is not of that form is ever removed.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::{parent_of, sync_dir};
+use crate::{Error, Result};
+
+const PREFIX: &str = ".tmp-";
+
+/// A name beside `final_path` that no other process or call uses. The nonce never reaches any output.
+pub(super) fn temporary_name(final_path: &Path) -> PathBuf {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let nonce = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host: String = host.trim().chars().filter(char::is_ascii_alphanumeric).take(32).collect();
+    let host = if host.is_empty() { "host".to_owned() } else { host };
+    parent_of(final_path).join(format!("{PREFIX}{host}-{}-{clock:x}.{nonce:x}", std::process::id()))
+}
+
+fn is_temporary_name(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix(PREFIX) else { return false };
+    let parts: Vec<&str> = rest.split('-').collect();
+    matches!(parts[..], [host, pid, nonce]
+        if !host.is_empty() && pid.parse::<u32>().is_ok()
+            && nonce.split_once('.').is_some_and(|(clock, count)| [clock, count].iter().all(|part| u64::from_str_radix(part, 16).is_ok())))
+}
+
+/// A file being written; it appears under its final name only by [`TemporaryFile::publish`], and is
+/// removed when dropped before that.
+#[derive(Debug)]
+pub struct TemporaryFile {
+    file: Option<std::fs::File>,
+    temporary: PathBuf,
+    final_path: PathBuf,
+}
+
+impl TemporaryFile {
+    /// Starts a file that will be called `final_path`. The directory must exist.
+    pub fn create(final_path: &Path) -> Result<Self> {
+        let temporary = temporary_name(final_path);
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&temporary)
+            .map_err(Error::storage("create", final_path))?;
+        file.lock().map_err(Error::storage("lock", &temporary))?;
+        Ok(Self { file: Some(file), temporary, final_path: final_path.to_owned() })
+    }
+
+    /// The name it will have.
+    pub fn final_path(&self) -> &Path {
+        &self.final_path
+    }
+
+    /// Writes all of `bytes`; the error names the final path.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.write_all(bytes).map_err(Error::storage("write", &self.final_path))
+    }
+
+    /// fsync, rename to the final name, fsync of the directory. A file whose fsync failed is thrown away:
+    /// the kernel may have dropped its dirty pages, so syncing it again would lie.
+    pub fn publish(mut self) -> Result<()> {
+        let file = self.file.take().expect("a temporary file is published once");
+        file.sync_all().map_err(Error::storage("sync", &self.final_path)).inspect_err(|_| self.discard())?;
+        std::fs::rename(&self.temporary, &self.final_path)
+            .map_err(Error::storage("rename to", &self.final_path))
+            .inspect_err(|_| self.discard())?;
+        sync_dir(&parent_of(&self.final_path))
+    }
+
+    fn discard(&self) {
+        // Nothing is lost if this fails: the next start removes it.
+        let _ = std::fs::remove_file(&self.temporary);
+    }
+}
+
+impl Write for TemporaryFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.as_mut().expect("written before it is published").write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for TemporaryFile {
+    fn drop(&mut self) {
+        if self.file.is_some() {
+            self.discard();
+        }
+    }
+}
+
+/// A directory being filled; it appears under its final name only by [`TemporaryDirectory::publish`],
+/// and is removed when dropped before that.
+#[derive(Debug)]
+pub struct TemporaryDirectory {
+    lock: Option<std::fs::File>,
+    temporary: PathBuf,
+    final_path: PathBuf,
+}
+
+impl TemporaryDirectory {
+    /// Starts a directory that will be called `final_path`, whose parent must exist.
+    pub fn create(final_path: &Path) -> Result<Self> {
+        let temporary = temporary_name(final_path);
+        std::fs::create_dir(&temporary).map_err(Error::storage("create directory", final_path))?;
+        let lock = std::fs::File::open(&temporary).map_err(Error::storage("open directory", &temporary))?;
+        lock.lock().map_err(Error::storage("lock", &temporary))?;
+        Ok(Self { lock: Some(lock), temporary, final_path: final_path.to_owned() })
+    }
+
+    /// The directory to fill now. Write its files with [`replace`] or [`TemporaryFile`], which sync them.
+    pub fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Renames it to its final name, which must be free, and syncs the parent.
+    pub fn publish(mut self) -> Result<()> {
+        sync_dir(&self.temporary)?;
+        std::fs::rename(&self.temporary, &self.final_path).map_err(Error::storage("rename to", &self.final_path))?;
+        self.lock = None;
+        sync_dir(&parent_of(&self.final_path))
+    }
+}
+
+impl Drop for TemporaryDirectory {
+    fn drop(&mut self) {
+        if self.lock.is_some() {
+            let _ = std::fs::remove_dir_all(&self.temporary);
+        }
+    }
+}
+
+/// Publishes `bytes` as `path`, replacing what was there: readers see the old file or the new one.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = TemporaryFile::create(path)?;
+    file.append(bytes)?;
+    file.publish()
+}
+
+/// A lock held until it is dropped or the process ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: std::fs::File,
+}
+
+/// Locks `path` (created if absent, never removed), waiting for another holder if `wait`; `None` if it is
+/// held and `wait` is false.
+pub fn lock_file(path: &Path, wait: bool) -> Result<Option<Lock>> {
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(Error::storage("open", path))?;
+    if wait {
+        file.lock().map_err(Error::storage("lock", path))?;
+        return Ok(Some(Lock { _file: file }));
+    }
+    match file.try_lock() {
+        Ok(()) => Ok(Some(Lock { _file: file })),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+        Err(std::fs::TryLockError::Error(error)) => Err(Error::storage("lock", path)(error)),
+    }
+}
+
+/// Removes what killed writers left in `dir`: names of our form whose lock is free. Returns what it removed.
+pub fn remove_stale_temporaries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut removed = Vec::new();
+    let items = match std::fs::read_dir(dir) {
+        Ok(items) => items,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(removed),
+        Err(error) => return Err(Error::storage("list", dir)(error)),
+    };
+    for item in items {
+        let path = item.map_err(Error::storage("list", dir))?.path();
+        let ours = path.file_name().and_then(|name| name.to_str()).is_some_and(is_temporary_name);
+        if !ours {
+            continue;
+        }
+        let Ok(handle) = std::fs::File::open(&path) else { continue };
+        if handle.try_lock().is_err() {
+            continue;
+        }
+        let gone = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        match gone {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::storage("remove", &path)(error));
+            }
+            _ => removed.push(path),
+        }
+    }
+    Ok(removed)
+}

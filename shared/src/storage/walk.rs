@@ -1,0 +1,52 @@
+//! Listing input: every file below a directory, in an order that does not depend on the file system.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::Stat;
+use crate::{Error, Result};
+
+/// A file found below a directory.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The path to open.
+    pub path: PathBuf,
+    /// The path relative to the directory that was listed; the sort key, byte by byte.
+    pub relative: PathBuf,
+    /// What the file system said of it when it was listed.
+    pub stat: Stat,
+}
+
+/// Every regular file below `root`, symbolic links followed, sorted by the bytes of its relative path.
+/// Directories reached twice through links are an error, not an endless walk.
+pub fn list_files(root: &Path) -> Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    let mut above = Vec::new();
+    walk(root, Path::new(""), &mut above, &mut entries)?;
+    entries.sort_by(|a, b| a.relative.as_os_str().as_bytes().cmp(b.relative.as_os_str().as_bytes()));
+    Ok(entries)
+}
+
+fn walk(dir: &Path, relative: &Path, above: &mut Vec<PathBuf>, entries: &mut Vec<Entry>) -> Result<()> {
+    let real = super::canonicalize(dir)?;
+    if above.contains(&real) {
+        return Err(Error::config(
+            dir.display().to_string(),
+            "a symbolic link leads back to a directory above it; remove the link",
+        ));
+    }
+    above.push(real);
+    for item in std::fs::read_dir(dir).map_err(Error::storage("list", dir))? {
+        let item = item.map_err(Error::storage("list", dir))?;
+        let path = item.path();
+        let relative = relative.join(item.file_name());
+        let metadata = std::fs::metadata(&path).map_err(Error::storage("inspect", &path))?;
+        if metadata.is_dir() {
+            walk(&path, &relative, above, entries)?;
+        } else if metadata.is_file() {
+            entries.push(Entry { path, relative, stat: Stat::from(&metadata) });
+        }
+    }
+    above.pop();
+    Ok(())
+}

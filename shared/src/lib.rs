@@ -4,6 +4,7 @@
 pub mod config;
 pub mod error;
 pub mod order;
+pub mod progress;
 pub mod random;
 pub mod storage;
 

@@ -19,18 +19,27 @@ pub(super) fn temporary_name(final_path: &Path) -> PathBuf {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let nonce = COUNTER.fetch_add(1, Ordering::Relaxed);
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host: String = host.trim().chars().filter(char::is_ascii_alphanumeric).take(32).collect();
-    let host = if host.is_empty() { "host".to_owned() } else { host };
-    parent_of(final_path).join(format!("{PREFIX}{host}-{}-{clock:x}.{nonce:x}", std::process::id()))
+    parent_of(final_path).join(format!("{PREFIX}{}-{}-{clock:x}.{nonce:x}", host(), std::process::id()))
 }
 
-fn is_temporary_name(name: &str) -> bool {
-    let Some(rest) = name.strip_prefix(PREFIX) else { return false };
-    let parts: Vec<&str> = rest.split('-').collect();
-    matches!(parts[..], [host, pid, nonce]
-        if !host.is_empty() && pid.parse::<u32>().is_ok()
-            && nonce.split_once('.').is_some_and(|(clock, count)| [clock, count].iter().all(|part| u64::from_str_radix(part, 16).is_ok())))
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name: String = name.trim().chars().filter(char::is_ascii_alphanumeric).take(32).collect();
+    if name.is_empty() { "host".to_owned() } else { name }
+}
+
+/// The host and process id in a temporary's name; `None` for a name that is not of our form.
+fn writer_of(name: &str) -> Option<(&str, u32)> {
+    let parts: Vec<&str> = name.strip_prefix(PREFIX)?.split('-').collect();
+    let [host, pid, nonce] = parts[..] else { return None };
+    let (clock, count) = nonce.split_once('.')?;
+    let hexadecimal = |part: &str| u64::from_str_radix(part, 16).is_ok();
+    (!host.is_empty() && hexadecimal(clock) && hexadecimal(count)).then_some((host, pid.parse().ok()?))
+}
+
+/// Whether a process of this machine still runs; covers the instant between creating and locking.
+fn is_running_here(host_name: &str, pid: u32) -> bool {
+    pid != std::process::id() && host_name == host() && Path::new(&format!("/proc/{pid}")).exists()
 }
 
 /// A file being written; it appears under its final name only by [`TemporaryFile::publish`], and is
@@ -184,8 +193,8 @@ pub fn remove_stale_temporaries(dir: &Path) -> Result<Vec<PathBuf>> {
     };
     for item in items {
         let path = item.map_err(Error::storage("list", dir))?.path();
-        let ours = path.file_name().and_then(|name| name.to_str()).is_some_and(is_temporary_name);
-        if !ours {
+        let Some((host, pid)) = path.file_name().and_then(|name| name.to_str()).and_then(writer_of) else { continue };
+        if is_running_here(host, pid) {
             continue;
         }
         let Ok(handle) = std::fs::File::open(&path) else { continue };

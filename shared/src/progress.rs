@@ -1,0 +1,127 @@
+//! Progress of long work: what is being done, how fast, how long it still takes.
+//!
+//! A bar on a terminal; elsewhere one line every [`QUIET_INTERVAL`], so that logs stay readable.
+//! Everything goes to standard error: standard output belongs to results.
+
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+
+/// How often a line is printed when standard error is not a terminal.
+pub const QUIET_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Bytes, shown as KiB, MiB, GiB.
+    Bytes,
+    /// Optimizer steps, blocks, files: shown as plain counts.
+    Count,
+}
+
+/// The progress of one piece of work; shared by threads.
+#[derive(Debug)]
+pub struct Progress {
+    what: String,
+    unit: Unit,
+    total: Option<u64>,
+    done: AtomicU64,
+    began: Instant,
+    bar: Option<ProgressBar>,
+    last_line: Mutex<Instant>,
+}
+
+impl Progress {
+    /// Starts showing work called `what` (a verb phrase: `tokenizing`) of `total` units, if that is known.
+    pub fn new(what: &str, unit: Unit, total: Option<u64>) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = total.map_or_else(ProgressBar::no_length, ProgressBar::new);
+            let amount = match unit {
+                Unit::Bytes => "{bytes}/{total_bytes} {binary_bytes_per_sec}",
+                Unit::Count => "{human_pos}/{human_len} {per_sec}",
+            };
+            let template = format!("{{prefix}} {{wide_bar}} {amount} ETA {{eta}} {{msg}}");
+            bar.set_style(ProgressStyle::with_template(&template).expect("a constant template"));
+            bar.set_prefix(what.to_owned());
+            bar
+        });
+        let now = Instant::now();
+        Self {
+            what: what.to_owned(),
+            unit,
+            total,
+            done: AtomicU64::new(0),
+            began: now,
+            bar,
+            last_line: Mutex::new(now),
+        }
+    }
+
+    /// Counts `amount` more as done.
+    pub fn add(&self, amount: u64) {
+        let done = self.done.fetch_add(amount, Ordering::Relaxed) + amount;
+        match &self.bar {
+            Some(bar) => bar.inc(amount),
+            None => self.line_if_due(done, ""),
+        }
+    }
+
+    /// Shows a short remark beside the figures, such as the current loss.
+    pub fn remark(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.set_message(text.to_owned()),
+            None => self.line_if_due(self.done.load(Ordering::Relaxed), text),
+        }
+    }
+
+    /// Prints a whole line without breaking the bar.
+    pub fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    /// How much is done.
+    pub fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    fn line_if_due(&self, done: u64, remark: &str) {
+        let Ok(mut last) = self.last_line.try_lock() else { return };
+        if last.elapsed() < QUIET_INTERVAL {
+            return;
+        }
+        *last = Instant::now();
+        let elapsed = self.began.elapsed().as_secs_f64();
+        let rate = done as f64 / elapsed;
+        let show = |amount: u64| match self.unit {
+            Unit::Bytes => HumanBytes(amount).to_string(),
+            Unit::Count => HumanCount(amount).to_string(),
+        };
+        let rest = match self.total {
+            Some(total) if rate > 0.0 => {
+                let left = Duration::from_secs_f64(total.saturating_sub(done) as f64 / rate);
+                format!(" of {}, {} left", show(total), HumanDuration(left))
+            }
+            _ => String::new(),
+        };
+        let rate = match self.unit {
+            Unit::Bytes => format!("{}/s", HumanBytes(rate as u64)),
+            Unit::Count => format!("{rate:.2}/s"),
+        };
+        let remark = if remark.is_empty() { String::new() } else { format!(", {remark}") };
+        eprintln!("{}: {}{rest}, {rate}{remark}", self.what, show(done));
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

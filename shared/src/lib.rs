@@ -2,6 +2,7 @@
 //! format, the order of blocks and randomness.
 
 pub mod config;
+pub mod dataset;
 pub mod error;
 pub mod order;
 pub mod progress;

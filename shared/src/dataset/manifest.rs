@@ -1,0 +1,198 @@
+//! `manifest.json`: what a dataset is. A dataset exists when its manifest does; it is written last.
+//!
+//! The file is the canonical JSON of [`Manifest`], whose last field is the BLAKE3 of that JSON with the
+//! field empty. Loading demands the very bytes that would be written, so any flipped bit shows.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Ledger, ShardName, Split};
+use crate::{Error, Result, storage};
+
+/// The version this program writes; it reads every version up to it.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// The file's name in the dataset's directory.
+pub const MANIFEST: &str = "manifest.json";
+
+/// A manifest of a billion blocks stays far below this; anything larger is not ours.
+const MANIFEST_LIMIT: u64 = 256 << 20;
+
+/// How wide a token id is on disk: from the tokenizer's largest id, never from the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenWidth {
+    /// Two bytes, for ids up to 65,535.
+    U16,
+    /// Four bytes.
+    U32,
+}
+
+impl TokenWidth {
+    /// The narrowest width that holds `id`.
+    pub fn for_largest_id(id: u32) -> Self {
+        if id <= u32::from(u16::MAX) { Self::U16 } else { Self::U32 }
+    }
+
+    /// Bytes of one id.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::U16 => 2,
+            Self::U32 => 4,
+        }
+    }
+
+    /// Appends ids in this width, little-endian. Ids must fit, which the tokenizer's largest id says.
+    pub fn encode(self, ids: &[u32], out: &mut Vec<u8>) {
+        match self {
+            Self::U16 => out.extend(ids.iter().flat_map(|id| (*id as u16).to_le_bytes())),
+            Self::U32 => out.extend(ids.iter().flat_map(|id| id.to_le_bytes())),
+        }
+    }
+
+    /// Appends the ids in `bytes`, whose length is a multiple of the width.
+    pub fn decode(self, bytes: &[u8], out: &mut Vec<u32>) {
+        match self {
+            Self::U16 => out.extend(bytes.chunks_exact(2).map(|id| u32::from(u16::from_le_bytes([id[0], id[1]])))),
+            Self::U32 => out.extend(bytes.chunks_exact(4).map(|id| u32::from_le_bytes([id[0], id[1], id[2], id[3]]))),
+        }
+    }
+}
+
+/// A file of the dataset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Its size.
+    pub bytes: u64,
+    /// BLAKE3 of its bytes, in hexadecimal.
+    pub blake3: String,
+}
+
+/// A shard, or the documents sidecar of one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardEntry {
+    /// Its name.
+    pub name: ShardName,
+    /// Blocks in it.
+    pub blocks: u64,
+    /// Size and hash.
+    #[serde(flatten)]
+    pub file: FileEntry,
+}
+
+/// What one split holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitManifest {
+    /// Blocks.
+    pub blocks: u64,
+    /// Documents that reached packing.
+    pub documents: u64,
+    /// UTF-8 bytes of those documents' text, for bits per byte.
+    pub text_bytes: u64,
+    /// Ids of the last block that are tokens; fewer than `block_size` only when it is padded.
+    pub last_block_valid_tokens: u64,
+    /// The account of its tokens.
+    pub ledger: Ledger,
+    /// Its files, shards and documents sidecars in turn.
+    pub shards: Vec<ShardEntry>,
+}
+
+/// What the one who packs knows of a dataset; the rest of the [`Manifest`] follows from writing it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ManifestHead {
+    /// BLAKE3 over what the dataset is a pure function of, in hexadecimal.
+    pub fingerprint: String,
+    /// The largest id the tokenizer can produce.
+    pub largest_token_id: u32,
+    /// The end-of-sequence id appended after each document, if one is.
+    pub eos_token_id: Option<u32>,
+    /// The id that fills a padded block.
+    pub pad_token_id: u32,
+    /// The settings the dataset is a function of, for people; no path, time or machine.
+    pub settings: serde_json::Value,
+}
+
+/// What a dataset is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// See [`FORMAT_VERSION`].
+    pub format_version: u32,
+    /// The program and version that wrote it.
+    pub written_by: String,
+    /// Token ids in a block.
+    pub block_size: usize,
+    /// Width of an id on disk.
+    pub token_width: TokenWidth,
+    /// Fingerprint, tokenizer facts, settings.
+    #[serde(flatten)]
+    pub head: ManifestHead,
+    /// The splits, by name.
+    pub splits: BTreeMap<Split, SplitManifest>,
+    /// BLAKE3 and size of `index.arrow`.
+    pub index: FileEntry,
+    /// Every other file, by its path in the dataset.
+    pub files: BTreeMap<String, FileEntry>,
+    /// BLAKE3 of this manifest's JSON with this field empty.
+    pub blake3: String,
+}
+
+#[derive(Deserialize)]
+struct VersionOnly {
+    format_version: u32,
+}
+
+impl Manifest {
+    /// The bytes of the file; also fills in [`Manifest::blake3`].
+    pub(super) fn seal(&mut self) -> Vec<u8> {
+        self.blake3 = String::new();
+        self.blake3 = blake3::hash(&self.json()).to_hex().to_string();
+        self.json()
+    }
+
+    fn json(&self) -> Vec<u8> {
+        let mut json = serde_json::to_vec_pretty(self).expect("a manifest has string keys and finite numbers");
+        json.push(b'\n');
+        json
+    }
+
+    /// Loads and checks the manifest of the dataset at `dir`.
+    ///
+    /// # Errors
+    /// No dataset there; a newer format; damage of any kind, down to one bit.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let path = dir.join(MANIFEST);
+        if storage::stat(&path)?.is_none() {
+            return Err(Error::config(
+                dir.display().to_string(),
+                "holds no dataset (no manifest.json); make one with `preprocess prepare --output_dir`",
+            ));
+        }
+        let bytes = storage::read_at_most(&path, MANIFEST_LIMIT)?;
+        let damaged =
+            |why: String| Error::corrupt(&path, format!("{why}; run `preprocess prepare` again into a new directory"));
+        let version: VersionOnly =
+            serde_json::from_slice(&bytes).map_err(|error| damaged(format!("is not a manifest ({error})")))?;
+        if version.format_version > FORMAT_VERSION {
+            return Err(Error::config(
+                path.display().to_string(),
+                format!(
+                    "has format version {}, this program reads up to {FORMAT_VERSION}; use a newer tokenmill",
+                    version.format_version
+                ),
+            ));
+        }
+        let mut manifest: Self =
+            serde_json::from_slice(&bytes).map_err(|error| damaged(format!("is damaged ({error})")))?;
+        if manifest.seal() != bytes {
+            return Err(damaged("is damaged: its bytes do not match its own checksum".to_owned()));
+        }
+        for (split, entry) in &manifest.splits {
+            if !entry.ledger.balances() {
+                return Err(damaged(format!("has a ledger that does not balance for split {split}")));
+            }
+        }
+        Ok(manifest)
+    }
+}

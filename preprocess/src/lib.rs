@@ -1,1 +1,192 @@
-//! To come.
+#![doc = include_str!("docs/preparing.md")]
+
+pub mod command;
+mod decode;
+mod document;
+mod explain;
+mod inspect;
+mod job;
+mod json;
+mod lines;
+mod pack;
+mod parquet;
+mod pipeline;
+mod plan;
+mod scan;
+mod source;
+mod store;
+mod summary;
+mod tokenize;
+pub mod tokenizer;
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokenmill_shared::dataset::{Dataset, DatasetWriter, MANIFEST, Manifest, ManifestHead};
+use tokenmill_shared::progress::{Progress, Unit};
+use tokenmill_shared::{Error, Result, storage};
+
+pub use job::{Output, PrepareOptions, Tuning};
+pub use summary::{Prepared, Reuse, Status};
+
+use document::Flow;
+use job::Job;
+use pack::{Assign, Packer};
+use pipeline::{Event, Pipeline};
+use plan::Source;
+use source::Kind;
+
+/// Prepares a dataset: from files to packed blocks, tokenizing only what the store does not hold.
+pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
+    let began = Instant::now();
+    let job = Job::new(options)?;
+    let (dir, _lock) = output_dir(&job, &options.output)?;
+    if let Some(manifest) = already_there(&dir, &job)? {
+        return Ok(Prepared::unchanged(dir, manifest, &job, began.elapsed()));
+    }
+    let mut dataset = DatasetWriter::create(&dir, job.data.block_size, job.encoding.width)?;
+    let mut packer = Packer::new(&dataset, &job.splits, job.data.block_size, job.encoding.width)?;
+    let mut reuse = Reuse::default();
+    for (source, assign) in &job.sources {
+        packer.begin_source(*assign);
+        tokenize_and_pack(&job, source, *assign, &mut packer, &mut reuse)?;
+    }
+    let median_document_tokens = packer.median_document_tokens();
+    packer.finish(&mut dataset, job.data.remainder, job.pad_token_id)?;
+    let manifest = commit(dataset, &job)?;
+    explain::remember(&job)?;
+    Ok(Prepared::written(dir, manifest, reuse, median_document_tokens, &job, began.elapsed()))
+}
+
+/// Runs one source through the pipeline: new partitions go to the store, all go to the packer.
+fn tokenize_and_pack(
+    job: &Job,
+    source: &Arc<Source>,
+    assign: Assign,
+    packer: &mut Packer,
+    reuse: &mut Reuse,
+) -> Result<()> {
+    let progress = Progress::new(
+        "tokenizing",
+        Unit::Bytes,
+        Some(source.partitions.iter().map(|partition| partition.text_bytes).sum()),
+    );
+    let pipeline = Pipeline {
+        source: Arc::clone(source),
+        rules: job.rules.clone(),
+        encoding: Arc::clone(&job.encoding),
+        store: job.store.clone().filter(|_| !job.data.overwrite_cache),
+        read_bytes: job.read_bytes,
+        pool: Arc::clone(&job.pool),
+    };
+    let by_file_hash = matches!(assign, Assign::Hash(_));
+    let mut files = FileOfDocument::default();
+    let mut keeping = None;
+    pipeline.run(&mut |event| {
+        match event {
+            Event::Begin { partition, stored } => {
+                let partition = &source.partitions[partition];
+                reuse.begin(stored, partition.text_bytes);
+                keeping = match &job.store {
+                    Some(store) if !stored => Some(store.create(&partition.fingerprint)?),
+                    _ => None,
+                };
+            }
+            Event::File { file, documents } => files.announce(file, documents),
+            Event::Tokens(frame) => {
+                if let Some(writer) = &mut keeping {
+                    writer.append(&frame)?;
+                }
+                progress.add(frame.documents().map(|document| u64::from(document.text_bytes)).sum());
+                let hash_of_file = |_| {
+                    let file = files.next()?;
+                    let is_text = source.inputs[file].kind == Kind::Text;
+                    (by_file_hash && is_text).then(|| file_hash(&source.scans[file].blake3))
+                };
+                return packer.push(&frame, hash_of_file);
+            }
+            Event::End => {
+                if let Some(writer) = keeping.take() {
+                    writer.publish()?;
+                }
+            }
+        }
+        Ok(Flow::Continue)
+    })
+}
+
+/// Which file the next document is of.
+#[derive(Default)]
+struct FileOfDocument {
+    files: VecDeque<(usize, u64)>,
+}
+
+impl FileOfDocument {
+    fn announce(&mut self, file: usize, documents: u64) {
+        self.files.push_back((file, documents));
+    }
+
+    fn next(&mut self) -> Option<usize> {
+        while self.files.front().is_some_and(|(_, left)| *left == 0) {
+            self.files.pop_front();
+        }
+        let (file, left) = self.files.front_mut()?;
+        *left -= 1;
+        Some(*file)
+    }
+}
+
+/// The first four bytes of a hash, as [`store::DocumentEntry::hash`] has them.
+fn file_hash(blake3: &str) -> u32 {
+    u32::from_str_radix(&blake3[..8], 16).map_or(0, u32::swap_bytes)
+}
+
+fn commit(mut dataset: DatasetWriter, job: &Job) -> Result<Manifest> {
+    for (name, bytes) in &job.encoding.tokenizer.files {
+        dataset.add_tokenizer_file(name, bytes)?;
+    }
+    dataset.commit(ManifestHead {
+        fingerprint: job.fingerprint.clone(),
+        largest_token_id: job.encoding.tokenizer.largest_id(),
+        eos_token_id: job.encoding.append,
+        pad_token_id: job.pad_token_id,
+        settings: job.settings.clone(),
+    })
+}
+
+/// Where the dataset goes. In the cache, concurrent runs of the same job wait for the first.
+fn output_dir(job: &Job, output: &Output) -> Result<(PathBuf, Option<storage::Lock>)> {
+    match output {
+        Output::Directory(dir) => Ok((dir.clone(), None)),
+        Output::Cache => {
+            let datasets = job.cache_dir.join("datasets");
+            storage::create_dir_all(&datasets)?;
+            let name = &job.fingerprint[..32];
+            let lock = storage::lock_file(&datasets.join(format!("{name}.lock")), true)?;
+            Ok((datasets.join(name), lock))
+        }
+    }
+}
+
+/// The manifest, if `dir` already holds this very dataset; another dataset there is an error.
+fn already_there(dir: &std::path::Path, job: &Job) -> Result<Option<Manifest>> {
+    if storage::stat(&dir.join(MANIFEST))?.is_none() {
+        return Ok(None);
+    }
+    let dataset = Dataset::open(dir)?;
+    let manifest = dataset.manifest();
+    if manifest.head.fingerprint != job.fingerprint {
+        let differs =
+            summary::first_difference(&manifest.head.settings, &job.settings).unwrap_or_else(|| "the input".to_owned());
+        let reason =
+            format!("already holds another dataset (it differs in {differs}); choose another directory or remove it");
+        return Err(Error::config(dir.display().to_string(), reason));
+    }
+    for split in manifest.splits.keys() {
+        dataset.split(*split)?;
+    }
+    storage::remove_file(&dir.join(tokenmill_shared::dataset::INCOMPLETE))?;
+    Ok(Some(manifest.clone()))
+}

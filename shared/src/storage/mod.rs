@@ -57,13 +57,6 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     sync_dir(&parent_of(to))
 }
 
-/// Makes a file read-only for everyone (0444).
-pub fn make_read_only(path: &Path) -> Result<()> {
-    let mut permissions = std::fs::metadata(path).map_err(Error::storage("inspect", path))?.permissions();
-    permissions.set_readonly(true);
-    std::fs::set_permissions(path, permissions).map_err(Error::storage("set permissions of", path))
-}
-
 /// The absolute path without symbolic links.
 pub fn canonicalize(path: &Path) -> Result<PathBuf> {
     std::fs::canonicalize(path).map_err(Error::storage("find", path))

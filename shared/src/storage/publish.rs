@@ -54,7 +54,13 @@ pub struct TemporaryFile {
 impl TemporaryFile {
     /// Starts a file that will be called `final_path`. The directory must exist.
     pub fn create(final_path: &Path) -> Result<Self> {
-        let temporary = temporary_name(final_path);
+        Self::create_in(&parent_of(final_path), final_path)
+    }
+
+    /// The same with the temporary in `dir`, on the same file system, so that what kills leave behind lies
+    /// in one place.
+    pub fn create_in(dir: &Path, final_path: &Path) -> Result<Self> {
+        let temporary = temporary_name(&dir.join("file"));
         let file = std::fs::OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -69,6 +75,11 @@ impl TemporaryFile {
         &self.final_path
     }
 
+    /// Where it lies until it is published.
+    pub fn temporary_path(&self) -> &Path {
+        &self.temporary
+    }
+
     /// Writes all of `bytes`; the error names the final path.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.write_all(bytes).map_err(Error::storage("write", &self.final_path))
@@ -76,8 +87,25 @@ impl TemporaryFile {
 
     /// fsync, rename to the final name, fsync of the directory. A file whose fsync failed is thrown away:
     /// the kernel may have dropped its dirty pages, so syncing it again would lie.
-    pub fn publish(mut self) -> Result<()> {
+    pub fn publish(self) -> Result<()> {
+        self.publish_with(false)
+    }
+
+    /// [`TemporaryFile::publish`] of a file that nobody shall change (0444).
+    pub fn publish_read_only(self) -> Result<()> {
+        self.publish_with(true)
+    }
+
+    fn publish_with(mut self, read_only: bool) -> Result<()> {
         let file = self.file.take().expect("a temporary file is published once");
+        if read_only {
+            let set = || {
+                let mut permissions = file.metadata()?.permissions();
+                permissions.set_readonly(true);
+                file.set_permissions(permissions)
+            };
+            set().map_err(Error::storage("set permissions of", &self.final_path)).inspect_err(|_| self.discard())?;
+        }
         file.sync_all().map_err(Error::storage("sync", &self.final_path)).inspect_err(|_| self.discard())?;
         std::fs::rename(&self.temporary, &self.final_path)
             .map_err(Error::storage("rename to", &self.final_path))

@@ -1,0 +1,199 @@
+//! The commands of the `preprocess` program.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Command};
+use indicatif::HumanBytes;
+use serde_json::json;
+use tokenmill_shared::config::{DataArguments, parse};
+use tokenmill_shared::dataset::{self, Dataset, Split};
+use tokenmill_shared::{Error, Result};
+
+use crate::explain::explain;
+use crate::job::{Job, Output, PrepareOptions, Tuning};
+use crate::{inspect, prepare};
+
+const USAGE: &str = "usage: preprocess prepare|explain|inspect|verify …
+  prepare --tokenizer_name_or_path DIR --train_file_dir DIR --block_size N --output_dir DIR
+                      text to packed blocks; only what is new is tokenized
+  explain <the same>  which partitions would be reused, and why not the others
+  inspect DATASET     what is in a dataset; --split train --row 0 --decode shows a block
+  verify DATASET      reads every byte and names what is wrong
+Each takes --help.";
+
+#[derive(Debug, Default, Args)]
+#[command(rename_all = "snake_case")]
+struct PrepareArguments {
+    /// Directory of the tokenizer (tokenizer.json and its configuration)
+    #[arg(long, value_name = "DIR", help_heading = "Prepare")]
+    tokenizer_name_or_path: Option<PathBuf>,
+    /// Directory of the model, asked for its end-of-sequence id when the tokenizer names none
+    #[arg(long, value_name = "DIR", help_heading = "Prepare")]
+    model_name_or_path: Option<PathBuf>,
+    /// Where the dataset goes
+    #[arg(long, value_name = "DIR", help_heading = "Prepare")]
+    output_dir: Option<PathBuf>,
+    /// Print the result as one JSON object on standard output
+    #[arg(long, help_heading = "Prepare")]
+    json: bool,
+    #[command(flatten)]
+    data: DataArguments,
+}
+
+impl PrepareArguments {
+    fn options(&self) -> Result<PrepareOptions> {
+        let required =
+            |path: &Option<PathBuf>, flag: &str| path.clone().ok_or_else(|| Error::config(flag, "is missing"));
+        let tokenizer = self.tokenizer_name_or_path.clone().or_else(|| self.model_name_or_path.clone());
+        Ok(PrepareOptions {
+            data: self.data.clone(),
+            tokenizer: required(&tokenizer, "--tokenizer_name_or_path")?,
+            model: self.model_name_or_path.clone(),
+            output: Output::Directory(required(&self.output_dir, "--output_dir")?),
+            tuning: Tuning::default(),
+        })
+    }
+}
+
+#[derive(Debug, Default, Args)]
+#[command(rename_all = "snake_case")]
+struct InspectArguments {
+    /// The dataset's directory
+    #[arg(value_name = "DATASET")]
+    dataset: Option<PathBuf>,
+    /// Show a block of this split
+    #[arg(long, value_name = "train|validation")]
+    split: Option<Split>,
+    /// The block to show
+    #[arg(long, value_name = "N")]
+    row: Option<u64>,
+    /// Show the block as text
+    #[arg(long)]
+    decode: bool,
+    /// Print JSON on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command in `argv`, program name first.
+pub fn run(argv: Vec<OsString>) -> Result<()> {
+    let name = argv.get(1).and_then(|word| word.to_str()).unwrap_or_default().to_owned();
+    let rest = argv.into_iter().skip(1).collect::<Vec<_>>();
+    match name.as_str() {
+        "prepare" => run_prepare(rest),
+        "explain" => run_explain(rest),
+        "inspect" => run_inspect(rest),
+        "verify" => run_verify(rest),
+        "-h" | "--help" | "help" => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        "-V" | "--version" => {
+            println!("tokenmill preprocess {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        "" => Err(Error::config("command", format!("is missing\n{USAGE}"))),
+        other => Err(Error::config(other, format!("is not a command\n{USAGE}"))),
+    }
+}
+
+fn command(name: &'static str, about: &'static str) -> Command {
+    Command::new(name).bin_name(format!("preprocess {name}")).about(about)
+}
+
+fn run_prepare(argv: Vec<OsString>) -> Result<()> {
+    let about = "Text to packed token blocks. Text in flight is bounded by 64 MiB whatever the input; the result never depends on threads, machines or file order on disk.";
+    let arguments: PrepareArguments = parse(command("prepare", about), argv)?;
+    let prepared = prepare(&arguments.options()?)?;
+    for line in prepared.lines() {
+        eprintln!("{line}");
+    }
+    if arguments.json {
+        print_json(&prepared);
+    }
+    Ok(())
+}
+
+fn run_explain(argv: Vec<OsString>) -> Result<()> {
+    let mut arguments: PrepareArguments =
+        parse(command("explain", "Which partitions would be reused, and why not the others."), argv)?;
+    arguments.output_dir.get_or_insert_default();
+    let job = Job::new(&arguments.options()?)?;
+    let explained = explain(&job)?;
+    if arguments.json {
+        print_json(&explained);
+        return Ok(());
+    }
+    for (index, partition) in explained.iter().enumerate() {
+        let verb = if partition.reused { "reuse" } else { "tokenize" };
+        let files = match partition.file_count {
+            1 => partition.files.0.clone(),
+            count => format!("{} … {} ({count} files)", partition.files.0, partition.files.1),
+        };
+        println!(
+            "{index:5} {verb:8} {:>10} {:>9} documents  {files}: {} [{}]",
+            HumanBytes(partition.text_bytes).to_string(),
+            partition.documents,
+            partition.reason,
+            &partition.fingerprint[..12]
+        );
+    }
+    let reused = explained.iter().filter(|partition| partition.reused).count();
+    println!("{reused} of {} partitions would be reused", explained.len());
+    Ok(())
+}
+
+fn run_inspect(argv: Vec<OsString>) -> Result<()> {
+    let arguments: InspectArguments = parse(command("inspect", "What is in a dataset."), argv)?;
+    let dataset = open(arguments.dataset)?;
+    if arguments.split.is_some() || arguments.row.is_some() || arguments.decode {
+        let split = arguments.split.unwrap_or(Split::Train);
+        let block = inspect::block(&dataset, split, arguments.row.unwrap_or(0), arguments.decode)?;
+        match block["text"].as_str().filter(|_| !arguments.json) {
+            Some(text) => println!("{text}"),
+            None => print_json(&block),
+        }
+    } else if arguments.json {
+        print_json(dataset.manifest());
+    } else {
+        inspect::describe(&dataset).iter().for_each(|line| println!("{line}"));
+    }
+    Ok(())
+}
+
+fn run_verify(argv: Vec<OsString>) -> Result<()> {
+    let arguments: InspectArguments =
+        parse(command("verify", "Reads every byte of a dataset and names what is wrong."), argv)?;
+    let dir = arguments.dataset.ok_or_else(|| Error::config("DATASET", "is missing; give the dataset's directory"))?;
+    let report = dataset::verify(&dir)?;
+    if arguments.json {
+        print_json(&json!({"ok": report.wrong.is_empty(), "report": report}));
+    }
+    for name in &report.unknown {
+        eprintln!("not part of the dataset: {name}");
+    }
+    for wrong in &report.wrong {
+        eprintln!("wrong: {wrong}");
+    }
+    if report.wrong.is_empty() {
+        eprintln!("{}: every byte is right ({} files, {})", dir.display(), report.files, HumanBytes(report.bytes));
+        return Ok(());
+    }
+    Err(Error::corrupt(
+        dir,
+        format!("{} things are wrong; prepare the dataset again into a new directory", report.wrong.len()),
+    ))
+}
+
+fn open(dir: Option<PathBuf>) -> Result<Dataset> {
+    Dataset::open(&dir.ok_or_else(|| Error::config("DATASET", "is missing; give the dataset's directory"))?)
+}
+
+/// One JSON value on standard output. A reader that went away is not our failure.
+fn print_json(value: &impl serde::Serialize) {
+    use std::io::Write;
+    let mut json = serde_json::to_vec_pretty(value).expect("plain data");
+    json.push(b'\n');
+    let _ = std::io::stdout().write_all(&json);
+}

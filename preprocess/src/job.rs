@@ -1,0 +1,301 @@
+//! From what was asked to what will be done: tokenizer loaded, inputs listed and scanned, partitions and
+//! fingerprints known, contradictions refused. Nothing is tokenized or written here but scan memories.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tokenmill_shared::config::{DataArguments, SampleBy, ValidationSplitMode};
+use tokenmill_shared::dataset::{FORMAT_VERSION, Split, TokenWidth};
+use tokenmill_shared::{Error, Result};
+
+use crate::decode;
+use crate::document::Rules;
+use crate::pack::Assign;
+use crate::plan::{Source, TokenSettings};
+use crate::scan::{self, ScanOptions};
+use crate::source::{self, Kind};
+use crate::store::Store;
+use crate::tokenize::Encoding;
+use crate::tokenizer::{Tokenizer, model_eos};
+
+/// Where the dataset goes.
+#[derive(Debug, Clone)]
+pub enum Output {
+    /// Into this directory.
+    Directory(PathBuf),
+    /// Into the cache, under its fingerprint, to be found again by the next run.
+    Cache,
+}
+
+/// What to prepare.
+#[derive(Debug, Clone)]
+pub struct PrepareOptions {
+    /// The data parameters.
+    pub data: DataArguments,
+    /// The tokenizer's directory.
+    pub tokenizer: PathBuf,
+    /// The model's directory, whose end-of-sequence id counts where the tokenizer names none.
+    pub model: Option<PathBuf>,
+    /// Where the dataset goes.
+    pub output: Output,
+    /// Sizes that never change the result.
+    pub tuning: Tuning,
+}
+
+/// Sizes that never change the result; tests vary them to show that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    /// Text in a partition.
+    pub partition_bytes: u64,
+    /// Bytes asked of the operating system at a time.
+    pub read_bytes: usize,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { partition_bytes: 64 << 20, read_bytes: decode::READ_BYTES }
+    }
+}
+
+/// Everything resolved.
+#[derive(Debug)]
+pub struct Job {
+    /// The data parameters as they apply.
+    pub data: DataArguments,
+    /// What makes documents.
+    pub rules: Rules,
+    /// What is done to documents.
+    pub encoding: Arc<Encoding>,
+    /// What token partitions are a function of besides documents.
+    pub token_settings: TokenSettings,
+    /// The inputs, with how their documents are divided.
+    pub sources: Vec<(Arc<Source>, Assign)>,
+    /// The splits, with the blocks each may have at most.
+    pub splits: Vec<(Split, Option<u64>)>,
+    /// The id that fills a padded block.
+    pub pad_token_id: u32,
+    /// What the dataset is a function of, for people.
+    pub settings: Value,
+    /// BLAKE3 over what the dataset is a function of.
+    pub fingerprint: String,
+    /// The root of the cache.
+    pub cache_dir: PathBuf,
+    /// The store of token partitions, unless `token_cache` is off.
+    pub store: Option<Store>,
+    /// Files that had to be read to scan them, of all files.
+    pub files_scanned: (usize, usize),
+    /// Threads.
+    pub pool: Arc<rayon::ThreadPool>,
+    /// Bytes asked of the operating system at a time.
+    pub read_bytes: usize,
+}
+
+impl Job {
+    /// Resolves `options`.
+    pub fn new(options: &PrepareOptions) -> Result<Self> {
+        let mut data = options.data.clone();
+        let train_dir = data
+            .train_file_dir
+            .clone()
+            .ok_or_else(|| Error::config("--train_file_dir", "is missing; give the directory that holds the text"))?;
+        check_percentage(&data)?;
+        let tokenizer = Tokenizer::load(&options.tokenizer)?;
+        data.block_size = allowed_block_size(data.block_size, tokenizer.model_max_length)?;
+        let append = data.append_eos.then(|| eos(&tokenizer, options)).transpose()?;
+        let width = TokenWidth::for_largest_id(tokenizer.largest_id());
+        let pad_token_id = tokenizer.pad_token_id.or(tokenizer.eos_token_id).unwrap_or(0);
+        let token_settings = TokenSettings {
+            tokenizer: tokenizer.blake3.clone(),
+            tokenizers_version: "0.23.2",
+            add_special_tokens: data.add_special_tokens,
+            eos_token_id: append,
+        };
+        let rules = Rules {
+            sample_by: data.sample_by,
+            keep_linebreaks: data.keep_linebreaks,
+            text_field: data.text_field.clone(),
+        };
+        let cache_dir = match &data.cache_dir {
+            Some(dir) => dir.clone(),
+            None => default_cache_dir()?,
+        };
+        let workers = data.preprocessing_num_workers.unwrap_or(0); // 0 lets rayon take all cores
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(workers)
+            .thread_name(|index| format!("tokenmill-{index}"))
+            .build()
+            .map_err(|error| Error::config("--preprocessing_num_workers", format!("cannot start threads ({error})")))?;
+        let scan_options = ScanOptions {
+            rules: &rules,
+            partition_bytes: options.tuning.partition_bytes.max(1),
+            read_bytes: options.tuning.read_bytes,
+            cache_dir: data.token_cache.then_some(cache_dir.as_path()),
+            rehash: data.rehash,
+        };
+        let mut files_scanned = (0, 0);
+        let mut open = |dir: &Path, flag: &str, split: Option<Split>| {
+            let inputs = source::list(dir, flag)?;
+            let (scans, read) = pool.install(|| scan::scan(dir, &inputs, &scan_options))?;
+            files_scanned.0 += read;
+            files_scanned.1 += inputs.len();
+            let source = Source::plan(split, inputs, scans, &token_settings, scan_options.partition_bytes)?;
+            if source.documents() == 0 {
+                return Err(Error::config(flag, format!("the files in {} hold no document", dir.display())));
+            }
+            Ok(Arc::new(source))
+        };
+        let mut sources = Vec::new();
+        if let Some(dir) = &data.validation_file_dir {
+            sources
+                .push((open(dir, "--validation_file_dir", Some(Split::Validation))?, Assign::All(Split::Validation)));
+        }
+        let divided = sources.is_empty() && data.validation_split_percentage > 0.0;
+        let train = open(&train_dir, "--train_file_dir", (!divided).then_some(Split::Train))?;
+        let assign = if divided { divide(&data, train.documents())? } else { Assign::All(Split::Train) };
+        sources.push((train, assign));
+
+        let mut splits = vec![(Split::Train, data.train_blocks_limit())];
+        if divided || sources.len() > 1 {
+            splits.push((Split::Validation, data.validation_blocks_limit()));
+        }
+        let store = if data.token_cache { Some(Store::open(&cache_dir)?) } else { None };
+        let settings = settings(&data, &token_settings, &rules, divided);
+        let fingerprint = fingerprint(&settings, &sources, pad_token_id, width);
+        let encoding = Encoding { tokenizer, add_special_tokens: data.add_special_tokens, append, width };
+        Ok(Self {
+            data,
+            rules,
+            encoding: Arc::new(encoding),
+            token_settings,
+            sources,
+            splits,
+            pad_token_id,
+            settings,
+            fingerprint,
+            cache_dir,
+            store,
+            files_scanned,
+            pool: Arc::new(pool),
+            read_bytes: options.tuning.read_bytes,
+        })
+    }
+
+    /// UTF-8 bytes of all documents.
+    pub fn text_bytes(&self) -> u64 {
+        self.partitions().map(|partition| partition.text_bytes).sum()
+    }
+
+    /// The partitions of all sources, in order.
+    pub fn partitions(&self) -> impl Iterator<Item = &crate::plan::Partition> {
+        self.sources.iter().flat_map(|(source, _)| &source.partitions)
+    }
+
+    /// Whether lines of text files are documents.
+    pub fn documents_are_lines(&self) -> bool {
+        let text = |(source, _): &(Arc<Source>, Assign)| source.inputs.iter().any(|input| input.kind == Kind::Text);
+        self.rules.sample_by == SampleBy::Line && self.sources.iter().any(text)
+    }
+}
+
+/// `$XDG_CACHE_HOME/tokenmill` or `~/.cache/tokenmill`.
+fn default_cache_dir() -> Result<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let root = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
+    let root = root.ok_or_else(|| {
+        Error::config("--cache_dir", "is missing, and neither XDG_CACHE_HOME nor HOME is set; give it")
+    })?;
+    Ok(root.join("tokenmill"))
+}
+
+fn check_percentage(data: &DataArguments) -> Result<()> {
+    let percentage = data.validation_split_percentage;
+    if !(0.0..100.0).contains(&percentage) {
+        let reason = format!("cannot be {percentage}; use 0 (no validation) to below 100");
+        return Err(Error::config("--validation_split_percentage", reason));
+    }
+    Ok(())
+}
+
+/// `min(block_size, model_max_length)`, as the reference scripts do, said when it matters.
+fn allowed_block_size(block_size: usize, model_max_length: Option<usize>) -> Result<usize> {
+    if block_size == 0 {
+        return Err(Error::config("--block_size", "cannot be 0; 1024 is usual"));
+    }
+    match model_max_length {
+        Some(longest) if longest < block_size && longest > 0 => {
+            eprintln!("--block_size {block_size} is beyond the tokenizer's model_max_length; using {longest}");
+            Ok(longest)
+        }
+        _ => Ok(block_size),
+    }
+}
+
+fn eos(tokenizer: &Tokenizer, options: &PrepareOptions) -> Result<u32> {
+    let named = match (tokenizer.eos_token_id, &options.model) {
+        (Some(id), _) => Some(id),
+        (None, Some(model)) => model_eos(model)?,
+        (None, None) => None,
+    };
+    named.ok_or_else(|| {
+        let reason = format!(
+            "needs an end-of-sequence token, and {} names none (eos_token in tokenizer_config.json); add it there or pass --append_eos false",
+            options.tokenizer.display()
+        );
+        Error::config("--append_eos", reason)
+    })
+}
+
+/// Divides `documents` between the splits; every split must get one.
+fn divide(data: &DataArguments, documents: u64) -> Result<Assign> {
+    let percentage = data.validation_split_percentage;
+    if data.validation_split_mode == ValidationSplitMode::Hash {
+        return Ok(Assign::Hash(percentage / 100.0));
+    }
+    // `datasets` rounds the border of `train[:p%]` to the closest document, halves to even.
+    let count = (documents as f64 * percentage / 100.0).round_ties_even() as u64;
+    if count == 0 || count == documents {
+        let (empty, remedy) = if count == 0 {
+            ("validation", "a larger percentage, or 0 for no validation")
+        } else {
+            ("training", "a smaller percentage")
+        };
+        let reason = format!(
+            "{percentage} % of {documents} documents leaves {empty} without any; use {remedy}, or --validation_file_dir"
+        );
+        return Err(Error::config("--validation_split_percentage", reason));
+    }
+    Ok(Assign::Head(count))
+}
+
+fn settings(data: &DataArguments, tokens: &TokenSettings, rules: &Rules, divided: bool) -> Value {
+    let validation = if divided {
+        json!({"percentage": data.validation_split_percentage, "mode": data.validation_split_mode})
+    } else if data.validation_file_dir.is_some() {
+        json!("validation_file_dir")
+    } else {
+        Value::Null
+    };
+    json!({
+        "block_size": data.block_size,
+        "tokens": tokens,
+        "documents": rules,
+        "validation": validation,
+        "remainder": data.remainder,
+        "max_train_samples": data.train_blocks_limit(),
+        "max_eval_samples": data.validation_blocks_limit(),
+    })
+}
+
+fn fingerprint(settings: &Value, sources: &[(Arc<Source>, Assign)], pad_token_id: u32, width: TokenWidth) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(json!([FORMAT_VERSION, settings, pad_token_id, width]).to_string().as_bytes());
+    for (source, _) in sources {
+        hasher.update(json!(["source", source.split]).to_string().as_bytes());
+        // Where a file ends matters to `hash` assignment, so it is part of the function.
+        for (input, scan) in source.inputs.iter().zip(&source.scans) {
+            hasher.update(json!([input.kind, scan.documents(), scan.blake3]).to_string().as_bytes());
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}

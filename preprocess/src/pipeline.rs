@@ -1,0 +1,245 @@
+//! Reading, tokenizing and writing at once, in order and in bounded memory.
+//!
+//! ```text
+//! reader (one blocking thread) ──bounded──▶ tokenizing (rayon, n batches at once, order restored) ──▶ sink
+//! ```
+//! The reader decodes documents or, for partitions in the store, passes on their frames; the sink keeps new
+//! partitions and packs. Text in flight is bounded by [`IN_FLIGHT_BYTES`], whatever the input.
+
+use std::sync::Arc;
+
+use futures::{StreamExt, stream};
+use tokenmill_shared::{Error, Result};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use crate::document::{self, Flow, Rules};
+use crate::plan::{Part, Partition, Source};
+use crate::scan::{self, DocumentsHasher};
+use crate::store::{Frame, Store};
+use crate::tokenize::{Encoding, TextBatch};
+
+/// Text and stored frames that may be between reader and sink. Ids take up to about as much again.
+pub const IN_FLIGHT_BYTES: usize = 64 << 20;
+
+/// Permits are counted in KiB, because the semaphore counts in u32.
+const PERMIT_BYTES: usize = 1 << 10;
+
+/// What the sink is told, in document order.
+#[derive(Debug)]
+pub enum Event {
+    /// A partition begins; `stored` if its frames come from the store.
+    Begin {
+        /// Its index in the source.
+        partition: usize,
+        /// Whether it was in the store.
+        stored: bool,
+    },
+    /// Tokens of documents of one file; the last field is the index of that file, for new partitions.
+    Tokens(Frame),
+    /// The documents of the next frames are of this file: (file index, documents of it that follow).
+    File {
+        /// Index of the file in the source.
+        file: usize,
+        /// How many of the documents that follow are of it.
+        documents: u64,
+    },
+    /// The partition begun last is complete.
+    End,
+}
+
+/// What the pipeline needs to know.
+#[derive(Debug)]
+pub struct Pipeline {
+    /// What is read.
+    pub source: Arc<Source>,
+    /// What makes documents.
+    pub rules: Rules,
+    /// What is done to them.
+    pub encoding: Arc<Encoding>,
+    /// Where finished partitions are looked up; `None` to tokenize everything.
+    pub store: Option<Store>,
+    /// How much is read at a time.
+    pub read_bytes: usize,
+    /// The threads that tokenize.
+    pub pool: Arc<rayon::ThreadPool>,
+}
+
+enum Item {
+    Ready(Event),
+    Text { file: usize, batch: TextBatch },
+}
+
+type Sent = (Result<Item>, Option<OwnedSemaphorePermit>);
+
+impl Pipeline {
+    /// Runs to the end, or until `sink` returns [`Flow::Stop`].
+    pub fn run(self, sink: &mut dyn FnMut(Event) -> Result<Flow>) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(2)
+            .thread_name("tokenmill-io")
+            .build()
+            .map_err(Error::storage("start threads for", std::path::Path::new("reading")))?;
+        runtime.block_on(self.drive(sink))
+    }
+
+    async fn drive(self, sink: &mut dyn FnMut(Event) -> Result<Flow>) -> Result<()> {
+        let workers = self.pool.current_num_threads();
+        let (sender, receiver) = mpsc::channel::<Sent>(64);
+        let (pool, encoding, source) = (Arc::clone(&self.pool), Arc::clone(&self.encoding), Arc::clone(&self.source));
+        let reading = tokio::task::spawn_blocking(move || {
+            let budget = Arc::new(Semaphore::new(IN_FLIGHT_BYTES / PERMIT_BYTES));
+            let reader = Reader { pipeline: self, sender, budget, runtime: tokio::runtime::Handle::current() };
+            if let Err(Gone::Failed(error)) = reader.read() {
+                // If the sink is gone too, its error is the one to report.
+                let _ = reader.sender.blocking_send((Err(error), None));
+            }
+        });
+        let received = stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
+        // Twice the workers, so that a finished batch never leaves a thread idle while order is restored.
+        let mut events = std::pin::pin!(
+            received
+                .map(move |(item, permit)| {
+                    let (pool, encoding, source) = (Arc::clone(&pool), Arc::clone(&encoding), Arc::clone(&source));
+                    async move {
+                        let event = match item? {
+                            Item::Ready(event) => event,
+                            Item::Text { file, batch } => {
+                                let (done, result) = oneshot::channel();
+                                pool.spawn(move || {
+                                    let _ = done.send(encoding.encode(&batch, &source.inputs[file]));
+                                });
+                                Event::Tokens(result.await.expect("a worker always answers")?)
+                            }
+                        };
+                        Ok::<_, Error>((event, permit))
+                    }
+                })
+                .buffered(2 * workers + 2)
+        );
+        let mut result = Ok(());
+        while let Some(event) = events.next().await {
+            match event.and_then(|(event, permit)| sink(event).map(|flow| (flow, permit))) {
+                Ok((Flow::Continue, _)) => {}
+                Ok((Flow::Stop, _)) => break,
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        drop(events);
+        let _ = reading.await;
+        result
+    }
+}
+
+/// Why the reader stops before the end.
+enum Gone {
+    /// The sink wants no more.
+    Sink,
+    Failed(Error),
+}
+
+impl From<Error> for Gone {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+struct Reader {
+    pipeline: Pipeline,
+    sender: mpsc::Sender<Sent>,
+    budget: Arc<Semaphore>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Reader {
+    fn read(&self) -> std::result::Result<(), Gone> {
+        for (index, partition) in self.pipeline.source.partitions.iter().enumerate() {
+            let stored = match &self.pipeline.store {
+                Some(store) => store.get(&partition.fingerprint)?,
+                None => None,
+            };
+            self.send(Event::Begin { partition: index, stored: stored.is_some() })?;
+            match stored {
+                Some(mut frames) => {
+                    for part in &partition.parts {
+                        self.announce(*part)?;
+                    }
+                    while let Some(frame) = frames.next_frame()? {
+                        let permit = self.permit(frame.ids().len())?;
+                        self.push(Item::Ready(Event::Tokens(frame)), Some(permit))?;
+                    }
+                }
+                None => self.read_partition(partition)?,
+            }
+            self.send(Event::End)?;
+        }
+        Ok(())
+    }
+
+    fn read_partition(&self, partition: &Partition) -> std::result::Result<(), Gone> {
+        let source = &self.pipeline.source;
+        for part in &partition.parts {
+            self.announce(*part)?;
+            let input = &source.inputs[part.file];
+            let segment = source.segment(*part);
+            let mut hasher = DocumentsHasher::default();
+            let mut batch = TextBatch::default();
+            let mut gone = None;
+            let mut left = segment.documents;
+            let mut each = |found: document::Document<'_>| {
+                hasher.update(found.text);
+                batch.push(found.text, found.record);
+                left -= 1;
+                if (left == 0 || batch.is_full())
+                    && let Err(reason) = self.send_text(part.file, std::mem::take(&mut batch))
+                {
+                    gone = Some(reason);
+                    return Ok(Flow::Stop);
+                }
+                Ok(if left == 0 { Flow::Stop } else { Flow::Continue })
+            };
+            document::for_each(input, &self.pipeline.rules, segment.start, self.pipeline.read_bytes, &mut each)?;
+            if let Some(reason) = gone {
+                return Err(reason);
+            }
+            if left > 0 || hasher.finish() != segment.blake3 {
+                return Err(scan::changed(input).into());
+            }
+        }
+        Ok(())
+    }
+
+    fn announce(&self, part: Part) -> std::result::Result<(), Gone> {
+        let documents = self.pipeline.source.segment(part).documents;
+        self.send(Event::File { file: part.file, documents })
+    }
+
+    fn send_text(&self, file: usize, batch: TextBatch) -> std::result::Result<(), Gone> {
+        let permit = self.permit(batch.text_bytes())?;
+        self.push(Item::Text { file, batch }, Some(permit))
+    }
+
+    fn send(&self, event: Event) -> std::result::Result<(), Gone> {
+        self.push(Item::Ready(event), None)
+    }
+
+    fn push(&self, item: Item, permit: Option<OwnedSemaphorePermit>) -> std::result::Result<(), Gone> {
+        self.sender.blocking_send((Ok(item), permit)).map_err(|_| Gone::Sink)
+    }
+
+    /// Waits until `bytes` more may be in flight; one batch above the budget waits for all of it.
+    fn permit(&self, bytes: usize) -> std::result::Result<OwnedSemaphorePermit, Gone> {
+        let permits = (bytes / PERMIT_BYTES + 1).min(IN_FLIGHT_BYTES / PERMIT_BYTES) as u32;
+        let wait = Arc::clone(&self.budget).acquire_many_owned(permits);
+        let closed = async {
+            tokio::select! {
+                permit = wait => permit.ok(),
+                () = self.sender.closed() => None,
+            }
+        };
+        self.runtime.block_on(closed).ok_or(Gone::Sink)
+    }
+}

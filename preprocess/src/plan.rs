@@ -1,0 +1,180 @@
+//! The plan: which documents form which partition, and each partition's fingerprint.
+//!
+//! A file of one partition or more is cut inside; smaller files are grouped in input order, a group
+//! ending when it is full or after a file whose content hash says so (about a quarter of a partition
+//! expected), so that an inserted file disturbs its own group only. The output never depends on it.
+
+use serde::Serialize;
+use tokenmill_shared::Result;
+use tokenmill_shared::dataset::Split;
+
+use crate::scan::{FileScan, Segment};
+use crate::source::Input;
+
+/// Raised when the same input, tokenizer and settings give other ids than before.
+const SEMANTICS_VERSION: u32 = 1;
+
+/// The settings that change ids; with the documents, all that a token partition is a function of.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TokenSettings {
+    /// BLAKE3 of tokenizer.json.
+    pub tokenizer: String,
+    /// Version of the `tokenizers` crate.
+    pub tokenizers_version: &'static str,
+    /// Whether the special tokens of a call are added.
+    pub add_special_tokens: bool,
+    /// The id appended after each document that does not end with it.
+    pub eos_token_id: Option<u32>,
+}
+
+/// Documents of one file in a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Index of the file in [`Source::inputs`].
+    pub file: usize,
+    /// Index of the segment in its scan.
+    pub segment: usize,
+}
+
+/// A run of consecutive documents: the unit of tokenizing, caching and retry.
+#[derive(Debug, Clone)]
+pub struct Partition {
+    /// Its documents, in order.
+    pub parts: Vec<Part>,
+    /// BLAKE3 of all that its ids are a function of, in hexadecimal.
+    pub fingerprint: String,
+    /// UTF-8 bytes of its text.
+    pub text_bytes: u64,
+}
+
+/// One input directory, scanned and partitioned.
+#[derive(Debug)]
+pub struct Source {
+    /// The split all its documents go to; `None` if they are divided.
+    pub split: Option<Split>,
+    /// Its files, in input order.
+    pub inputs: Vec<Input>,
+    /// Their scans.
+    pub scans: Vec<FileScan>,
+    /// Its partitions, in input order.
+    pub partitions: Vec<Partition>,
+}
+
+impl Source {
+    /// Partitions scanned files.
+    pub fn plan(
+        split: Option<Split>,
+        inputs: Vec<Input>,
+        scans: Vec<FileScan>,
+        settings: &TokenSettings,
+        partition_bytes: u64,
+    ) -> Result<Self> {
+        let mut source = Self { split, inputs, scans, partitions: Vec::new() };
+        let mut group: Vec<Part> = Vec::new();
+        let mut group_bytes = 0;
+        for file in 0..source.inputs.len() {
+            let scan = &source.scans[file];
+            let parts = (0..scan.segments.len()).map(|segment| Part { file, segment });
+            if scan.segments.len() > 1 {
+                source.partitions.extend(source.partition(std::mem::take(&mut group), settings));
+                group_bytes = 0;
+                let cut: Vec<_> = parts.filter_map(|part| source.partition(vec![part], settings)).collect();
+                source.partitions.extend(cut);
+                continue;
+            }
+            group.extend(parts);
+            group_bytes += scan.text_bytes();
+            if group_bytes >= partition_bytes || ends_group(scan, partition_bytes) {
+                source.partitions.extend(source.partition(std::mem::take(&mut group), settings));
+                group_bytes = 0;
+            }
+        }
+        source.partitions.extend(source.partition(group, settings));
+        Ok(source)
+    }
+
+    /// A segment of one of its files.
+    pub fn segment(&self, part: Part) -> &Segment {
+        &self.scans[part.file].segments[part.segment]
+    }
+
+    /// Documents of all files.
+    pub fn documents(&self) -> u64 {
+        self.scans.iter().map(FileScan::documents).sum()
+    }
+
+    fn partition(&self, parts: Vec<Part>, settings: &TokenSettings) -> Option<Partition> {
+        if parts.is_empty() {
+            return None;
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&serde_json::to_vec(&(SEMANTICS_VERSION, settings)).expect("plain data"));
+        let mut text_bytes = 0;
+        for part in &parts {
+            let segment = self.segment(*part);
+            hasher.update(&segment.documents.to_le_bytes());
+            hasher.update(segment.blake3.as_bytes());
+            text_bytes += segment.text_bytes;
+        }
+        Some(Partition { parts, fingerprint: hasher.finalize().to_hex().to_string(), text_bytes })
+    }
+}
+
+/// True for one file in k, where k such files make a quarter of a partition.
+fn ends_group(scan: &FileScan, partition_bytes: u64) -> bool {
+    let every = (partition_bytes / 4 / scan.text_bytes().max(1)).max(1);
+    u64::from_str_radix(&scan.blake3[..15], 16).is_ok_and(|hash| hash.is_multiple_of(every))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::Start;
+    use crate::source::{Compression, Kind};
+    use std::collections::BTreeSet;
+    use tokenmill_shared::storage::Stat;
+
+    fn plan(contents: &[String], partition_bytes: u64) -> Source {
+        let stat = Stat { device: 0, inode: 0, size: 0, mtime_ns: 0, ctime_ns: 0 };
+        let input = |index: usize| Input {
+            path: format!("{index}").into(),
+            relative: format!("{index}").into(),
+            stat,
+            kind: Kind::Text,
+            compression: Compression::None,
+        };
+        let scan = |text: &String| {
+            let blake3 = blake3::hash(text.as_bytes()).to_hex().to_string();
+            let segment = Segment { start: Start::default(), documents: 1, text_bytes: 1000, blake3: blake3.clone() };
+            FileScan { blake3, segments: vec![segment] }
+        };
+        let settings = TokenSettings {
+            tokenizer: "t".into(),
+            tokenizers_version: "v",
+            add_special_tokens: true,
+            eos_token_id: None,
+        };
+        let inputs = (0..contents.len()).map(input).collect();
+        Source::plan(None, inputs, contents.iter().map(scan).collect(), &settings, partition_bytes).unwrap()
+    }
+
+    #[test]
+    fn an_inserted_file_disturbs_its_own_group_only() {
+        let mut contents: Vec<String> = (0..1000).map(|number| format!("file {number}")).collect();
+        let before: BTreeSet<_> = plan(&contents, 40_000).partitions.into_iter().map(|part| part.fingerprint).collect();
+        contents.insert(500, "new".to_owned());
+        let after = plan(&contents, 40_000).partitions;
+        let new = after.iter().filter(|part| !before.contains(&part.fingerprint)).count();
+        assert!(before.len() > 50, "{} groups", before.len());
+        assert!((1..=3).contains(&new), "{new} of {} partitions changed", after.len());
+    }
+
+    #[test]
+    fn every_document_is_in_exactly_one_partition_in_order() {
+        let contents: Vec<String> = (0..100).map(|number| format!("{number}")).collect();
+        for partition_bytes in [1, 5_000, 1 << 30] {
+            let parts = plan(&contents, partition_bytes).partitions.into_iter().flat_map(|partition| partition.parts);
+            assert!(parts.map(|part| part.file).eq(0..100));
+        }
+    }
+}

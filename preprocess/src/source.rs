@@ -1,0 +1,111 @@
+//! Which files are read, in which order: everything below a directory that has a known extension, sorted
+//! by the bytes of its relative path, so that the order never depends on the file system.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tokenmill_shared::storage::{self, Stat};
+use tokenmill_shared::{Error, Result};
+
+/// How a file's content becomes records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// `.txt`: lines, paragraphs or one document.
+    Text,
+    /// `.jsonl`: one object a line.
+    JsonLines,
+    /// `.json`: an array of objects, or objects one after another.
+    Json,
+    /// `.parquet`: a column of strings.
+    Parquet,
+}
+
+/// How a file is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// `.gz`, one member or several.
+    Gzip,
+    /// `.zst`, one frame or several.
+    Zstd,
+}
+
+/// One input file.
+#[derive(Debug, Clone)]
+pub struct Input {
+    /// The path to open.
+    pub path: PathBuf,
+    /// Its path relative to the directory that was given.
+    pub relative: PathBuf,
+    /// What the file system said when it was listed.
+    pub stat: Stat,
+    /// What its records are.
+    pub kind: Kind,
+    /// How it is compressed.
+    pub compression: Compression,
+}
+
+/// Every input below `dir`, in input order. `flag` is named in errors.
+///
+/// # Errors
+/// The directory is missing or holds no file of a known kind.
+pub fn list(dir: &Path, flag: &str) -> Result<Vec<Input>> {
+    let shown = dir.display();
+    if storage::stat(dir)?.is_none() {
+        return Err(Error::config(flag, format!("{shown} does not exist")));
+    }
+    if !dir.is_dir() {
+        return Err(Error::config(flag, format!("{shown} is a file; give the directory that holds it")));
+    }
+    let files = storage::list_files(dir)?;
+    let found = files.len();
+    let inputs: Vec<Input> = files
+        .into_iter()
+        .filter_map(|entry| {
+            let (kind, compression) = recognise(entry.relative.to_str()?)?;
+            Some(Input { path: entry.path, relative: entry.relative, stat: entry.stat, kind, compression })
+        })
+        .collect();
+    if inputs.is_empty() {
+        let reason = format!(
+            "{shown} holds no .txt, .jsonl, .json or .parquet file (also .gz or .zst of these) among its {found} files"
+        );
+        return Err(Error::config(flag, reason));
+    }
+    Ok(inputs)
+}
+
+fn recognise(name: &str) -> Option<(Kind, Compression)> {
+    let name = name.to_ascii_lowercase();
+    let (stem, compression) = match name.rsplit_once('.') {
+        Some((stem, "gz")) => (stem, Compression::Gzip),
+        Some((stem, "zst")) => (stem, Compression::Zstd),
+        _ => (name.as_str(), Compression::None),
+    };
+    let kind = match stem.rsplit_once('.')?.1 {
+        "txt" => Kind::Text,
+        "jsonl" => Kind::JsonLines,
+        "json" => Kind::Json,
+        "parquet" => Kind::Parquet,
+        _ => return None,
+    };
+    Some((kind, compression))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extensions_are_recognised_through_compression_and_case() {
+        assert_eq!(recognise("a/b.txt"), Some((Kind::Text, Compression::None)));
+        assert_eq!(recognise("B.JSONL.GZ"), Some((Kind::JsonLines, Compression::Gzip)));
+        assert_eq!(recognise("x.parquet.zst"), Some((Kind::Parquet, Compression::Zstd)));
+        assert_eq!(recognise("x.json"), Some((Kind::Json, Compression::None)));
+        for other in ["x.gz", "x.csv", "txt", "x.txt.bz2", "readme"] {
+            assert_eq!(recognise(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! The store of token partitions: `<cache_dir>/tokens/<2 hex>/<fingerprint>.tokens`, content-addressed,
+//! read-only once published, safe to delete at any time.
+//!
+//! A file is a run of [`Frame`]s, each the tokens of some consecutive documents with a CRC32C, and a footer
+//! with the totals. Ids are stored raw in their final width: compression was not free against a packer
+//! that copies them (zstd level 1 decodes at about 1 GB/s where a copy runs at 10).
+
+use std::path::{Path, PathBuf};
+
+use tokenmill_shared::storage::{self, TemporaryFile};
+use tokenmill_shared::{Error, Result};
+
+const FRAME_MAGIC: [u8; 4] = *b"TMF1";
+const FOOTER_MAGIC: [u8; 8] = *b"TMTOKEN1";
+/// Magic, documents, ids in bytes, CRC32C.
+const HEADER_BYTES: usize = 16;
+/// Magic, frames, documents, CRC32C of all three.
+const FOOTER_BYTES: usize = 28;
+/// Per document: tokens, UTF-8 bytes of its text, hash of its text.
+const DOCUMENT_BYTES: usize = 12;
+
+/// One document's facts in a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DocumentEntry {
+    /// Tokens, the appended end-of-sequence token included.
+    pub tokens: u32,
+    /// UTF-8 bytes of its text.
+    pub text_bytes: u32,
+    /// The first four bytes of its text's BLAKE3.
+    pub hash: u32,
+}
+
+/// Tokens of consecutive documents, in the bytes that the store keeps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    bytes: Vec<u8>,
+    documents: usize,
+}
+
+impl Frame {
+    /// Builds a frame from its documents and their ids, little-endian in the final width.
+    pub fn new(documents: &[DocumentEntry], ids: &[u8]) -> Self {
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + documents.len() * DOCUMENT_BYTES + ids.len());
+        bytes.extend_from_slice(&FRAME_MAGIC);
+        bytes.extend_from_slice(&(documents.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&(ids.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        for document in documents {
+            for field in [document.tokens, document.text_bytes, document.hash] {
+                bytes.extend_from_slice(&field.to_le_bytes());
+            }
+        }
+        bytes.extend_from_slice(ids);
+        let crc = crc32c::crc32c(&bytes[HEADER_BYTES..]);
+        bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+        Self { bytes, documents: documents.len() }
+    }
+
+    /// Its documents, in order.
+    pub fn documents(&self) -> impl ExactSizeIterator<Item = DocumentEntry> {
+        self.bytes[HEADER_BYTES..][..self.documents * DOCUMENT_BYTES].chunks_exact(DOCUMENT_BYTES).map(|entry| {
+            DocumentEntry { tokens: u32_at(entry, 0), text_bytes: u32_at(entry, 4), hash: u32_at(entry, 8) }
+        })
+    }
+
+    /// Their ids, little-endian in the final width.
+    pub fn ids(&self) -> &[u8] {
+        &self.bytes[HEADER_BYTES + self.documents * DOCUMENT_BYTES..]
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+/// Where token partitions are kept.
+#[derive(Debug, Clone)]
+pub struct Store {
+    dir: PathBuf,
+}
+
+impl Store {
+    /// The store in `cache_dir`, created if absent; what killed writers left is removed.
+    pub fn open(cache_dir: &Path) -> Result<Self> {
+        let dir = cache_dir.join("tokens");
+        storage::create_dir_all(&dir)?;
+        storage::remove_stale_temporaries(&dir)?;
+        Ok(Self { dir })
+    }
+
+    /// The file of a partition.
+    pub fn path(&self, fingerprint: &str) -> PathBuf {
+        self.dir.join(&fingerprint[..2]).join(format!("{fingerprint}.tokens"))
+    }
+
+    /// Starts writing a partition. The temporary lies in the store's root, so that what a kill leaves is found.
+    pub fn create(&self, fingerprint: &str) -> Result<PartitionWriter> {
+        let path = self.path(fingerprint);
+        storage::create_dir_all(path.parent().expect("a file in a directory"))?;
+        let file = TemporaryFile::create_in(&self.dir, &path)?;
+        Ok(PartitionWriter { file, path, frames: 0, documents: 0 })
+    }
+
+    /// Opens a partition and checks every byte of it. `None` if it is not there; a damaged one is removed,
+    /// reported and counts as not there.
+    pub fn get(&self, fingerprint: &str) -> Result<Option<PartitionReader>> {
+        let path = self.path(fingerprint);
+        if storage::stat(&path)?.is_none() {
+            return Ok(None);
+        }
+        let check = || {
+            let mut reader = PartitionReader::open(&path)?;
+            while reader.next_frame()?.is_some() {}
+            PartitionReader::open(&path)
+        };
+        match check() {
+            Ok(reader) => Ok(Some(reader)),
+            Err(error @ Error::Corrupt { .. }) => {
+                eprintln!("{error}; its documents are tokenized again");
+                storage::remove_file(&path)?;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a partition is there, by its name alone.
+    pub fn contains(&self, fingerprint: &str) -> Result<bool> {
+        Ok(storage::stat(&self.path(fingerprint))?.is_some())
+    }
+}
+
+/// A partition being written; it appears in the store by [`PartitionWriter::publish`].
+#[derive(Debug)]
+pub struct PartitionWriter {
+    file: TemporaryFile,
+    path: PathBuf,
+    frames: u64,
+    documents: u64,
+}
+
+impl PartitionWriter {
+    /// Appends a frame.
+    pub fn append(&mut self, frame: &Frame) -> Result<()> {
+        self.frames += 1;
+        self.documents += frame.documents as u64;
+        self.file.append(&frame.bytes)
+    }
+
+    /// Ends the file and makes it visible.
+    pub fn publish(mut self) -> Result<()> {
+        let mut footer = Vec::with_capacity(FOOTER_BYTES);
+        footer.extend_from_slice(&FOOTER_MAGIC);
+        footer.extend_from_slice(&self.frames.to_le_bytes());
+        footer.extend_from_slice(&self.documents.to_le_bytes());
+        footer.extend_from_slice(&crc32c::crc32c(&footer).to_le_bytes());
+        self.file.append(&footer)?;
+        self.file.publish_read_only()?;
+        debug_assert!(self.path.exists());
+        Ok(())
+    }
+}
+
+/// A partition being read, frame by frame.
+#[derive(Debug)]
+pub struct PartitionReader {
+    file: storage::File,
+    offset: u64,
+    end: u64,
+    frames: u64,
+    documents: u64,
+}
+
+impl PartitionReader {
+    fn open(path: &Path) -> Result<Self> {
+        let file = storage::open(path)?;
+        let damaged = || Error::corrupt(path, "is not a whole token partition");
+        let end = file.size()?.checked_sub(FOOTER_BYTES as u64).ok_or_else(damaged)?;
+        let mut footer = [0; FOOTER_BYTES];
+        file.read_exact_at(&mut footer, end)?;
+        if footer[..8] != FOOTER_MAGIC || crc32c::crc32c(&footer[..24]) != u32_at(&footer, 24) {
+            return Err(damaged());
+        }
+        let count = |at: usize| u64::from_le_bytes(footer[at..at + 8].try_into().expect("eight bytes"));
+        Ok(Self { file, offset: 0, end, frames: count(8), documents: count(16) })
+    }
+
+    /// The next frame, checked; `None` after the last.
+    pub fn next_frame(&mut self) -> Result<Option<Frame>> {
+        let damaged = |at: u64| Error::corrupt(self.file.path(), format!("is damaged at byte {at}"));
+        if self.offset == self.end {
+            return if (self.frames, self.documents) == (0, 0) { Ok(None) } else { Err(damaged(self.end)) };
+        }
+        let mut header = [0; HEADER_BYTES];
+        if self.end - self.offset < HEADER_BYTES as u64 {
+            return Err(damaged(self.offset));
+        }
+        self.file.read_exact_at(&mut header, self.offset)?;
+        let documents = u32_at(&header, 4) as usize;
+        let length = HEADER_BYTES as u64 + (documents * DOCUMENT_BYTES) as u64 + u64::from(u32_at(&header, 8));
+        if header[..4] != FRAME_MAGIC || length > self.end - self.offset {
+            return Err(damaged(self.offset));
+        }
+        let mut bytes = vec![0; length as usize];
+        self.file.read_exact_at(&mut bytes, self.offset)?;
+        if crc32c::crc32c(&bytes[HEADER_BYTES..]) != u32_at(&header, 12) {
+            return Err(damaged(self.offset));
+        }
+        let left = (self.frames.checked_sub(1), self.documents.checked_sub(documents as u64));
+        let (Some(frames), Some(left)) = left else { return Err(damaged(self.offset)) };
+        (self.frames, self.documents) = (frames, left);
+        self.offset += length;
+        Ok(Some(Frame { bytes, documents }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::disallowed_methods)]
+    use super::*;
+
+    const PRINT: &str = "abcdef";
+
+    fn write(store: &Store) -> Vec<Frame> {
+        let document = |tokens| DocumentEntry { tokens, text_bytes: 9, hash: 7 };
+        let frames =
+            vec![Frame::new(&[document(1), document(2)], &[1, 0, 2, 0, 3, 0]), Frame::new(&[document(0)], &[])];
+        let mut writer = store.create(PRINT).unwrap();
+        frames.iter().for_each(|frame| writer.append(frame).unwrap());
+        writer.publish().unwrap();
+        frames
+    }
+
+    #[test]
+    fn frames_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        assert!(store.get(PRINT).unwrap().is_none());
+        let frames = write(&store);
+        let mut reader = store.get(PRINT).unwrap().unwrap();
+        for frame in frames {
+            assert_eq!(reader.next_frame().unwrap(), Some(frame));
+        }
+        assert!(reader.next_frame().unwrap().is_none());
+        assert!(std::fs::metadata(store.path(PRINT)).unwrap().permissions().readonly());
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_truncation_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        write(&store);
+        let path = store.path(PRINT);
+        let good = std::fs::read(&path).unwrap();
+        let damage = |bytes: &[u8]| {
+            let _ = std::fs::remove_file(&path);
+            std::fs::write(&path, bytes).unwrap();
+            assert!(store.get(PRINT).unwrap().is_none(), "{bytes:?}");
+            assert!(!path.exists(), "a damaged partition is removed");
+        };
+        for bit in 0..good.len() * 8 {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            damage(&bytes);
+        }
+        (0..good.len()).for_each(|length| damage(&good[..length]));
+    }
+}

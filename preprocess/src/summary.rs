@@ -1,0 +1,171 @@
+//! What a run of `prepare` did, for people and for programs.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use indicatif::{HumanBytes, HumanCount};
+use serde::Serialize;
+use serde_json::Value;
+use tokenmill_shared::dataset::Manifest;
+
+use crate::job::Job;
+
+/// Whether anything was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// A new dataset was written.
+    Written,
+    /// The directory already held this very dataset.
+    NothingToDo,
+}
+
+/// What came from the store and what was tokenized.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Reuse {
+    /// Partitions taken from the store: same documents, tokenizer and settings.
+    pub partitions_reused: u64,
+    /// Partitions tokenized.
+    pub partitions_tokenized: u64,
+    /// UTF-8 bytes of text tokenized.
+    pub bytes_tokenized: u64,
+}
+
+impl Reuse {
+    pub(crate) fn begin(&mut self, stored: bool, text_bytes: u64) {
+        if stored {
+            self.partitions_reused += 1;
+        } else {
+            self.partitions_tokenized += 1;
+            self.bytes_tokenized += text_bytes;
+        }
+    }
+}
+
+/// The result of [`crate::prepare`].
+#[derive(Debug, Clone, Serialize)]
+pub struct Prepared {
+    /// Where the dataset is.
+    pub dataset_dir: PathBuf,
+    /// Whether it was written now.
+    pub status: Status,
+    /// What it is.
+    pub manifest: Manifest,
+    /// What was reused.
+    pub reuse: Reuse,
+    /// Files read to scan them; the others were known by size and times.
+    pub files_scanned: usize,
+    /// Input files.
+    pub files: usize,
+    /// UTF-8 bytes of all documents.
+    pub text_bytes: u64,
+    /// Median tokens of a document, if documents were packed now.
+    pub median_document_tokens: Option<u64>,
+    /// Share of all tokens that are appended end-of-sequence tokens, at most.
+    pub eos_share: Option<f64>,
+    /// Whether lines look like pieces of one text.
+    pub lines_look_like_pieces: bool,
+    /// Wall time in seconds.
+    pub seconds: f64,
+}
+
+/// Lines shorter than this at the median are rarely texts of their own.
+const SHORT_LINE_TOKENS: u64 = 48;
+
+impl Prepared {
+    pub(crate) fn unchanged(dataset_dir: PathBuf, manifest: Manifest, job: &Job, took: Duration) -> Self {
+        Self {
+            dataset_dir,
+            status: Status::NothingToDo,
+            manifest,
+            reuse: Reuse::default(),
+            files_scanned: job.files_scanned.0,
+            files: job.files_scanned.1,
+            text_bytes: job.text_bytes(),
+            median_document_tokens: None,
+            eos_share: None,
+            lines_look_like_pieces: false,
+            seconds: took.as_secs_f64(),
+        }
+    }
+
+    pub(crate) fn written(
+        dataset_dir: PathBuf,
+        manifest: Manifest,
+        reuse: Reuse,
+        median: u64,
+        job: &Job,
+        took: Duration,
+    ) -> Self {
+        let (documents, tokens) = manifest
+            .splits
+            .values()
+            .fold((0, 0), |(documents, tokens), split| (documents + split.documents, tokens + split.ledger.read));
+        Self {
+            status: Status::Written,
+            reuse,
+            median_document_tokens: Some(median),
+            eos_share: manifest.head.eos_token_id.map(|_| documents as f64 / (tokens as f64).max(1.0)),
+            lines_look_like_pieces: job.documents_are_lines() && median < SHORT_LINE_TOKENS,
+            ..Self::unchanged(dataset_dir, manifest, job, took)
+        }
+    }
+
+    /// The result in a few lines.
+    pub fn lines(&self) -> Vec<String> {
+        let dir = self.dataset_dir.display();
+        let mut lines = Vec::new();
+        if self.status == Status::NothingToDo {
+            lines.push(format!("nothing to do: {dir} already holds this dataset"));
+        } else {
+            let Reuse { partitions_reused: reused, partitions_tokenized: tokenized, bytes_tokenized } = self.reuse;
+            lines.push(format!(
+                "tokenized {tokenized} partitions ({}) and reused {reused} of the same documents, tokenizer and settings, in {:.1} s",
+                HumanBytes(bytes_tokenized),
+                self.seconds
+            ));
+        }
+        lines.push(format!(
+            "scanned {} of {} files; the others were known by size and times",
+            self.files_scanned, self.files
+        ));
+        for (name, split) in &self.manifest.splits {
+            let ledger = &split.ledger;
+            let rejected: u64 = ledger.rejected.values().sum();
+            lines.push(format!(
+                "{name}: {} blocks of {} from {} documents; tokens read {} = in blocks {} + remainder {} + left out {}",
+                HumanCount(split.blocks),
+                self.manifest.block_size,
+                HumanCount(split.documents),
+                HumanCount(ledger.read),
+                HumanCount(ledger.in_blocks),
+                HumanCount(ledger.remainder),
+                HumanCount(rejected),
+            ));
+        }
+        if let (Some(median), Some(share)) = (self.median_document_tokens, self.eos_share) {
+            lines.push(format!(
+                "a document has {median} tokens at the median; end-of-sequence tokens are {:.1} % of all",
+                100.0 * share
+            ));
+        }
+        if self.lines_look_like_pieces {
+            lines.push("every line is a document here, and they are short; if they are pieces of longer texts, use --sample_by document".to_owned());
+        }
+        if self.status == Status::Written {
+            lines.push(format!("written to {dir}"));
+        }
+        lines
+    }
+}
+
+/// The path of the first setting in which `new` differs from `old`.
+pub fn first_difference(old: &Value, new: &Value) -> Option<String> {
+    match (old, new) {
+        (Value::Object(old), Value::Object(new)) => new.iter().find_map(|(key, value)| {
+            let inner = first_difference(old.get(key).unwrap_or(&Value::Null), value)?;
+            Some(if inner.is_empty() { key.clone() } else { format!("{key}.{inner}") })
+        }),
+        _ => (old != new).then(String::new),
+    }
+}

@@ -1,0 +1,163 @@
+//! Loading a tokenizer and turning text into ids.
+//!
+//! The reference is tokenizer.json as written, by Hugging Face's `tokenizers` crate. The rest of the
+//! program sees only [`Tokenizer`]; other engines come in behind [`Engine`].
+
+mod reference;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tokenmill_shared::{Error, Result, storage};
+
+/// A tokenizer.json beyond this is not one: the largest known (262,144 pieces) has 33 MB.
+const TOKENIZER_LIMIT: u64 = 256 << 20;
+const CONFIG_LIMIT: u64 = 16 << 20;
+
+/// The files of a tokenizer directory that travel with a dataset and its checkpoints.
+const FILES: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+];
+
+/// Encodes and decodes; implementations must give the ids that the reference gives.
+pub trait Engine: Send + Sync {
+    /// Appends the ids of one document.
+    ///
+    /// # Errors
+    /// The tokenizer cannot encode this text; says why.
+    fn encode(&self, text: &str, add_special_tokens: bool, ids: &mut Vec<u32>) -> std::result::Result<(), String>;
+
+    /// The text of `ids`, special tokens included.
+    fn decode(&self, ids: &[u32]) -> std::result::Result<String, String>;
+
+    /// The id of a token, if it has one.
+    fn id_of(&self, token: &str) -> Option<u32>;
+
+    /// The largest id.
+    fn largest_id(&self) -> u32;
+}
+
+/// A loaded tokenizer directory.
+pub struct Tokenizer {
+    engine: Box<dyn Engine>,
+    /// BLAKE3 of tokenizer.json, in hexadecimal.
+    pub blake3: String,
+    /// The end-of-sequence id that the directory's files name.
+    pub eos_token_id: Option<u32>,
+    /// The padding id that the directory's files name.
+    pub pad_token_id: Option<u32>,
+    /// The longest input the tokenizer's configuration allows; `None` if it sets no bound.
+    pub model_max_length: Option<usize>,
+    /// Its files, by name, to copy beside what is made with it.
+    pub files: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("blake3", &self.blake3).field("eos_token_id", &self.eos_token_id).finish()
+    }
+}
+
+impl Tokenizer {
+    /// Loads the tokenizer in `dir`.
+    ///
+    /// # Errors
+    /// No tokenizer.json there, or one that cannot be loaded.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let flag = "--tokenizer_name_or_path";
+        if storage::stat(dir)?.is_none() {
+            let reason =
+                format!("{} does not exist; give a local directory (names on a hub are not built yet)", dir.display());
+            return Err(Error::config(flag, reason));
+        }
+        let path = dir.join("tokenizer.json");
+        if storage::stat(&path)?.is_none() {
+            let hint = if storage::stat(&dir.join("tokenizer.model"))?.is_some() {
+                "; it has a tokenizer.model, which is not read yet: save it once with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            } else {
+                ""
+            };
+            return Err(Error::config(flag, format!("{} holds no tokenizer.json{hint}", dir.display())));
+        }
+        let mut files = Vec::new();
+        for name in FILES {
+            let path = dir.join(name);
+            if storage::stat(&path)?.is_some() {
+                files.push((*name, storage::read_at_most(&path, TOKENIZER_LIMIT)?));
+            }
+        }
+        let json = &files[0].1;
+        let blake3 = blake3::hash(json).to_hex().to_string();
+        let engine: Box<dyn Engine> = Box::new(reference::Reference::load(&path, json)?);
+        let config = json_file(dir, "tokenizer_config.json")?;
+        let special = json_file(dir, "special_tokens_map.json")?;
+        let named = |key: &str| {
+            let token = [&config, &special].into_iter().find_map(|file| token_named(file, key))?;
+            engine.id_of(&token)
+        };
+        let model_max_length =
+            config["model_max_length"].as_f64().filter(|length| *length < 1e9).map(|length| length as usize);
+        let mut tokenizer = Self {
+            eos_token_id: named("eos_token"),
+            pad_token_id: named("pad_token"),
+            model_max_length,
+            blake3,
+            files,
+            engine,
+        };
+        if tokenizer.eos_token_id.is_none() {
+            tokenizer.eos_token_id = model_eos(dir)?;
+        }
+        Ok(tokenizer)
+    }
+
+    /// Appends the ids of one document.
+    pub fn encode(&self, text: &str, add_special_tokens: bool, ids: &mut Vec<u32>) -> std::result::Result<(), String> {
+        self.engine.encode(text, add_special_tokens, ids)
+    }
+
+    /// The text of `ids`, special tokens included.
+    pub fn decode(&self, ids: &[u32]) -> std::result::Result<String, String> {
+        self.engine.decode(ids)
+    }
+
+    /// The largest id it can produce.
+    pub fn largest_id(&self) -> u32 {
+        self.engine.largest_id()
+    }
+}
+
+/// The end-of-sequence id of the model whose configuration lies in `dir`; of a list, the first.
+pub fn model_eos(dir: &Path) -> Result<Option<u32>> {
+    for name in ["config.json", "generation_config.json"] {
+        let value = &json_file(dir, name)?["eos_token_id"];
+        let value = value.as_array().and_then(|list| list.first()).unwrap_or(value);
+        if let Some(id) = value.as_u64().and_then(|id| u32::try_from(id).ok()) {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
+}
+
+fn json_file(dir: &Path, name: &str) -> Result<Value> {
+    let path: PathBuf = dir.join(name);
+    if storage::stat(&path)?.is_none() {
+        return Ok(Value::Null);
+    }
+    let bytes = storage::read_at_most(&path, CONFIG_LIMIT)?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Error::config(path.display().to_string(), format!("is not JSON ({error})")))
+}
+
+/// `"eos_token": "</s>"` or `"eos_token": {"content": "</s>", …}`.
+fn token_named(file: &Value, key: &str) -> Option<String> {
+    let token = &file[key];
+    token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
+}

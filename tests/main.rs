@@ -1,1 +1,3 @@
-//! To come.
+//! The promises, a module each.
+
+mod golden;

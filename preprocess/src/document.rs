@@ -341,7 +341,7 @@ fn expect_text<'t>(text: Text<'t>, field: &str, at: impl FnOnce() -> Location) -
                 if others.is_empty() { "it is empty".to_owned() } else { format!("it has {}", others.join(", ")) };
             Err(Error::input(at(), format!("has no field {field:?} ({there}); name the right one with --text_field")))
         }
-        Text::NotText(kind) => Err(Error::input(
+        Text::Other(kind) => Err(Error::input(
             at(),
             format!("the field {field:?} holds {kind}, not text; correct the record or use another --text_field"),
         )),

@@ -13,7 +13,7 @@ pub enum Text<'de> {
     /// No such field; these are there.
     Missing(Vec<String>),
     /// Another type, named.
-    NotText(&'static str),
+    Other(&'static str),
 }
 
 /// Reads an object and returns its field `.0`.
@@ -104,33 +104,33 @@ impl<'de> Visitor<'de> for AnyValue {
     }
 
     fn visit_unit<E>(self) -> Result<Text<'de>, E> {
-        Ok(Text::NotText("null"))
+        Ok(Text::Other("null"))
     }
 
     fn visit_bool<E>(self, _: bool) -> Result<Text<'de>, E> {
-        Ok(Text::NotText("a boolean"))
+        Ok(Text::Other("a boolean"))
     }
 
     fn visit_i64<E>(self, _: i64) -> Result<Text<'de>, E> {
-        Ok(Text::NotText("a number"))
+        Ok(Text::Other("a number"))
     }
 
     fn visit_u64<E>(self, _: u64) -> Result<Text<'de>, E> {
-        Ok(Text::NotText("a number"))
+        Ok(Text::Other("a number"))
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Text<'de>, E> {
-        Ok(Text::NotText("a number"))
+        Ok(Text::Other("a number"))
     }
 
     fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Text<'de>, A::Error> {
         while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Text::NotText("an array"))
+        Ok(Text::Other("an array"))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Text<'de>, A::Error> {
         while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Text::NotText("an object"))
+        Ok(Text::Other("an object"))
     }
 }
 
@@ -145,8 +145,8 @@ mod tests {
         assert_eq!(of(r#"{"text": "first", "text": "l\u0061st\n"}"#), Text::Is("last\n".into()));
         assert_eq!(of(r#"{"te\u0078t": "escaped key"}"#), Text::Is("escaped key".into()));
         assert_eq!(of(r#"{"a": 1, "b": 2}"#), Text::Missing(vec!["a".to_owned(), "b".to_owned()]));
-        assert_eq!(of(r#"{"text": null}"#), Text::NotText("null"));
-        assert_eq!(of(r#"{"text": [1]}"#), Text::NotText("an array"));
+        assert_eq!(of(r#"{"text": null}"#), Text::Other("null"));
+        assert_eq!(of(r#"{"text": [1]}"#), Text::Other("an array"));
     }
 
     #[test]

@@ -97,7 +97,7 @@ impl Pipeline {
         });
         let received = stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
         // Twice the workers, so that a finished batch never leaves a thread idle while order is restored.
-        let mut events = std::pin::pin!(
+        let mut events = Box::pin(
             received
                 .map(move |(item, permit)| {
                     let (pool, encoding, source) = (Arc::clone(&pool), Arc::clone(&encoding), Arc::clone(&source));
@@ -115,7 +115,7 @@ impl Pipeline {
                         Ok::<_, Error>((event, permit))
                     }
                 })
-                .buffered(2 * workers + 2)
+                .buffered(2 * workers + 2),
         );
         let mut result = Ok(());
         while let Some(event) = events.next().await {

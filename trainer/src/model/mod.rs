@@ -1,0 +1,184 @@
+//! The model: configuration, weights, decoder, and its gradients.
+//!
+//! [`Model::forward_backward`] is the whole of training but the update; it accumulates into [`Gradients`].
+
+mod config;
+mod decoder;
+mod initialise;
+mod weights;
+
+#[cfg(test)]
+pub(crate) mod dropped_gradient;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+use candle_core::Tensor;
+use tokenmill_shared::{Error, Result};
+
+pub use config::{Config, Family};
+
+use crate::gradients::Gradients;
+use crate::ops::cross_entropy::IGNORE;
+use crate::ops::rope::Table;
+
+/// A trainable tensor.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    /// Its name in Hugging Face checkpoints.
+    pub name: String,
+    /// Its values: f32, contiguous.
+    pub tensor: Tensor,
+    /// Whether weight decay applies: to everything but biases and norms, embeddings included.
+    pub decay: bool,
+}
+
+/// A micro-batch: `batch_size` sequences of `seq_len` ids.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// `batch_size × seq_len` ids, row-major.
+    pub input_ids: Vec<u32>,
+    /// As many labels, not shifted: the label of a position is its own id, −100 if it is no label. What a
+    /// position predicts is the label of the next.
+    pub labels: Vec<i64>,
+    /// Sequences.
+    pub batch_size: usize,
+    /// Ids in a sequence.
+    pub seq_len: usize,
+}
+
+impl Batch {
+    /// Labels shifted by one: what each position predicts, or [`IGNORE`].
+    fn targets(&self) -> Vec<u32> {
+        let shifted = |labels: &[i64]| -> Vec<u32> {
+            let next = labels.iter().skip(1).copied().chain([-100]);
+            next.map(|label| u32::try_from(label).unwrap_or(IGNORE)).collect()
+        };
+        self.labels.chunks(self.seq_len).flat_map(shifted).collect()
+    }
+
+    /// Positions that predict a label.
+    pub fn label_tokens(&self) -> u64 {
+        self.targets().iter().filter(|target| **target != IGNORE).count() as u64
+    }
+}
+
+/// The loss of a micro-batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LossSum {
+    /// Sum of −log p over labels.
+    pub nll: f64,
+    /// Labels.
+    pub tokens: u64,
+}
+
+/// What a micro-batch says of a model that is not training.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Evaluation {
+    /// Sum of −log p over labels.
+    pub nll: f64,
+    /// Labels.
+    pub tokens: u64,
+    /// Labels that were the most probable token.
+    pub correct: u64,
+}
+
+/// A causal language model with its gradients.
+#[derive(Debug)]
+pub struct Model {
+    config: Config,
+    parameters: Vec<Parameter>,
+    gradients: Gradients,
+    /// The rotation table made last, for sequences of so many positions.
+    table: Option<(usize, Table)>,
+}
+
+impl Model {
+    /// Loads the checkpoint in `dir`: config.json and safetensors, sharded or not.
+    ///
+    /// # Errors
+    /// A family that is not built, a damaged or truncated file, a missing, unknown or misshapen tensor.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let mut config = Config::load(dir)?;
+        let tensors = weights::load(dir, &mut config)?;
+        Self::assemble(config, tensors)
+    }
+
+    /// A new model with seeded random weights: normal with the configuration's `initializer_range`, norms 1,
+    /// biases 0.
+    pub fn init(config: Config, seed: u64) -> Result<Self> {
+        let tensors = initialise::tensors(&config, seed).map_err(tensor_error)?;
+        Self::assemble(config, tensors)
+    }
+
+    fn assemble(config: Config, tensors: Vec<Tensor>) -> Result<Self> {
+        let specs = config.parameters();
+        let sizes = specs.iter().map(|spec| (spec.name.clone(), spec.shape.iter().product()));
+        let gradients = Gradients::new(sizes).map_err(tensor_error)?;
+        let parameters = specs
+            .into_iter()
+            .zip(tensors)
+            .map(|(spec, tensor)| Parameter { name: spec.name, tensor, decay: spec.decay })
+            .collect();
+        Ok(Self { config, parameters, gradients, table: None })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The parameters in Hugging Face's `named_parameters()` order. A tied head is not among them.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// The gradients, in parameter order.
+    pub fn gradients(&self) -> &Gradients {
+        &self.gradients
+    }
+
+    /// Forgets the gradients; to be called before each optimizer step's first micro-batch.
+    pub fn clear_gradients(&mut self) {
+        self.gradients.clear();
+    }
+
+    /// Adds the gradients of `scale × nll` of one micro-batch. With `recompute`, layers keep only their
+    /// input and run forward again in the backward (gradient checkpointing): the same bits, less memory.
+    pub fn forward_backward(&mut self, batch: &Batch, scale: f32, recompute: bool) -> Result<LossSum> {
+        self.prepare_table(batch.seq_len);
+        let loss = decoder::forward_backward(self, batch, scale, recompute).map_err(tensor_error)?;
+        Ok(LossSum { nll: loss.nll, tokens: loss.tokens })
+    }
+
+    /// Loss and accuracy of one micro-batch, without gradients.
+    pub fn evaluate(&mut self, batch: &Batch) -> Result<Evaluation> {
+        self.prepare_table(batch.seq_len);
+        let loss = decoder::evaluate(self, batch).map_err(tensor_error)?;
+        Ok(Evaluation { nll: loss.nll, tokens: loss.tokens, correct: loss.correct })
+    }
+
+    /// Logits of all positions: (batch, time, vocab).
+    pub fn logits(&mut self, input_ids: &[u32], batch_size: usize, seq_len: usize) -> Result<Tensor> {
+        self.prepare_table(seq_len);
+        decoder::logits(self, input_ids, batch_size, seq_len).map_err(tensor_error)
+    }
+
+    /// Logits of the last position of one sequence: (vocab).
+    pub fn next_logits(&mut self, input_ids: &[u32]) -> Result<Vec<f32>> {
+        self.prepare_table(input_ids.len());
+        decoder::next_logits(self, input_ids).map_err(tensor_error)
+    }
+
+    fn prepare_table(&mut self, time: usize) {
+        if self.table.as_ref().is_none_or(|(made_for, _)| *made_for != time) {
+            self.table = Some((time, self.config.rope().table(time)));
+        }
+    }
+}
+
+/// A tensor operation failed: shapes that do not fit, or ids out of range.
+fn tensor_error(error: candle_core::Error) -> Error {
+    Error::config("model", error.to_string())
+}

@@ -1,0 +1,135 @@
+use serde_json::json;
+
+use super::*;
+use crate::ops::cpu::values;
+
+fn tiny(family: &str) -> Config {
+    Config::resolve(json!({
+        "model_type": family, "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "max_position_embeddings": 64,
+        "initializer_range": 0.2, "sliding_window": 3, "attention_bias": true, "mlp_bias": true,
+    }))
+    .unwrap()
+}
+
+fn batch() -> Batch {
+    let input_ids: Vec<u32> = (0..24).map(|at| at * 7 % 50).collect();
+    let labels = input_ids.iter().map(|id| i64::from(*id)).collect();
+    Batch { input_ids, labels, batch_size: 2, seq_len: 12 }
+}
+
+#[test]
+fn a_lost_gradient_is_found_whichever_parameter_it_is_of() {
+    for family in ["llama", "mistral", "qwen2", "qwen3"] {
+        let mut model = Model::init(tiny(family), 1).unwrap();
+        let names: Vec<String> = model.parameters().iter().map(|parameter| parameter.name.clone()).collect();
+        for name in names {
+            model.clear_gradients();
+            dropped_gradient::set(Some(&name));
+            model.forward_backward(&batch(), 1.0, false).unwrap();
+            dropped_gradient::set(None);
+            let error = model.gradients().check_all_written(1).unwrap_err().to_string();
+            assert!(error.contains(&name) && error.contains("no gradient"), "{error}");
+        }
+        model.clear_gradients();
+        model.forward_backward(&batch(), 1.0, false).unwrap();
+        model.gradients().check_all_written(1).unwrap();
+    }
+}
+
+#[test]
+fn recomputing_and_accumulating_change_no_bit_they_should_not() {
+    let mut model = Model::init(tiny("qwen3"), 1).unwrap();
+    let mut gradients = |recompute: bool, times: usize| {
+        model.clear_gradients();
+        for _ in 0..times {
+            model.forward_backward(&batch(), 0.5, recompute).unwrap();
+        }
+        let mut all = Vec::new();
+        model
+            .gradients()
+            .for_each(|_, gradient| {
+                all.extend_from_slice(gradient);
+                Ok(())
+            })
+            .unwrap();
+        all
+    };
+    let (kept, recomputed, twice) = (gradients(false, 1), gradients(true, 1), gradients(false, 2));
+    assert_eq!(kept, recomputed);
+    for (once, twice) in kept.iter().zip(twice) {
+        assert!((2.0 * once - twice).abs() <= 1e-5 * once.abs().max(1e-3), "{once} {twice}");
+    }
+}
+
+#[test]
+fn no_bit_depends_on_the_number_of_threads() {
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut model = Model::init(tiny("llama"), 1).unwrap();
+            let loss = model.forward_backward(&batch(), 1.0, false).unwrap();
+            let mut bits = vec![loss.nll.to_bits()];
+            model
+                .gradients()
+                .for_each(|_, gradient| {
+                    bits.extend(gradient.iter().map(|value| u64::from(value.to_bits())));
+                    Ok(())
+                })
+                .unwrap();
+            bits
+        })
+    };
+    let one = run(1);
+    for threads in [2, 3, 4] {
+        assert!(run(threads) == one, "{threads} threads");
+    }
+}
+
+#[test]
+fn gradients_are_the_slopes_of_the_loss() {
+    let mut model = Model::init(tiny("qwen2"), 3).unwrap();
+    model.clear_gradients();
+    model.forward_backward(&batch(), 1.0, false).unwrap();
+    for index in 0..model.parameters().len() {
+        let gradient = model.gradients().of(index).unwrap();
+        let at = gradient.len() / 2;
+        let tensor = model.parameters()[index].tensor.clone();
+        let value = values(&tensor).unwrap()[at];
+        let step = 2e-3;
+        let mut loss_at = |shift: f32| {
+            crate::ops::cpu::write(&tensor, |values| values[at] = value + shift).unwrap();
+            model.evaluate(&batch()).unwrap().nll
+        };
+        let slope = (loss_at(step) - loss_at(-step)) / f64::from(2.0 * step);
+        loss_at(0.0);
+        let name = &model.parameters()[index].name;
+        assert!(
+            (slope - f64::from(gradient[at])).abs() < 2e-2 * (1.0 + slope.abs()),
+            "{name}: {slope} {}",
+            gradient[at]
+        );
+    }
+}
+
+#[test]
+fn logits_and_evaluation_agree() {
+    let mut model = Model::init(tiny("mistral"), 5).unwrap();
+    let batch = batch();
+    let logits = model.logits(&batch.input_ids, 2, 12).unwrap();
+    let nll: f64 = (0..2)
+        .flat_map(|row| (0..11).map(move |step| (row, step)))
+        .map(|(row, step)| {
+            let logits: Vec<f64> = values(&logits).unwrap()[(row * 12 + step) * 50..][..50]
+                .iter()
+                .map(|value| f64::from(*value))
+                .collect();
+            let label = batch.input_ids[row * 12 + step + 1] as usize;
+            logits.iter().map(|value| value.exp()).sum::<f64>().ln() - logits[label]
+        })
+        .sum();
+    let evaluation = model.evaluate(&batch).unwrap();
+    assert!((evaluation.nll - nll).abs() < 1e-4, "{} {nll}", evaluation.nll);
+    assert_eq!(evaluation.tokens, 22);
+    assert_eq!(model.next_logits(&batch.input_ids[..12]).unwrap().len(), 50);
+}

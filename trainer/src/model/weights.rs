@@ -1,0 +1,195 @@
+//! Loading safetensors: single or sharded, any float type into f32, everything checked before it is believed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use serde_json::Value;
+use tokenmill_shared::{Error, Result, storage};
+
+use super::config::Config;
+use super::tensor_error;
+use crate::ops::cpu::tensor;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// As in the safetensors crate.
+const HEADER_LIMIT: u64 = 100_000_000;
+
+/// One open file and what its header says.
+struct Shard {
+    file: storage::File,
+    path: PathBuf,
+    tensors: BTreeMap<String, TensorInfo>,
+    data_start: u64,
+}
+
+/// Loads the tensors of all parameters, in parameter order. Resolves tying: a configuration that ties is
+/// obeyed unless the file holds a different head; a head that is missing is tied.
+pub(super) fn load(dir: &Path, config: &mut Config) -> Result<Vec<Tensor>> {
+    let shards = open_shards(dir)?;
+    let mut places: BTreeMap<&str, &Shard> = BTreeMap::new();
+    for shard in &shards {
+        for name in shard.tensors.keys() {
+            if places.insert(name, shard).is_some() {
+                return Err(Error::corrupt(
+                    &shard.path,
+                    format!("tensor {name} is also in another file of this checkpoint"),
+                ));
+            }
+        }
+    }
+    resolve_tying(config, &places)?;
+    let specs = config.parameters();
+    let mut known: BTreeSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
+    if config.tie_word_embeddings {
+        known.insert("lm_head.weight");
+    }
+    // Old llama checkpoints carry rotary buffers; they are computed, not learned.
+    let unknown = places.keys().find(|name| !known.contains(**name) && !name.ends_with("rotary_emb.inv_freq"));
+    if let Some(name) = unknown {
+        let reason = format!(
+            "tensor {name} is not part of a {} model; it would be lost, so nothing is loaded",
+            config.architecture()
+        );
+        return Err(Error::corrupt(&places[*name].path, reason));
+    }
+    let mut tensors = Vec::new();
+    for spec in &specs {
+        let Some(shard) = places.get(spec.name.as_str()) else {
+            return Err(Error::corrupt(
+                dir,
+                format!("tensor {} is in none of the checkpoint's files; fetch it again", spec.name),
+            ));
+        };
+        let info = &shard.tensors[&spec.name];
+        if info.shape != spec.shape {
+            let reason =
+                format!("tensor {} has shape {:?}, config.json calls for {:?}", spec.name, info.shape, spec.shape);
+            return Err(Error::corrupt(&shard.path, reason));
+        }
+        tensors.push(tensor(shard.read(&spec.name, info)?, spec.shape.as_slice()).map_err(tensor_error)?);
+    }
+    Ok(tensors)
+}
+
+fn resolve_tying(config: &mut Config, places: &BTreeMap<&str, &Shard>) -> Result<()> {
+    let (head, embedding) = ("lm_head.weight", "model.embed_tokens.weight");
+    let tie = match (places.get(head), places.get(embedding)) {
+        (None, _) => true,
+        (Some(head_shard), Some(embedding_shard)) if config.tie_word_embeddings => {
+            let read = |name: &str, shard: &Shard| shard.read(name, &shard.tensors[name]);
+            read(head, head_shard)? == read(embedding, embedding_shard)?
+        }
+        _ => config.tie_word_embeddings,
+    };
+    if tie != config.tie_word_embeddings {
+        config.tie_word_embeddings = tie;
+        config.json["tie_word_embeddings"] = Value::Bool(tie);
+    }
+    Ok(())
+}
+
+fn open_shards(dir: &Path) -> Result<Vec<Shard>> {
+    if storage::stat(&dir.join(SINGLE))?.is_some() {
+        return Ok(vec![Shard::open(dir.join(SINGLE))?]);
+    }
+    let index = dir.join(INDEX);
+    if storage::stat(&index)?.is_none() {
+        let old = storage::stat(&dir.join("pytorch_model.bin"))?.is_some();
+        let hint = if old {
+            "; it has a pytorch_model.bin, which is not read yet: save it with save_pretrained(..., safe_serialization=True)"
+        } else {
+            ""
+        };
+        return Err(Error::config(dir.display().to_string(), format!("holds neither {SINGLE} nor {INDEX}{hint}")));
+    }
+    let json: Value = serde_json::from_slice(&storage::read_at_most(&index, HEADER_LIMIT)?)
+        .map_err(|error| Error::corrupt(&index, format!("is not JSON ({error})")))?;
+    let map = json["weight_map"].as_object().ok_or_else(|| Error::corrupt(&index, "has no weight_map"))?;
+    let names: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
+    let mut shards = Vec::new();
+    for name in names {
+        if name.contains(['/', '\\']) || name.starts_with('.') || !name.ends_with(".safetensors") {
+            return Err(Error::corrupt(&index, format!("names a file {name:?} that cannot be a shard")));
+        }
+        let shard = Shard::open(dir.join(name))?;
+        if let Some(lost) =
+            map.iter().find(|(tensor, file)| file.as_str() == Some(name) && !shard.tensors.contains_key(*tensor))
+        {
+            return Err(Error::corrupt(
+                &shard.path,
+                format!("lacks tensor {}, which {INDEX} places there; fetch it again", lost.0),
+            ));
+        }
+        shards.push(shard);
+    }
+    Ok(shards)
+}
+
+impl Shard {
+    fn open(path: PathBuf) -> Result<Self> {
+        let file = storage::open(&path)?;
+        let size = file.size()?;
+        let damaged = |why: String| Error::corrupt(&path, format!("{why}; fetch the checkpoint again"));
+        let mut length = [0; 8];
+        if size < 8 {
+            return Err(damaged(format!("is truncated: {size} bytes are no safetensors file")));
+        }
+        file.read_exact_at(&mut length, 0)?;
+        let header_bytes = u64::from_le_bytes(length);
+        if header_bytes > HEADER_LIMIT || header_bytes > size - 8 {
+            return Err(damaged(format!(
+                "is truncated or damaged: its header says {header_bytes} bytes, the file has {size}"
+            )));
+        }
+        let mut header = vec![0; 8 + header_bytes as usize];
+        file.read_exact_at(&mut header, 0)?;
+        let metadata: Metadata = serde_json::from_slice(&header[8..])
+            .map_err(|error| damaged(format!("has an invalid header ({error})")))?;
+        let tensors: BTreeMap<String, TensorInfo> =
+            metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
+        let data_start = 8 + header_bytes;
+        let end = tensors.values().map(|info| info.data_offsets.1 as u64).max().unwrap_or(0);
+        if data_start + end != size {
+            return Err(damaged(format!(
+                "is truncated or damaged: its tensors end at byte {}, the file at {size}",
+                data_start + end
+            )));
+        }
+        Ok(Self { file, path, tensors, data_start })
+    }
+
+    fn read(&self, name: &str, info: &TensorInfo) -> Result<Vec<f32>> {
+        let (start, end) = info.data_offsets;
+        let count: usize = info.shape.iter().product();
+        let width = match info.dtype {
+            Dtype::F32 => 4,
+            Dtype::BF16 | Dtype::F16 => 2,
+            other => {
+                return Err(Error::corrupt(
+                    &self.path,
+                    format!("tensor {name} is {other:?}; f32, bf16 and f16 are read"),
+                ));
+            }
+        };
+        if end.checked_sub(start) != count.checked_mul(width) {
+            return Err(Error::corrupt(
+                &self.path,
+                format!("tensor {name} has {} bytes for shape {:?}", end.saturating_sub(start), info.shape),
+            ));
+        }
+        let mut bytes = vec![0; end - start];
+        self.file.read_exact_at(&mut bytes, self.data_start + start as u64)?;
+        let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
+        Ok(match info.dtype {
+            Dtype::F32 => {
+                bytes.chunks_exact(4).map(|word| f32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect()
+            }
+            Dtype::BF16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
+            _ => pairs().map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
+        })
+    }
+}

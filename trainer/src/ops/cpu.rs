@@ -1,0 +1,61 @@
+//! The values of candle tensors in CPU memory, for kernels that work on slices.
+
+use std::cell::Cell;
+use std::ops::Deref;
+
+use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
+
+/// The values of a contiguous f32 tensor, borrowed.
+pub struct Values<'a> {
+    storage: StorageRef<'a>,
+    start: usize,
+    end: usize,
+}
+
+impl Deref for Values<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(values)) => &values[self.start..self.end],
+            _ => unreachable!("checked by `values`"),
+        }
+    }
+}
+
+/// Borrows the values of `tensor`, which must be contiguous, f32 and in CPU memory.
+pub fn values(tensor: &Tensor) -> Result<Values<'_>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Some((start, end)) = layout.contiguous_offsets() else { bail!("a kernel needs a contiguous tensor") };
+    if !matches!(&*storage, Storage::Cpu(CpuStorage::F32(_))) {
+        bail!("a CPU kernel needs an f32 tensor in CPU memory");
+    }
+    Ok(Values { storage, start, end })
+}
+
+/// Makes a tensor of `values` without copying them.
+pub fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
+    Tensor::from_vec(values, shape.into(), &Device::Cpu)
+}
+
+/// Lets `update` change the values of a contiguous f32 tensor in place.
+pub fn write(tensor: &Tensor, update: impl FnOnce(&mut [f32])) -> Result<()> {
+    tensor.inplace_op1(&Write(Cell::new(Some(update))))
+}
+
+struct Write<F>(Cell<Option<F>>);
+
+impl<F: FnOnce(&mut [f32])> InplaceOp1 for Write<F> {
+    fn name(&self) -> &'static str {
+        "write"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let Some((start, end)) = layout.contiguous_offsets() else { bail!("a kernel needs a contiguous tensor") };
+        let CpuStorage::F32(values) = storage else { bail!("a CPU kernel needs an f32 tensor") };
+        if let Some(update) = self.0.take() {
+            update(&mut values[start..end]);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,145 @@
+//! The output projection and cross-entropy in one: the logits of a whole batch never exist.
+//!
+//! Rows are taken in chunks; a chunk's logits become their own gradient in place, which goes into the
+//! gradients of input and weight at once (as in Liger's fused linear cross-entropy).
+
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+use super::cpu::{tensor, values};
+use super::matmul::{Matrix, Threads, matmul};
+use super::simd::{self, exp_and_sum};
+use crate::gradients::Slot;
+
+/// Logits in memory at once.
+const CHUNK_VALUES: usize = 8 << 20;
+
+/// A row without a label.
+pub const IGNORE: u32 = u32::MAX;
+
+/// What a batch's labels cost.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Loss {
+    /// Sum of −log p(label) over rows with a label, added in row order in f64.
+    pub nll: f64,
+    /// Rows with a label.
+    pub tokens: u64,
+    /// Rows whose most probable token is the label.
+    pub correct: u64,
+}
+
+fn chunk_rows(vocab: usize) -> usize {
+    (CHUNK_VALUES / vocab.max(1)).clamp(16, 1024)
+}
+
+fn check(labels: &[u32], rows: usize, vocab: usize) -> Result<()> {
+    if labels.len() != rows {
+        bail!("{} labels for {rows} rows", labels.len());
+    }
+    match labels.iter().find(|label| **label != IGNORE && **label as usize >= vocab) {
+        Some(label) => bail!("label {label} has no row in the output projection; there are {vocab}"),
+        None => Ok(()),
+    }
+}
+
+/// Loss and accuracy. `x`: (rows, features); `weight`: (vocab, features); `labels`: an id or [`IGNORE`] for each row.
+pub fn forward(x: &Tensor, weight: &Tensor, labels: &[u32]) -> Result<Loss> {
+    let ((rows, width), (vocab, _)) = (x.dims2()?, weight.dims2()?);
+    check(labels, rows, vocab)?;
+    let (x, weight) = (values(x)?, values(weight)?);
+    let chunk = chunk_rows(vocab).min(rows.max(1));
+    let mut logits = vec![0.0; chunk * vocab];
+    let mut loss = Loss::default();
+    for begin in (0..rows).step_by(chunk) {
+        let count = chunk.min(rows - begin);
+        matmul(
+            Matrix::new(&x[begin * width..], count, width),
+            Matrix::new(&weight, vocab, width).t(),
+            &mut logits,
+            false,
+            Threads::All,
+        );
+        let found: Vec<(f64, bool)> = logits[..count * vocab]
+            .par_chunks_mut(vocab)
+            .zip(&labels[begin..begin + count])
+            .filter(|(_, label)| **label != IGNORE)
+            .map(|(row, label)| {
+                simd::run(
+                    #[inline(always)]
+                    || {
+                        let (largest, at_label) = (simd::max(row), row[*label as usize]);
+                        // Of equal logits the first wins, as argmax has it.
+                        let correct = row.iter().position(|value| *value == largest) == Some(*label as usize);
+                        let sum = exp_and_sum(row, 1.0, largest);
+                        (f64::from(sum).ln() + f64::from(largest) - f64::from(at_label), correct)
+                    },
+                )
+            })
+            .collect();
+        for (nll, correct) in found {
+            loss.nll += nll;
+            loss.tokens += 1;
+            loss.correct += u64::from(correct);
+        }
+    }
+    Ok(loss)
+}
+
+/// Loss, and the gradients of `scale · nll`: that of x is returned, that of the weight added to its slot.
+pub fn forward_backward(
+    x: &Tensor,
+    weight: &Tensor,
+    labels: &[u32],
+    scale: f32,
+    slot: Slot<'_>,
+) -> Result<(Loss, Tensor)> {
+    let ((rows, width), (vocab, _)) = (x.dims2()?, weight.dims2()?);
+    check(labels, rows, vocab)?;
+    let (input, weight) = (values(x)?, values(weight)?);
+    let chunk = chunk_rows(vocab).min(rows.max(1));
+    let mut logits = vec![0.0; chunk * vocab];
+    let mut dx = vec![0.0; rows * width];
+    let mut loss = Loss::default();
+    slot.write(|dw, mut add| {
+        for begin in (0..rows).step_by(chunk) {
+            let count = chunk.min(rows - begin);
+            let x_chunk = Matrix::new(&input[begin * width..], count, width);
+            let weight = Matrix::new(&weight, vocab, width);
+            matmul(x_chunk, weight.t(), &mut logits, false, Threads::All);
+            let found: Vec<Option<f64>> = logits[..count * vocab]
+                .par_chunks_mut(vocab)
+                .zip(&labels[begin..begin + count])
+                .map(|(row, label)| {
+                    simd::run(
+                        #[inline(always)]
+                        || to_gradient(row, *label, scale),
+                    )
+                })
+                .collect();
+            for nll in found.into_iter().flatten() {
+                loss.nll += nll;
+                loss.tokens += 1;
+            }
+            let dlogits = Matrix::new(&logits, count, vocab);
+            matmul(dlogits, weight, &mut dx[begin * width..], false, Threads::All);
+            matmul(dlogits.t(), x_chunk, dw, add, Threads::All);
+            add = true;
+        }
+    })?;
+    Ok((loss, tensor(dx, (rows, width))?))
+}
+
+/// Turns a row of logits into `scale · (softmax − one-hot)` and returns −log p(label).
+#[inline(always)]
+fn to_gradient(row: &mut [f32], label: u32, scale: f32) -> Option<f64> {
+    if label == IGNORE {
+        row.fill(0.0);
+        return None;
+    }
+    let (largest, at_label) = (simd::max(row), row[label as usize]);
+    let sum = exp_and_sum(row, 1.0, largest);
+    let factor = scale / sum;
+    row.iter_mut().for_each(|value| *value *= factor);
+    row[label as usize] -= scale;
+    Some(f64::from(sum).ln() + f64::from(largest) - f64::from(at_label))
+}

@@ -1,0 +1,20 @@
+//! The operations training needs: each has an explicit forward and backward over candle tensors.
+//!
+//! candle's own fused operations drop gradients silently and its backward computes those of frozen weights,
+//! allocates per edge and cannot recompute; so the model calls these and schedules the backward itself
+//! ([`crate::model`]). Activations are `(rows, features)` in row-major order, rows being batch × time.
+//! Every reduction that crosses rows is done in pieces of fixed size summed in index order: no bit of a
+//! result depends on the number of threads.
+
+pub mod adamw;
+pub mod attention;
+pub mod cpu;
+pub mod cross_entropy;
+pub mod embedding;
+pub mod heads;
+pub mod linear;
+mod matmul;
+pub mod rms_norm;
+pub mod rope;
+mod simd;
+pub mod swiglu;

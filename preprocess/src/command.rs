@@ -1,6 +1,7 @@
 //! The commands of the `preprocess` program.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, Command};
@@ -76,6 +77,17 @@ struct InspectArguments {
     json: bool,
 }
 
+#[derive(Debug, Default, Args)]
+#[command(rename_all = "snake_case")]
+struct VerifyArguments {
+    /// The dataset's directory
+    #[arg(value_name = "DATASET")]
+    dataset: Option<PathBuf>,
+    /// Print JSON on standard output
+    #[arg(long)]
+    json: bool,
+}
+
 /// Runs the command in `argv`, program name first.
 pub fn run(argv: Vec<OsString>) -> Result<()> {
     let name = argv.get(1).and_then(|word| word.to_str()).unwrap_or_default().to_owned();
@@ -125,22 +137,24 @@ fn run_explain(argv: Vec<OsString>) -> Result<()> {
         print_json(&explained);
         return Ok(());
     }
+    let mut lines = Vec::new();
     for (index, partition) in explained.iter().enumerate() {
         let verb = if partition.reused { "reuse" } else { "tokenize" };
         let files = match partition.file_count {
             1 => partition.files.0.clone(),
             count => format!("{} … {} ({count} files)", partition.files.0, partition.files.1),
         };
-        println!(
+        lines.push(format!(
             "{index:5} {verb:8} {:>10} {:>9} documents  {files}: {} [{}]",
             HumanBytes(partition.text_bytes).to_string(),
             partition.documents,
             partition.reason,
             &partition.fingerprint[..12]
-        );
+        ));
     }
     let reused = explained.iter().filter(|partition| partition.reused).count();
-    println!("{reused} of {} partitions would be reused", explained.len());
+    lines.push(format!("{reused} of {} partitions would be reused", explained.len()));
+    print_lines(&lines);
     Ok(())
 }
 
@@ -151,19 +165,19 @@ fn run_inspect(argv: Vec<OsString>) -> Result<()> {
         let split = arguments.split.unwrap_or(Split::Train);
         let block = inspect::block(&dataset, split, arguments.row.unwrap_or(0), arguments.decode)?;
         match block["text"].as_str().filter(|_| !arguments.json) {
-            Some(text) => println!("{text}"),
+            Some(text) => print_lines(&[text.to_owned()]),
             None => print_json(&block),
         }
     } else if arguments.json {
         print_json(dataset.manifest());
     } else {
-        inspect::describe(&dataset).iter().for_each(|line| println!("{line}"));
+        print_lines(&inspect::describe(&dataset));
     }
     Ok(())
 }
 
 fn run_verify(argv: Vec<OsString>) -> Result<()> {
-    let arguments: InspectArguments =
+    let arguments: VerifyArguments =
         parse(command("verify", "Reads every byte of a dataset and names what is wrong."), argv)?;
     let dir = arguments.dataset.ok_or_else(|| Error::config("DATASET", "is missing; give the dataset's directory"))?;
     let report = dataset::verify(&dir)?;
@@ -190,10 +204,13 @@ fn open(dir: Option<PathBuf>) -> Result<Dataset> {
     Dataset::open(&dir.ok_or_else(|| Error::config("DATASET", "is missing; give the dataset's directory"))?)
 }
 
-/// One JSON value on standard output. A reader that went away is not our failure.
+/// One JSON value on standard output.
 fn print_json(value: &impl serde::Serialize) {
-    use std::io::Write;
-    let mut json = serde_json::to_vec_pretty(value).expect("plain data");
-    json.push(b'\n');
-    let _ = std::io::stdout().write_all(&json);
+    print_lines(&[serde_json::to_string_pretty(value).expect("plain data")]);
+}
+
+/// Results on standard output. A reader that went away is not our failure.
+fn print_lines(lines: &[String]) {
+    let mut out = std::io::stdout().lock();
+    let _ = lines.iter().try_for_each(|line| writeln!(out, "{line}"));
 }

@@ -33,12 +33,19 @@ pub fn describe(dataset: &Dataset) -> Vec<String> {
             HumanBytes(bytes)
         ));
         let ledger = &split.ledger;
+        if split.last_block_valid_tokens < manifest.block_size as u64 {
+            lines.push(format!("  the last block is padded after {} tokens", split.last_block_valid_tokens));
+        }
         lines.push(format!(
             "  tokens read {} = in blocks {} + remainder {}",
             ledger.read, ledger.in_blocks, ledger.remainder
         ));
         lines.extend(ledger.rejected.iter().map(|(reason, count)| format!("    + left out by {reason} {count}")));
     }
+    let tokenizer: Vec<_> =
+        manifest.files.iter().filter(|(name, _)| name.is_tokenizer()).map(|(name, _)| name.to_string()).collect();
+    let eos = manifest.head.eos_token_id.map_or("none".to_owned(), |id| id.to_string());
+    lines.push(format!("tokenizer {}; end-of-sequence id appended: {eos}", tokenizer.join(", ")));
     lines.push(format!("settings {}", manifest.head.settings));
     lines
 }
@@ -59,7 +66,8 @@ pub fn block(dataset: &Dataset, split: Split, row: u64, decode: bool) -> Result<
         "document_starts": reader.document_starts(row)?, "input_ids": ids,
     });
     if decode {
-        block["text"] = text(&dataset.tokenizer_dir(), &ids)?.into();
+        dataset.check_tokenizer()?;
+        block["text"] = text(&dataset.tokenizer_dir(), &ids[..reader.valid_tokens(row)])?.into();
     }
     Ok(block)
 }

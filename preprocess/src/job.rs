@@ -161,7 +161,7 @@ impl Job {
         }
         let store = if data.token_cache { Some(Store::open(&cache_dir)?) } else { None };
         let settings = settings(&data, &token_settings, &rules, divided);
-        let fingerprint = fingerprint(&settings, &sources, pad_token_id, width);
+        let fingerprint = fingerprint(&settings, &sources, &tokenizer, pad_token_id, width);
         let encoding = Encoding { tokenizer, add_special_tokens: data.add_special_tokens, append, width };
         Ok(Self {
             data,
@@ -287,9 +287,19 @@ fn settings(data: &DataArguments, tokens: &TokenSettings, rules: &Rules, divided
     })
 }
 
-fn fingerprint(settings: &Value, sources: &[(Arc<Source>, Assign)], pad_token_id: u32, width: TokenWidth) -> String {
+fn fingerprint(
+    settings: &Value,
+    sources: &[(Arc<Source>, Assign)],
+    tokenizer: &Tokenizer,
+    pad_token_id: u32,
+    width: TokenWidth,
+) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(json!([FORMAT_VERSION, settings, pad_token_id, width]).to_string().as_bytes());
+    // All its files travel with the dataset, not only the one that makes ids.
+    for (name, bytes) in &tokenizer.files {
+        hasher.update(json!(["tokenizer", name, blake3::hash(bytes).to_hex().as_str()]).to_string().as_bytes());
+    }
     for (source, _) in sources {
         hasher.update(json!(["source", source.split]).to_string().as_bytes());
         // Where a file ends matters to `hash` assignment, so it is part of the function.

@@ -1,6 +1,7 @@
 //! `index.arrow`: for every record batch of every shard where it lies, how many blocks it holds and its
 //! CRC32C. The index itself is checked against its BLAKE3 in the manifest before it is parsed.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -18,8 +19,8 @@ use crate::{Error, Result, storage};
 /// The file's name in the dataset's directory.
 pub(super) const INDEX: &str = "index.arrow";
 
-/// 40 bytes a batch: enough for 100 TB of ids.
-const INDEX_LIMIT: u64 = 16 << 30;
+/// The record batches of each file, in the order of their offsets.
+pub(super) type Index = BTreeMap<(Split, ShardName), Vec<BatchEntry>>;
 
 /// Where one record batch lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,18 +77,23 @@ pub(super) fn to_bytes(entries: &[BatchEntry]) -> Vec<u8> {
 }
 
 /// Reads and checks the index of the dataset at `dir`.
-pub(super) fn load(dir: &Path, expected: &FileEntry) -> Result<Vec<BatchEntry>> {
+pub(super) fn load(dir: &Path, expected: &FileEntry) -> Result<Index> {
     let path = dir.join(INDEX);
-    let bytes = storage::read_at_most(&path, INDEX_LIMIT)?;
-    if bytes.len() as u64 != expected.bytes || blake3::hash(&bytes).to_hex().as_str() != expected.blake3 {
-        return Err(Error::corrupt(&path, "is damaged: its checksum is not the manifest's; prepare the dataset again"));
+    let damaged =
+        || Error::corrupt(&path, "is missing or damaged: it is not what the manifest says; prepare the dataset again");
+    if storage::stat(&path)?.is_none_or(|stat| stat.size != expected.bytes) {
+        return Err(damaged());
+    }
+    let bytes = storage::read_at_most(&path, expected.bytes)?;
+    if blake3::hash(&bytes).to_hex().as_str() != expected.blake3 {
+        return Err(damaged());
     }
     let parsed = catch_unwind(AssertUnwindSafe(|| parse(&bytes))).ok().and_then(std::result::Result::ok).flatten();
     parsed.ok_or_else(|| Error::corrupt(&path, "cannot be parsed although its checksum is right; report this"))
 }
 
-fn parse(bytes: &[u8]) -> std::result::Result<Option<Vec<BatchEntry>>, ArrowError> {
-    let mut entries = Vec::new();
+fn parse(bytes: &[u8]) -> std::result::Result<Option<Index>, ArrowError> {
+    let mut index = Index::new();
     for batch in StreamReader::try_new(bytes, None)? {
         let batch = batch?;
         if batch.schema() != schema() {
@@ -98,16 +104,17 @@ fn parse(bytes: &[u8]) -> std::result::Result<Option<Vec<BatchEntry>>, ArrowErro
         let column64 = |index: usize| batch.column(index).as_primitive::<UInt64Type>();
         for row in 0..batch.num_rows() {
             let Some(split) = Split::ALL.get(usize::from(split.value(row))) else { return Ok(None) };
-            let kind = if kind.value(row) == 0 { ShardKind::Data } else { ShardKind::Documents };
-            entries.push(BatchEntry {
+            let Some(kind) = ShardKind::ALL.get(usize::from(kind.value(row))) else { return Ok(None) };
+            let entry = BatchEntry {
                 split: *split,
-                shard: ShardName { kind, number: column32(2).value(row) },
+                shard: ShardName { kind: *kind, number: column32(2).value(row) },
                 offset: column64(3).value(row),
                 bytes: column64(4).value(row),
                 rows: column32(5).value(row),
                 crc32c: column32(6).value(row),
-            });
+            };
+            index.entry((entry.split, entry.shard)).or_default().push(entry);
         }
     }
-    Ok(Some(entries))
+    Ok(Some(index))
 }

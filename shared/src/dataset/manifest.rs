@@ -1,14 +1,13 @@
 //! `manifest.json`: what a dataset is. A dataset exists when its manifest does; it is written last.
 //!
-//! The file is the canonical JSON of [`Manifest`], whose last field is the BLAKE3 of that JSON with the
-//! field empty. Loading demands the very bytes that would be written, so any flipped bit shows.
+//! Its last field is the BLAKE3 of the file's other bytes, so any flipped bit shows.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ledger, ShardName, Split};
+use super::{FileName, Ledger, ShardKind, ShardName, Split};
 use crate::{Error, Result, storage};
 
 /// The version this program writes; it reads every version up to it.
@@ -16,6 +15,10 @@ pub const FORMAT_VERSION: u32 = 1;
 
 /// The file's name in the dataset's directory.
 pub const MANIFEST: &str = "manifest.json";
+
+/// What stands before and after the checksum, at the end of the file.
+const BEFORE_CHECKSUM: &[u8] = b"\"blake3\": \"";
+const AFTER_CHECKSUM: &[u8] = b"\"\n}\n";
 
 /// A manifest of a billion blocks stays far below this; anything larger is not ours.
 const MANIFEST_LIMIT: u64 = 256 << 20;
@@ -133,8 +136,8 @@ pub struct Manifest {
     /// BLAKE3 and size of `index.arrow`.
     pub index: FileEntry,
     /// Every other file, by its path in the dataset.
-    pub files: BTreeMap<String, FileEntry>,
-    /// BLAKE3 of this manifest's JSON with this field empty.
+    pub files: BTreeMap<FileName, FileEntry>,
+    /// BLAKE3 of the file with this field empty.
     pub blake3: String,
 }
 
@@ -174,25 +177,69 @@ impl Manifest {
             |why: String| Error::corrupt(&path, format!("{why}; run `preprocess prepare` again into a new directory"));
         let version: VersionOnly =
             serde_json::from_slice(&bytes).map_err(|error| damaged(format!("is not a manifest ({error})")))?;
+        let whole = checksum_is_right(&bytes);
         if version.format_version > FORMAT_VERSION {
+            let or_damaged = if whole { "" } else { " (or is damaged: its checksum is not of this version)" };
             return Err(Error::config(
                 path.display().to_string(),
                 format!(
-                    "has format version {}, this program reads up to {FORMAT_VERSION}; use a newer tokenmill",
+                    "has format version {}{or_damaged}, this program reads up to {FORMAT_VERSION}; use a newer tokenmill",
                     version.format_version
                 ),
             ));
         }
-        let mut manifest: Self =
-            serde_json::from_slice(&bytes).map_err(|error| damaged(format!("is damaged ({error})")))?;
-        if manifest.seal() != bytes {
+        if !whole {
             return Err(damaged("is damaged: its bytes do not match its own checksum".to_owned()));
         }
-        for (split, entry) in &manifest.splits {
-            if !entry.ledger.balances() {
-                return Err(damaged(format!("has a ledger that does not balance for split {split}")));
+        let manifest: Self =
+            serde_json::from_slice(&bytes).map_err(|error| damaged(format!("is not a manifest ({error})")))?;
+        match manifest.contradiction() {
+            Some(why) => Err(damaged(format!("contradicts itself: {why}"))),
+            None => Ok(manifest),
+        }
+    }
+
+    /// What is impossible in this manifest, so that its readers need not ask.
+    fn contradiction(&self) -> Option<String> {
+        if self.block_size == 0 || i32::try_from(self.block_size).is_err() {
+            return Some(format!("block_size is {}", self.block_size));
+        }
+        self.splits.iter().find_map(|(split, entry)| Some(format!("split {split}: {}", entry.contradiction(self)?)))
+    }
+}
+
+impl SplitManifest {
+    fn contradiction(&self, manifest: &Manifest) -> Option<String> {
+        if !self.ledger.balances() {
+            return Some("the ledger does not balance".to_owned());
+        }
+        let block_size = manifest.block_size as u64;
+        let valid = self.last_block_valid_tokens;
+        let ids = u128::from(self.blocks) * u128::from(block_size);
+        let padded = u128::from(self.ledger.in_blocks) + u128::from(block_size.saturating_sub(valid));
+        if !(1..=block_size).contains(&valid) || ids != padded {
+            return Some(format!("{} blocks cannot hold {} tokens", self.blocks, self.ledger.in_blocks));
+        }
+        for (place, shard) in self.shards.iter().enumerate() {
+            let expected = ShardName { kind: ShardKind::ALL[place % 2], number: (place / 2) as u32 };
+            if shard.name != expected {
+                return Some(format!("{} stands where {expected} belongs", shard.name));
             }
         }
-        Ok(manifest)
+        for kind in ShardKind::ALL {
+            let of_kind = self.shards.iter().filter(|shard| shard.name.kind == kind);
+            let blocks: u128 = of_kind.map(|shard| u128::from(shard.blocks)).sum();
+            if blocks != u128::from(self.blocks) {
+                return Some(format!("its files hold {blocks} blocks of {}", self.blocks));
+            }
+        }
+        None
     }
+}
+
+fn checksum_is_right(bytes: &[u8]) -> bool {
+    let Some(sealed) = bytes.strip_suffix(AFTER_CHECKSUM) else { return false };
+    let Some((before, checksum)) = sealed.split_last_chunk::<64>() else { return false };
+    let expected = blake3::Hasher::new().update(before).update(AFTER_CHECKSUM).finalize();
+    before.ends_with(BEFORE_CHECKSUM) && expected.to_hex().as_bytes() == checksum
 }

@@ -13,23 +13,24 @@ pub use ledger::Ledger;
 pub use manifest::{
     FORMAT_VERSION, FileEntry, MANIFEST, Manifest, ManifestHead, ShardEntry, SplitManifest, TokenWidth,
 };
-pub use name::{ShardKind, ShardName, Split};
+pub use name::{FileName, ShardKind, ShardName, Split, TOKENIZER_DIR};
 pub use reader::SplitReader;
 pub use verify::{Report, verify};
-pub use writer::{DatasetWriter, INCOMPLETE, SplitWriter, TOKENIZER_DIR, WrittenSplit};
+pub use writer::{DatasetWriter, INCOMPLETE, SplitWriter, WrittenSplit};
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use index::BatchEntry;
+use index::Index;
 
-use crate::Result;
+use crate::{Error, Result, storage};
 
 /// A dataset on disk, its manifest and index checked.
 #[derive(Debug)]
 pub struct Dataset {
     dir: PathBuf,
     manifest: Manifest,
-    index: Vec<BatchEntry>,
+    index: Index,
 }
 
 impl Dataset {
@@ -40,6 +41,16 @@ impl Dataset {
     pub fn open(dir: &Path) -> Result<Self> {
         let manifest = Manifest::load(dir)?;
         let index = index::load(dir, &manifest.index)?;
+        let of_split = |(split, entry): (&Split, &SplitManifest)| {
+            entry.shards.iter().map(|shard| (*split, shard.name)).collect::<Vec<_>>()
+        };
+        let known: BTreeSet<_> = manifest.splits.iter().flat_map(of_split).collect();
+        if let Some((split, name)) = index.keys().find(|file| !known.contains(file)) {
+            return Err(Error::corrupt(
+                dir,
+                format!("the index knows {split}/{name} and the manifest does not; prepare the dataset again"),
+            ));
+        }
         Ok(Self { dir: dir.to_owned(), manifest, index })
     }
 
@@ -56,6 +67,21 @@ impl Dataset {
     /// Where the tokenizer's files are.
     pub fn tokenizer_dir(&self) -> PathBuf {
         self.dir.join(TOKENIZER_DIR)
+    }
+
+    /// Compares the tokenizer's files with the manifest; call it before relying on them.
+    ///
+    /// # Errors
+    /// One is missing or damaged.
+    pub fn check_tokenizer(&self) -> Result<()> {
+        for (name, entry) in self.manifest.files.iter().filter(|(name, _)| name.is_tokenizer()) {
+            let path = name.path(&self.dir);
+            let (blake3, bytes) = storage::hash_file(&path)?;
+            if (&blake3, bytes) != (&entry.blake3, entry.bytes) {
+                return Err(Error::corrupt(path, "its bytes changed; prepare the dataset again"));
+            }
+        }
+        Ok(())
     }
 
     /// The blocks of a split; `None` if the dataset has no such split.

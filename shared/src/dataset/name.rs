@@ -52,6 +52,11 @@ pub enum ShardKind {
     Documents,
 }
 
+impl ShardKind {
+    /// Both, in the order of their numbers in the index.
+    pub const ALL: [Self; 2] = [Self::Data, Self::Documents];
+}
+
 /// `data-NNNNN.arrow` or `documents-NNNNN.arrow`, and nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -105,12 +110,75 @@ impl TryFrom<String> for ShardName {
     }
 }
 
-/// The name of a file in the dataset's `tokenizer/` directory: one plain component.
-pub(super) fn is_plain_file_name(name: &str) -> bool {
-    !name.is_empty()
-        && name.len() <= 255
-        && !name.starts_with('.')
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+/// The directory of the tokenizer's files in a dataset.
+pub const TOKENIZER_DIR: &str = "tokenizer";
+
+/// The path in a dataset of a file other than shards, index and manifest: `dataset_dict.json`, a split's
+/// `state.json` or `dataset_info.json`, a plain name in `tokenizer/`, and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct FileName(String);
+
+impl FileName {
+    /// `dataset_dict.json`, which `datasets.load_from_disk` reads first.
+    pub fn dataset_dict() -> Self {
+        Self("dataset_dict.json".to_owned())
+    }
+
+    /// A split's `state.json`, which lists its shards for `datasets`.
+    pub fn state(split: Split) -> Self {
+        Self(format!("{split}/state.json"))
+    }
+
+    /// A split's `dataset_info.json`.
+    pub fn dataset_info(split: Split) -> Self {
+        Self(format!("{split}/dataset_info.json"))
+    }
+
+    /// A file of the tokenizer; `None` if `name` is not one plain component.
+    pub fn tokenizer(name: &str) -> Option<Self> {
+        let plain = !name.is_empty()
+            && name.len() <= 255
+            && !name.starts_with('.')
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        plain.then(|| Self(format!("{TOKENIZER_DIR}/{name}")))
+    }
+
+    /// The file's path in the dataset at `dir`.
+    pub fn path(&self, dir: &Path) -> PathBuf {
+        dir.join(&self.0)
+    }
+
+    /// Whether it is a file of the tokenizer.
+    pub fn is_tokenizer(&self) -> bool {
+        self.0.starts_with(TOKENIZER_DIR)
+    }
+}
+
+impl fmt::Display for FileName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<FileName> for String {
+    fn from(name: FileName) -> Self {
+        name.0
+    }
+}
+
+impl TryFrom<String> for FileName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let of_splits = Split::ALL.into_iter().flat_map(|split| [Self::state(split), Self::dataset_info(split)]);
+        let tokenizer = text.strip_prefix(TOKENIZER_DIR).and_then(|rest| rest.strip_prefix('/'));
+        std::iter::once(Self::dataset_dict())
+            .chain(of_splits)
+            .chain(tokenizer.and_then(Self::tokenizer))
+            .find(|name| name.0 == text)
+            .ok_or_else(|| format!("{text:?} is not the name of a file of a dataset"))
+    }
 }
 
 #[cfg(test)]
@@ -140,10 +208,29 @@ mod tests {
     }
 
     #[test]
-    fn tokenizer_files_are_plain_names() {
-        assert!(is_plain_file_name("tokenizer.json"));
-        for bad in ["", ".", "..", "a/b", "../x", ".hidden", "a\0b", "ä"] {
-            assert!(!is_plain_file_name(bad), "{bad:?}");
+    fn only_names_inside_a_dataset_parse() {
+        for good in ["dataset_dict.json", "train/state.json", "validation/dataset_info.json", "tokenizer/merges.txt"] {
+            assert_eq!(FileName::try_from(good.to_owned()).unwrap().to_string(), good);
+        }
+        for bad in [
+            "",
+            ".",
+            "..",
+            "/etc/passwd",
+            "../dataset_dict.json",
+            "train/../state.json",
+            "test/state.json",
+            "train/data-00000.arrow",
+            "tokenizer",
+            "tokenizer/",
+            "tokenizer/..",
+            "tokenizer/.hidden",
+            "tokenizer/a/b",
+            "tokenizer/a\0b",
+            "tokenizer/ä",
+            "tokenizer/a\\b",
+        ] {
+            assert!(FileName::try_from(bad.to_owned()).is_err(), "{bad:?}");
         }
     }
 }

@@ -1,21 +1,22 @@
 //! Reading blocks: by position, checked before a token is handed out.
 //!
-//! A record batch's CRC32C is compared with the index when it is first touched, over bytes already in
-//! memory (never a memory map, whose bytes could change after the check or end in a SIGBUS). So damage,
-//! truncation and swapped or foreign shards are found before a token reaches a batch.
+//! A record batch's CRC32C is compared with the index whenever it is read, over bytes already in memory
+//! (never a memory map, whose bytes could change after the check or end in a SIGBUS). So damage, truncation
+//! and swapped or foreign shards are found before a token reaches a batch.
 
-use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use arrow_array::Array;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt32Type;
 use arrow_ipc::reader::StreamReader;
 
-use super::index::BatchEntry;
-use super::shard::ALIGNMENT;
-use super::{Manifest, ShardKind, Split};
+use super::index::{BatchEntry, Index};
+use super::shard::{self, ALIGNMENT};
+use super::{Manifest, ShardEntry, ShardKind, ShardName, Split};
 use crate::{Error, Result, storage};
 
 /// The blocks of one split, readable from many threads.
@@ -26,65 +27,55 @@ pub struct SplitReader {
     width: super::TokenWidth,
     blocks: u64,
     last_block_valid_tokens: usize,
-    data: Vec<OpenShard>,
-    documents: Vec<OpenShard>,
+    data: Vec<Shard>,
+    documents: Vec<Shard>,
+    /// The schema message of sidecars, as we write it: no checksum of the index covers the one in the file.
+    documents_schema: Vec<u8>,
+    recent: Recent,
 }
 
-/// One open file and its record batches.
+/// One file and its record batches; opened when first read.
 #[derive(Debug)]
-struct OpenShard {
-    file: storage::File,
+struct Shard {
+    name: ShardName,
+    path: PathBuf,
+    file: OnceLock<storage::File>,
     first_block: u64,
     blocks: u64,
     batches: Vec<Batch>,
-    /// The batch read last and its bytes: neighbouring blocks cost one read.
-    recent: Mutex<Option<(usize, Vec<u8>)>>,
 }
 
 #[derive(Debug)]
 struct Batch {
     entry: BatchEntry,
     first_block: u64,
-    checked: AtomicBool,
 }
 
 impl SplitReader {
-    pub(super) fn open(dir: &Path, manifest: &Manifest, index: &[BatchEntry], split: Split) -> Result<Self> {
+    pub(super) fn open(dir: &Path, manifest: &Manifest, index: &Index, split: Split) -> Result<Self> {
         let entry = &manifest.splits[&split];
-        let (mut data, mut documents) = (Vec::new(), Vec::new());
-        for kind in [ShardKind::Data, ShardKind::Documents] {
+        let block_bytes = (manifest.block_size * manifest.token_width.bytes()) as u64;
+        let shards = |kind, block_bytes| {
             let mut first_block = 0;
-            for shard in entry.shards.iter().filter(|shard| shard.name.kind == kind) {
-                let path = shard.name.path(dir, split);
-                let batches = index.iter().filter(|batch| batch.split == split && batch.shard == shard.name);
-                let open = OpenShard::open(&path, shard.file.bytes, first_block, batches)?;
-                if open.blocks != shard.blocks {
-                    return Err(Error::corrupt(
-                        &path,
-                        "index and manifest disagree on its blocks; prepare the dataset again",
-                    ));
-                }
-                first_block += shard.blocks;
-                if kind == ShardKind::Data { &mut data } else { &mut documents }.push(open);
-            }
-            if first_block != entry.blocks {
-                return Err(Error::corrupt(
-                    dir,
-                    format!(
-                        "the shards of split {split} hold {first_block} blocks, its manifest says {}",
-                        entry.blocks
-                    ),
-                ));
-            }
-        }
+            let of_kind = entry.shards.iter().filter(|shard| shard.name.kind == kind);
+            let opened = of_kind.map(|shard| {
+                let batches = index.get(&(split, shard.name)).map_or(&[][..], Vec::as_slice);
+                let opened = Shard::open(shard.name.path(dir, split), shard, first_block, block_bytes, batches)?;
+                first_block += opened.blocks;
+                Ok(opened)
+            });
+            opened.collect::<Result<Vec<_>>>()
+        };
         Ok(Self {
             split,
             block_size: manifest.block_size,
             width: manifest.token_width,
             blocks: entry.blocks,
             last_block_valid_tokens: entry.last_block_valid_tokens as usize,
-            data,
-            documents,
+            data: shards(ShardKind::Data, block_bytes)?,
+            documents: shards(ShardKind::Documents, 0)?,
+            documents_schema: shard::schema_message(&shard::documents_schema()),
+            recent: Recent::default(),
         })
     }
 
@@ -129,97 +120,130 @@ impl SplitReader {
     }
 
     /// The offsets in block `index` at which documents begin, ascending.
+    ///
+    /// # Errors
+    /// As [`SplitReader::read_block`].
     pub fn document_starts(&self, index: u64) -> Result<Vec<u32>> {
-        let shard = self.shard_of(&self.documents, index);
-        let schema_bytes = shard.batches.first().map_or(0, |batch| batch.entry.offset);
-        let mut stream = vec![0; schema_bytes as usize];
-        shard.file.read_exact_at(&mut stream, 0)?;
         self.with_batch(&self.documents, index, |message, _, row| {
-            stream.extend_from_slice(message);
-            let batch = StreamReader::try_new(stream.as_slice(), None).ok()?.next()?.ok()?;
-            let starts = batch.column(0).as_list_opt::<i32>()?;
-            let starts = (row < starts.len()).then(|| starts.value(row))?;
-            Some(starts.as_primitive_opt::<UInt32Type>()?.values().to_vec())
+            // Our own bytes by their checksum; still, arrow's reader may panic, and a reader shall not.
+            let starts = catch_unwind(AssertUnwindSafe(|| {
+                let stream = self.documents_schema.as_slice().chain(message);
+                let batch = StreamReader::try_new(stream, None).ok()?.next()?.ok()?;
+                let starts = batch.column(0).as_list_opt::<i32>()?;
+                let starts = (row < starts.len()).then(|| starts.value(row))?;
+                Some(starts.as_primitive_opt::<UInt32Type>()?.values().to_vec())
+            }));
+            let starts = starts.ok()??;
+            let inside = starts.last().is_none_or(|last| (*last as usize) < self.block_size);
+            (starts.is_sorted_by(|a, b| a < b) && inside).then_some(starts)
         })
-    }
-
-    fn shard_of<'a>(&self, shards: &'a [OpenShard], index: u64) -> &'a OpenShard {
-        assert!(index < self.blocks, "block {index} of {} in split {}", self.blocks, self.split);
-        &shards[shards.partition_point(|shard| shard.first_block + shard.blocks <= index)]
     }
 
     fn with_batch<T>(
         &self,
-        shards: &[OpenShard],
+        shards: &[Shard],
         index: u64,
         read: impl FnOnce(&[u8], &BatchEntry, usize) -> Option<T>,
     ) -> Result<T> {
-        let shard = self.shard_of(shards, index);
+        assert!(index < self.blocks, "block {index} of {} in split {}", self.blocks, self.split);
+        let shard = &shards[shards.partition_point(|shard| shard.first_block + shard.blocks <= index)];
         let number = shard.batches.partition_point(|batch| batch.first_block + u64::from(batch.entry.rows) <= index);
         let batch = &shard.batches[number];
-        let row = (index - batch.first_block) as usize;
+        let entry = &batch.entry;
         let damaged = |why: &str| {
-            let end = batch.entry.offset + batch.entry.bytes;
+            let (split, begin, end) = (self.split, entry.offset, entry.offset + entry.bytes);
             Error::corrupt(
-                shard.file.path(),
-                format!(
-                    "block {index} of split {}: bytes {} to {end} {why}; prepare the dataset again",
-                    self.split, batch.entry.offset
-                ),
+                &shard.path,
+                format!("block {index} of split {split}: bytes {begin} to {end} {why}; prepare the dataset again"),
             )
         };
-        let mut recent = shard.recent.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut message = match recent.take() {
-            Some((held, message)) if held == number => message,
-            other => {
-                let mut message = other.map(|(_, bytes)| bytes).unwrap_or_default();
-                message.resize(batch.entry.bytes as usize, 0);
-                shard.file.read_exact_at(&mut message, batch.entry.offset)?;
-                if !batch.checked.load(Ordering::Acquire) {
-                    if crc32c::crc32c(&message) != batch.entry.crc32c {
-                        return Err(damaged("do not match their checksum"));
-                    }
-                    batch.checked.store(true, Ordering::Release);
+        let message = match self.recent.take(shard.name, number) {
+            Ok(message) => message,
+            Err(mut message) => {
+                message.resize(entry.bytes as usize, 0);
+                shard.file()?.read_exact_at(&mut message, entry.offset)?;
+                if crc32c::crc32c(&message) != entry.crc32c {
+                    return Err(damaged("do not match their checksum"));
                 }
                 message
             }
         };
-        let result = read(&message, &batch.entry, row).ok_or_else(|| damaged("are not a record batch of this dataset"));
-        message.truncate(batch.entry.bytes as usize);
-        *recent = Some((number, message));
-        result
+        let row = (index - batch.first_block) as usize;
+        let result = read(&message, entry, row).ok_or_else(|| damaged("are not a record batch of this dataset"))?;
+        self.recent.put(shard.name, number, message);
+        Ok(result)
     }
 }
 
-impl OpenShard {
-    fn open<'a>(
-        path: &Path,
-        bytes: u64,
+impl Shard {
+    /// Compares the file's size with the manifest and the index with both. `block_bytes` is what a block
+    /// takes at least.
+    fn open(
+        path: PathBuf,
+        shard: &ShardEntry,
         first_block: u64,
-        entries: impl Iterator<Item = &'a BatchEntry>,
+        block_bytes: u64,
+        entries: &[BatchEntry],
     ) -> Result<Self> {
-        let file = storage::open(path)?;
-        let found = file.size()?;
-        if found != bytes {
-            return Err(Error::corrupt(
-                path,
-                format!("is {found} bytes long, the manifest says {bytes}; prepare the dataset again"),
-            ));
+        let damaged = |why: String| Error::corrupt(&path, format!("{why}; prepare the dataset again"));
+        let expected = shard.file.bytes;
+        match storage::stat(&path)?.map(|stat| stat.size) {
+            None => return Err(damaged("is missing".to_owned())),
+            Some(size) if size != expected => {
+                return Err(damaged(format!("is {size} bytes long, the manifest says {expected}")));
+            }
+            Some(_) => {}
         }
-        let mut batches = Vec::new();
+        let mut batches = Vec::with_capacity(entries.len());
         let (mut blocks, mut end) = (0, 0);
         for entry in entries {
-            let inside = entry.offset >= end && entry.offset.checked_add(entry.bytes).is_some_and(|end| end <= bytes);
-            if !inside || entry.rows == 0 {
-                return Err(Error::corrupt(
-                    path,
-                    format!("the index points outside it (byte {}); prepare the dataset again", entry.offset),
-                ));
+            let inside = entry.offset.checked_add(entry.bytes).is_some_and(|end| end <= expected);
+            let enough = u64::from(entry.rows).checked_mul(block_bytes).is_some_and(|ids| ids <= entry.bytes);
+            if entry.offset < end || !inside || !enough || entry.rows == 0 {
+                return Err(damaged(format!("the index says something impossible of byte {}", entry.offset)));
             }
-            batches.push(Batch { entry: *entry, first_block: first_block + blocks, checked: AtomicBool::new(false) });
+            batches.push(Batch { entry: *entry, first_block: first_block + blocks });
             blocks += u64::from(entry.rows);
             end = entry.offset + entry.bytes;
         }
-        Ok(Self { file, first_block, blocks, batches, recent: Mutex::new(None) })
+        if blocks != shard.blocks {
+            return Err(damaged(format!("the index knows {blocks} of its {} blocks", shard.blocks)));
+        }
+        Ok(Self { name: shard.name, path, file: OnceLock::new(), first_block, blocks, batches })
+    }
+
+    fn file(&self) -> Result<&storage::File> {
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        let file = storage::open(&self.path)?;
+        Ok(self.file.get_or_init(|| file))
+    }
+}
+
+/// The record batches read last, checked: neighbouring blocks cost one read. A thread takes a batch out
+/// while it uses it, so that no thread waits for another's read.
+#[derive(Debug, Default)]
+struct Recent(Mutex<Vec<(ShardName, usize, Vec<u8>)>>);
+
+impl Recent {
+    /// 2 MiB a split, whatever its size.
+    const BATCHES: usize = 8;
+
+    /// The bytes of a record batch; if they are not here, a buffer to read them into.
+    fn take(&self, shard: ShardName, batch: usize) -> Result<Vec<u8>, Vec<u8>> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match held.iter().position(|(name, number, _)| (*name, *number) == (shard, batch)) {
+            Some(place) => Ok(held.remove(place).2),
+            None if held.len() >= Self::BATCHES => Err(held.remove(0).2),
+            None => Err(Vec::new()),
+        }
+    }
+
+    fn put(&self, shard: ShardName, batch: usize, message: Vec<u8>) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.len() < Self::BATCHES {
+            held.push((shard, batch, message));
+        }
     }
 }

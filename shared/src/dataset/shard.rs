@@ -42,6 +42,12 @@ pub(super) fn documents_schema() -> Arc<Schema> {
     Arc::new(Schema::new(vec![Field::new("document_starts", DataType::List(item), false)]))
 }
 
+/// The bytes with which a stream of this schema begins.
+pub(super) fn schema_message(schema: &Schema) -> Vec<u8> {
+    let stream = StreamWriter::try_new(Vec::new(), schema).expect("a stream into memory");
+    stream.get_ref().clone()
+}
+
 /// Blocks as a record batch; `ids` holds a whole number of blocks, little-endian, without a copy.
 pub(super) fn data_batch(block_size: usize, width: TokenWidth, ids: Vec<u8>) -> RecordBatch {
     let count = ids.len() / width.bytes();

@@ -9,23 +9,25 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::Remainder;
 
-/// A dataset of `tokens` counting ids in documents of 10 tokens.
-fn make(dir: &Path, block_size: usize, tokens: u32, width: TokenWidth, remainder: Remainder) -> Manifest {
-    let mut writer = DatasetWriter::create(dir, block_size, width).unwrap();
-    let mut split = writer.split(Split::Train).unwrap();
+/// A split of `tokens` counting ids in documents of 10 tokens.
+fn fill(writer: &mut DatasetWriter, split: Split, tokens: u32, width: TokenWidth, remainder: Remainder) {
+    let mut stream = writer.split(split).unwrap();
     let mut bytes = Vec::new();
     for document in (0..tokens).collect::<Vec<_>>().chunks(10) {
-        split.begin_document();
+        stream.begin_document();
         bytes.clear();
         width.encode(document, &mut bytes);
-        split.push(&bytes).unwrap();
+        stream.push(&bytes).unwrap();
     }
-    let written = split.finish(remainder, 0).unwrap();
+    let written = stream.finish(remainder, 0).unwrap();
     writer.add(written, u64::from(tokens.div_ceil(10)), 1, u64::from(tokens), BTreeMap::new()).unwrap();
+}
+
+fn commit(mut writer: DatasetWriter) -> Manifest {
     writer.add_tokenizer_file("tokenizer.json", b"{}").unwrap();
     let head = ManifestHead {
         fingerprint: "f".to_owned(),
-        largest_token_id: 65_535,
+        largest_token_id: 1 << 20,
         eos_token_id: None,
         pad_token_id: 0,
         settings: serde_json::json!({}),
@@ -33,15 +35,45 @@ fn make(dir: &Path, block_size: usize, tokens: u32, width: TokenWidth, remainder
     writer.commit(head).unwrap()
 }
 
-fn read_all(dir: &Path) -> Result<Vec<u32>> {
+/// A dataset with one split.
+fn make(dir: &Path, block_size: usize, tokens: u32, width: TokenWidth, remainder: Remainder) -> Manifest {
+    let mut writer = DatasetWriter::create(dir, block_size, width).unwrap();
+    fill(&mut writer, Split::Train, tokens, width, remainder);
+    commit(writer)
+}
+
+/// A dataset with both splits, the first in 7 shards of 2 record batches.
+fn make_large(dir: &Path) -> Manifest {
+    let writer = DatasetWriter::create(dir, 4096, TokenWidth::U32).unwrap();
+    let mut writer = writer.with_shard_bytes(512 << 10);
+    fill(&mut writer, Split::Train, 14 * 65_536 + 5_000, TokenWidth::U32, Remainder::Pad);
+    fill(&mut writer, Split::Validation, 100, TokenWidth::U32, Remainder::Drop);
+    commit(writer)
+}
+
+/// All ids and document starts of a split, blocks read from the last to the first.
+fn read_all(dir: &Path) -> Result<(Vec<u32>, Vec<Vec<u32>>)> {
     let reader = Dataset::open(dir)?.split(Split::Train)?.unwrap();
-    let mut ids = Vec::new();
+    let (mut ids, mut starts) = (Vec::new(), Vec::new());
     for block in (0..reader.len()).rev() {
         let mut one = Vec::new();
         reader.read_block(block, &mut one)?;
         ids.splice(0..0, one);
+        starts.insert(0, reader.document_starts(block)?);
     }
-    Ok(ids)
+    Ok((ids, starts))
+}
+
+/// The manifest in `dir` with `change` made to its JSON and a right checksum again.
+fn reseal(dir: &Path, change: impl FnOnce(&mut serde_json::Value)) {
+    let path = dir.join(MANIFEST);
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    json["blake3"] = "".into();
+    change(&mut json);
+    let text = serde_json::to_string_pretty(&json).unwrap() + "\n";
+    let checksum = blake3::hash(text.as_bytes()).to_hex();
+    let body = text.strip_suffix("\"\n}\n").unwrap();
+    std::fs::write(&path, format!("{body}{checksum}\"\n}}\n")).unwrap();
 }
 
 #[test]
@@ -54,7 +86,7 @@ fn blocks_come_back_in_both_widths_and_arrow_reads_the_same() {
         let blocks = tokens as usize / block_size;
         assert_eq!(manifest.splits[&Split::Train].blocks, blocks as u64);
         let expected: Vec<u32> = (0..(blocks * block_size) as u32).collect();
-        assert_eq!(read_all(dir.path()).unwrap(), expected);
+        assert_eq!(read_all(dir.path()).unwrap().0, expected);
 
         let shard = std::fs::File::open(dir.path().join("train/data-00000.arrow")).unwrap();
         let mut by_arrow = Vec::new();
@@ -143,16 +175,187 @@ fn shards_that_changed_places_are_found() {
     assert_eq!(read_all(a.path()).unwrap_err().exit_code(), 3);
 }
 
+#[test]
+fn many_shards_read_by_many_threads_are_one_stream() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = make_large(dir.path());
+    let train = &manifest.splits[&Split::Train];
+    assert_eq!((train.shards.len(), train.blocks, train.last_block_valid_tokens), (2 * 8, 226, 904));
+    let dataset = Dataset::open(dir.path()).unwrap();
+    let reader = dataset.split(Split::Train).unwrap().unwrap();
+    let check = |block: u64| {
+        let mut ids = Vec::new();
+        reader.read_block(block, &mut ids).unwrap();
+        let begin = block as u32 * 4096;
+        let valid = reader.valid_tokens(block);
+        assert!(ids[..valid].iter().copied().eq(begin..begin + valid as u32), "block {block}");
+        assert!(ids.len() == 4096 && ids[valid..].iter().all(|id| *id == 0), "block {block}");
+        let starts: Vec<_> = (0..valid as u32).filter(|offset| (begin + offset).is_multiple_of(10)).collect();
+        assert_eq!(reader.document_starts(block).unwrap(), starts, "block {block}");
+    };
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            scope.spawn(move || (0..226 * 3).for_each(|turn| check((turn * 37 + thread * 91) % 226)));
+        }
+    });
+    assert_eq!(verify(dir.path()).unwrap().wrong, Vec::<String>::new());
+    assert_eq!(dataset.split(Split::Validation).unwrap().unwrap().valid_tokens(0), 100);
+}
+
+#[test]
+fn a_split_without_a_token_has_an_empty_shard() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = make(dir.path(), 8, 0, TokenWidth::U16, Remainder::Drop);
+    assert_eq!(manifest.splits[&Split::Train].shards.len(), 2);
+    assert!(Dataset::open(dir.path()).unwrap().split(Split::Train).unwrap().unwrap().is_empty());
+    assert!(verify(dir.path()).unwrap().wrong.is_empty());
+    let state: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(dir.path().join("train/state.json")).unwrap()).unwrap();
+    assert_eq!(state["_data_files"], serde_json::json!([{"filename": "data-00000.arrow"}]));
+    assert_eq!(state.as_object().unwrap().len(), 7);
+}
+
+#[test]
+fn settings_with_any_number_are_read_back() {
+    // 2^-1074 and its like are numbers that a fast JSON parser may round differently than it printed them.
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = DatasetWriter::create(dir.path(), 8, TokenWidth::U16).unwrap();
+    fill(&mut writer, Split::Train, 100, TokenWidth::U16, Remainder::Drop);
+    let numbers: Vec<f64> = (0..20_000u64).map(|index| f64::from_bits(crate::random::mix(index) >> 2)).collect();
+    let head = ManifestHead {
+        fingerprint: "f".to_owned(),
+        largest_token_id: 100,
+        eos_token_id: Some(1),
+        pad_token_id: 0,
+        settings: serde_json::json!({ "numbers": numbers }),
+    };
+    writer.commit(head).unwrap();
+    Dataset::open(dir.path()).unwrap();
+}
+
+#[test]
+fn what_another_unfinished_dataset_left_is_removed_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = DatasetWriter::create(dir.path(), 8, TokenWidth::U32).unwrap();
+    fill(&mut writer, Split::Train, 100, TokenWidth::U32, Remainder::Drop);
+    fill(&mut writer, Split::Validation, 100, TokenWidth::U32, Remainder::Drop);
+    writer.add_tokenizer_file("merges.txt", b"x").unwrap();
+    drop(writer);
+    std::fs::write(dir.path().join("train/notes.txt"), b"mine").unwrap();
+    make(dir.path(), 8, 100, TokenWidth::U16, Remainder::Drop);
+    let report = verify(dir.path()).unwrap();
+    assert_eq!((report.wrong, report.unknown), (vec![], vec!["train/notes.txt".to_owned()]));
+}
+
+#[test]
+fn a_committed_dataset_is_never_written_to() {
+    let dir = tempfile::tempdir().unwrap();
+    make(dir.path(), 8, 100, TokenWidth::U16, Remainder::Drop);
+    // As a writer finds it that was killed, or asked for the lock, between manifest and marker.
+    std::fs::write(dir.path().join(INCOMPLETE), b"").unwrap();
+    let refused = DatasetWriter::create(dir.path(), 8, TokenWidth::U16).unwrap_err();
+    assert!(refused.to_string().contains("already holds a dataset"), "{refused}");
+    let report = verify(dir.path()).unwrap();
+    assert!(report.wrong.is_empty() && report.unknown.is_empty());
+}
+
+#[test]
+fn of_two_writers_one_wins() {
+    for round in 0..20 {
+        let dir = tempfile::tempdir().unwrap();
+        let barrier = std::sync::Barrier::new(4);
+        let won = std::thread::scope(|scope| {
+            let race = || {
+                barrier.wait();
+                DatasetWriter::create(dir.path(), 8, TokenWidth::U16).map(|mut writer| {
+                    fill(&mut writer, Split::Train, 100, TokenWidth::U16, Remainder::Drop);
+                    commit(writer)
+                })
+            };
+            let racers: Vec<_> = (0..4).map(|_| scope.spawn(race)).collect();
+            racers.into_iter().map(|racer| racer.join().unwrap()).filter(Result::is_ok).count()
+        });
+        assert_eq!(won, 1, "round {round}");
+        assert!(verify(dir.path()).unwrap().wrong.is_empty());
+    }
+}
+
+#[test]
+fn a_manifest_that_lies_is_refused() {
+    let change: [(&str, fn(&mut serde_json::Value)); 11] = [
+        ("block_size is 0", |json| json["block_size"] = 0.into()),
+        ("block_size is 9", |json| json["block_size"] = 9_000_000_000u64.into()),
+        ("cannot hold", |json| json["block_size"] = 9.into()),
+        ("cannot hold", |json| json["splits"]["train"]["last_block_valid_tokens"] = 9.into()),
+        ("cannot hold", |json| json["splits"]["train"]["blocks"] = u64::MAX.into()),
+        ("balance", |json| json["splits"]["train"]["ledger"]["read"] = 101.into()),
+        ("blocks", |json| json["splits"]["train"]["shards"][1]["blocks"] = 11.into()),
+        ("belongs", |json| json["splits"]["train"]["shards"][0]["name"] = "data-00001.arrow".into()),
+        ("not the name", |json| json["splits"]["train"]["shards"][0]["name"] = "../data-00000.arrow".into()),
+        ("not the name", |json| json["files"]["../../etc/passwd"] = json["index"].clone()),
+        ("not a manifest", |json| json["splits"]["../test"] = json["splits"]["train"].clone()),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    make(dir.path(), 8, 100, TokenWidth::U16, Remainder::Drop);
+    reseal(dir.path(), |_| {});
+    let sealed = std::fs::read(dir.path().join(MANIFEST)).unwrap();
+    Dataset::open(dir.path()).unwrap();
+    for (why, change) in change {
+        std::fs::write(dir.path().join(MANIFEST), &sealed).unwrap();
+        reseal(dir.path(), change);
+        let error = Dataset::open(dir.path()).unwrap_err();
+        assert!(error.to_string().contains(why) && error.exit_code() == 3, "{error}");
+    }
+}
+
+#[test]
+fn a_flipped_bit_or_missing_byte_of_a_shard_never_reaches_a_reader() {
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::tempdir().unwrap();
+    make(dir.path(), 1024, 32_768, TokenWidth::U16, Remainder::Drop);
+    let (good, _) = read_all(dir.path()).unwrap();
+    let path = dir.path().join("train/data-00000.arrow");
+    let bytes = std::fs::read(&path).unwrap();
+    assert!(bytes.len() > 64 << 10);
+    let read = || {
+        let reader = Dataset::open(dir.path())?.split(Split::Train)?.unwrap();
+        let mut ids = Vec::new();
+        reader.read_block(0, &mut ids).map(|()| ids)
+    };
+    let shard = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let (mut refused, mut unused) = (0, 0);
+    // One in 61 of the bits of a 64 KiB shard: 61 and 8 share no factor, so every bit of a byte has its turn.
+    for bit in (0..bytes.len() * 8).step_by(61) {
+        let at = bit / 8;
+        shard.write_all_at(&[bytes[at] ^ 1 << (bit % 8)], at as u64).unwrap();
+        match read() {
+            Err(error) => refused += usize::from(error.exit_code() == 3),
+            // The schema before the first batch and the end marker hold no token.
+            Ok(ids) => unused += usize::from(ids[..] == good[..1024]),
+        }
+        shard.write_all_at(&[bytes[at]], at as u64).unwrap();
+    }
+    assert_eq!(refused + unused, (bytes.len() * 8).div_ceil(61));
+    assert!(refused > 8_500 && unused < 100, "{refused} refused, {unused} of bytes that hold no token");
+    for length in (0..bytes.len() as u64).rev() {
+        shard.set_len(length).unwrap();
+        assert_eq!(read().unwrap_err().exit_code(), 3, "{length}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     /// Flips one bit or cuts one file short, anywhere: `verify` names it, and the reader never returns a wrong id.
     #[test]
-    fn damage_anywhere_is_found(file in 0usize..8, at in any::<prop::sample::Index>(), bit in 0u8..8, truncate in any::<bool>()) {
+    fn damage_anywhere_is_found(file in 0usize..13, at in any::<prop::sample::Index>(), bit in 0u8..8, truncate in any::<bool>()) {
         let dir = tempfile::tempdir().unwrap();
-        make(dir.path(), 8, 203, TokenWidth::U16, Remainder::Drop);
+        let mut writer = DatasetWriter::create(dir.path(), 8, TokenWidth::U16).unwrap().with_shard_bytes(1);
+        fill(&mut writer, Split::Train, 203, TokenWidth::U16, Remainder::Drop);
+        fill(&mut writer, Split::Validation, 50, TokenWidth::U16, Remainder::Pad);
+        commit(writer);
         let good = read_all(dir.path()).unwrap();
-        let files = crate::storage::list_files(dir.path()).unwrap();
+        let files = storage::list_files(dir.path()).unwrap();
         let victim = &files[file % files.len()];
         let mut bytes = std::fs::read(&victim.path).unwrap();
         let at = at.index(bytes.len());
@@ -163,8 +366,8 @@ proptest! {
             Err(_) => true,
         };
         prop_assert!(found, "{} at {at} not found by verify", victim.relative.display());
-        if let Ok(ids) = read_all(dir.path()) {
-            prop_assert_eq!(ids, good, "{} at {}", victim.relative.display(), at);
+        if let Ok(read) = read_all(dir.path()) {
+            prop_assert_eq!(read, good, "{} at {}", victim.relative.display(), at);
         }
     }
 }

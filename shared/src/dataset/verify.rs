@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::index::{self, INDEX};
+use super::index::INDEX;
 use super::manifest::MANIFEST;
-use super::{FileEntry, Manifest};
+use super::{Dataset, FileEntry, Manifest};
 use crate::progress::{Progress, Unit};
 use crate::{Result, storage};
 
@@ -28,10 +28,11 @@ pub struct Report {
 /// The manifest itself is missing, damaged or newer; without it nothing can be said of the rest.
 pub fn verify(dir: &Path) -> Result<Report> {
     let manifest = Manifest::load(dir)?;
-    let mut report = Report { files: 1, bytes: storage::read(&dir.join(MANIFEST))?.len() as u64, ..Report::default() };
+    let mut report = Report { files: 1, ..Report::default() };
+    report.bytes = storage::stat(&dir.join(MANIFEST))?.map_or(0, |stat| stat.size);
     let mut known = BTreeSet::from([MANIFEST.to_owned()]);
     let mut expected: Vec<(String, &FileEntry)> = vec![(INDEX.to_owned(), &manifest.index)];
-    expected.extend(manifest.files.iter().map(|(name, entry)| (name.clone(), entry)));
+    expected.extend(manifest.files.iter().map(|(name, entry)| (name.to_string(), entry)));
     for (split, entry) in &manifest.splits {
         expected.extend(entry.shards.iter().map(|shard| (format!("{split}/{}", shard.name), &shard.file)));
     }
@@ -58,41 +59,53 @@ pub fn verify(dir: &Path) -> Result<Report> {
         known.insert(name);
     }
     if report.wrong.is_empty() {
-        check_blocks(dir, &manifest, &mut report)?;
+        check_blocks(dir, &manifest, &mut report);
     }
-    for file in storage::list_files(dir)? {
-        let name = file.relative.to_string_lossy().into_owned();
-        if !known.contains(&name) {
-            report.unknown.push(name);
+    match storage::list_files(dir) {
+        Ok(files) => {
+            let names = files.iter().map(|file| file.relative.to_string_lossy().into_owned());
+            report.unknown.extend(names.filter(|name| !known.contains(name)));
         }
+        Err(error) => report.unknown.push(error.to_string()),
     }
     Ok(report)
 }
 
 /// With every hash right, reads every block through the reader: index, shards and manifest must agree,
 /// and no id may exceed the tokenizer's largest.
-fn check_blocks(dir: &Path, manifest: &Manifest, report: &mut Report) -> Result<()> {
-    let index = index::load(dir, &manifest.index)?;
+fn check_blocks(dir: &Path, manifest: &Manifest, report: &mut Report) {
+    let dataset = match Dataset::open(dir) {
+        Ok(dataset) => dataset,
+        Err(error) => {
+            report.wrong.push(error.to_string());
+            return;
+        }
+    };
     let mut ids = Vec::new();
     for split in manifest.splits.keys() {
-        let reader = match super::SplitReader::open(dir, manifest, &index, *split) {
-            Ok(reader) => reader,
+        let reader = match dataset.split(*split) {
+            Ok(Some(reader)) => reader,
+            Ok(None) => continue,
             Err(error) => {
                 report.wrong.push(error.to_string());
                 continue;
             }
         };
+        let largest = manifest.head.largest_token_id;
+        let (mut first_beyond, mut beyond) = (None, 0u64);
         for block in 0..reader.len() {
             ids.clear();
             if let Err(error) = reader.read_block(block, &mut ids) {
                 report.wrong.push(error.to_string());
-            } else if let Some(id) = ids.iter().find(|id| **id > manifest.head.largest_token_id) {
-                let largest = manifest.head.largest_token_id;
-                report.wrong.push(format!(
-                    "block {block} of split {split}: id {id} exceeds the tokenizer's largest, {largest}"
-                ));
+            } else if let Some(id) = ids.iter().find(|id| **id > largest) {
+                first_beyond.get_or_insert((block, *id));
+                beyond += 1;
             }
         }
+        if let Some((block, id)) = first_beyond {
+            report.wrong.push(format!(
+                "{beyond} blocks of split {split} hold ids beyond the tokenizer's largest, {largest}; first id {id} in block {block}"
+            ));
+        }
     }
-    Ok(())
 }

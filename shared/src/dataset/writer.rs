@@ -10,17 +10,16 @@ use serde_json::json;
 
 use super::index::{self, BatchEntry, INDEX};
 use super::manifest::{FORMAT_VERSION, MANIFEST};
-use super::name::is_plain_file_name;
 use super::shard::{self, ShardPair};
-use super::{FileEntry, Ledger, Manifest, ManifestHead, ShardEntry, ShardName, Split, SplitManifest, TokenWidth};
+use super::{
+    FileEntry, FileName, Ledger, Manifest, ManifestHead, ShardEntry, ShardKind, ShardName, Split, SplitManifest,
+    TOKENIZER_DIR, TokenWidth,
+};
 use crate::config::Remainder;
 use crate::{Error, Result, storage};
 
 /// The marker of a dataset that is being written.
-pub const INCOMPLETE: &str = ".incomplete";
-
-/// The directory of the tokenizer's files in a dataset.
-pub const TOKENIZER_DIR: &str = "tokenizer";
+pub const INCOMPLETE: &str = ".tokenmill-incomplete";
 
 /// Record batches hold at most this many bytes of ids (one block, if that is larger): the unit of checking.
 const BATCH_BYTES: usize = 256 << 10;
@@ -36,7 +35,8 @@ pub struct DatasetWriter {
     width: TokenWidth,
     splits: BTreeMap<Split, SplitManifest>,
     index: Vec<BatchEntry>,
-    files: BTreeMap<String, FileEntry>,
+    files: BTreeMap<FileName, FileEntry>,
+    shard_bytes: usize,
     lock: storage::Lock,
 }
 
@@ -53,21 +53,17 @@ impl DatasetWriter {
         let marker = dir.join(INCOMPLETE);
         if storage::stat(&marker)?.is_none() {
             refuse_other_content(dir)?;
-            storage::replace(&marker, b"A dataset is being written here, or was when its writer was killed.\n")?;
         }
+        let refused = |reason: &str| Error::config(dir.display().to_string(), reason);
         let lock = storage::lock_file(&marker, false)?.ok_or_else(|| {
-            Error::config(
-                dir.display().to_string(),
-                "another process is writing a dataset here; wait for it or choose another directory",
-            )
+            refused("another process is writing a dataset here; wait for it or choose another directory")
         })?;
-        for sub in [None, Some(Split::Train.as_str()), Some(Split::Validation.as_str()), Some(TOKENIZER_DIR)] {
-            let sub = sub.map_or_else(|| dir.to_owned(), |sub| dir.join(sub));
-            storage::remove_stale_temporaries(&sub)?;
+        // Asked under the lock: another writer may have finished since. What is committed is never touched.
+        if storage::stat(&dir.join(MANIFEST))?.is_some() {
+            storage::remove_file(&marker)?;
+            return Err(refused("already holds a dataset; choose another directory"));
         }
-        for split in Split::ALL {
-            remove_shards(&dir.join(split.as_str()))?;
-        }
+        remove_unfinished(dir)?;
         Ok(Self {
             dir: dir.to_owned(),
             block_size,
@@ -75,8 +71,16 @@ impl DatasetWriter {
             splits: BTreeMap::new(),
             index: Vec::new(),
             files: BTreeMap::new(),
+            shard_bytes: SHARD_BYTES,
             lock,
         })
+    }
+
+    /// The same dataset in smaller shards.
+    #[cfg(test)]
+    pub(super) fn with_shard_bytes(mut self, shard_bytes: usize) -> Self {
+        self.shard_bytes = shard_bytes;
+        self
     }
 
     /// Starts a split. Several may be written at once.
@@ -84,7 +88,7 @@ impl DatasetWriter {
         storage::create_dir_all(&self.dir.join(split.as_str()))?;
         let block_bytes = self.block_size * self.width.bytes();
         let batch_blocks = (BATCH_BYTES / block_bytes).max(1);
-        let shard_blocks = (SHARD_BYTES / block_bytes / batch_blocks).max(1) * batch_blocks;
+        let shard_blocks = (self.shard_bytes / block_bytes / batch_blocks).max(1) * batch_blocks;
         Ok(SplitWriter {
             dir: self.dir.clone(),
             split,
@@ -112,23 +116,23 @@ impl DatasetWriter {
     ) -> Result<()> {
         let ledger = Ledger { read, in_blocks: written.in_blocks, remainder: written.remainder, rejected };
         assert!(ledger.balances(), "tokens of split {} were lost or invented: {ledger:?}", written.split);
-        let dir = written.split.as_str();
+        let split = written.split;
         let files: Vec<_> = written
             .shards
             .iter()
-            .filter(|shard| shard.name.kind == super::ShardKind::Data)
+            .filter(|shard| shard.name.kind == ShardKind::Data)
             .map(|shard| json!({"filename": shard.name.to_string()}))
             .collect();
         // All seven keys are mandatory for `datasets.load_from_disk`.
         let state = json!({
             "_data_files": files, "_fingerprint": null, "_format_columns": null, "_format_kwargs": {},
-            "_format_type": null, "_output_all_columns": false, "_split": dir,
+            "_format_type": null, "_output_all_columns": false, "_split": split,
         });
-        self.write_json(&format!("{dir}/state.json"), &state)?;
-        self.write_json(&format!("{dir}/dataset_info.json"), &json!({}))?;
+        self.write_json(FileName::state(split), &state)?;
+        self.write_json(FileName::dataset_info(split), &json!({}))?;
         self.index.extend(written.index);
         self.splits.insert(
-            written.split,
+            split,
             SplitManifest {
                 blocks: written.blocks,
                 documents,
@@ -143,15 +147,15 @@ impl DatasetWriter {
 
     /// Copies a tokenizer file into the dataset; `name` is a plain file name.
     pub fn add_tokenizer_file(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        assert!(is_plain_file_name(name), "{name:?} is not a plain file name");
+        let name = FileName::tokenizer(name).expect("the caller names tokenizer files plainly");
         storage::create_dir_all(&self.dir.join(TOKENIZER_DIR))?;
-        self.write_file(&format!("{TOKENIZER_DIR}/{name}"), bytes)
+        self.write_file(name, bytes)
     }
 
     /// Writes index and manifest; from then on the dataset exists.
     pub fn commit(mut self, head: ManifestHead) -> Result<Manifest> {
         let names: Vec<_> = self.splits.keys().map(|split| split.as_str()).collect();
-        self.write_json("dataset_dict.json", &json!({"splits": names}))?;
+        self.write_json(FileName::dataset_dict(), &json!({"splits": names}))?;
         let index = index::to_bytes(&self.index);
         storage::replace(&self.dir.join(INDEX), &index)?;
         let mut manifest = Manifest {
@@ -172,15 +176,15 @@ impl DatasetWriter {
         Ok(manifest)
     }
 
-    fn write_json(&mut self, name: &str, value: &serde_json::Value) -> Result<()> {
+    fn write_json(&mut self, name: FileName, value: &serde_json::Value) -> Result<()> {
         let mut bytes = serde_json::to_vec_pretty(value).expect("plain JSON");
         bytes.push(b'\n');
         self.write_file(name, &bytes)
     }
 
-    fn write_file(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        storage::replace(&self.dir.join(name), bytes)?;
-        self.files.insert(name.to_owned(), entry_of(bytes));
+    fn write_file(&mut self, name: FileName, bytes: &[u8]) -> Result<()> {
+        storage::replace(&name.path(&self.dir), bytes)?;
+        self.files.insert(name, entry_of(bytes));
         Ok(())
     }
 }
@@ -200,14 +204,18 @@ fn refuse_other_content(dir: &Path) -> Result<()> {
     }
 }
 
-/// Removes the shards of an unfinished dataset; nothing else.
-fn remove_shards(dir: &Path) -> Result<()> {
-    if !dir.is_dir() {
-        return Ok(());
+/// Removes the files of an unfinished dataset, which may have had other splits or settings; nothing else.
+fn remove_unfinished(dir: &Path) -> Result<()> {
+    for sub in ["", Split::Train.as_str(), Split::Validation.as_str(), TOKENIZER_DIR] {
+        storage::remove_stale_temporaries(&dir.join(sub))?;
     }
     for file in storage::list_files(dir)? {
-        let name = file.relative.to_string_lossy().into_owned();
-        if ShardName::try_from(name).is_ok() {
+        let Some(name) = file.relative.to_str() else { continue };
+        let shard = name.split_once('/').filter(|(split, _)| split.parse::<Split>().is_ok());
+        let is_ours = name == INDEX
+            || FileName::try_from(name.to_owned()).is_ok()
+            || shard.is_some_and(|(_, name)| ShardName::try_from(name.to_owned()).is_ok());
+        if is_ours {
             storage::remove_file(&file.path)?;
         }
     }

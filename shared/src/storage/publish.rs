@@ -191,8 +191,8 @@ pub struct Lock {
     _file: std::fs::File,
 }
 
-/// Locks `path` (created if absent, never removed), waiting for another holder if `wait`; `None` if it is
-/// held and `wait` is false.
+/// Locks `path` (created if absent and then durable, never removed), waiting for another holder if `wait`;
+/// `None` if it is held and `wait` is false.
 pub fn lock_file(path: &Path, wait: bool) -> Result<Option<Lock>> {
     let file = std::fs::OpenOptions::new()
         .create(true)
@@ -200,6 +200,7 @@ pub fn lock_file(path: &Path, wait: bool) -> Result<Option<Lock>> {
         .write(true)
         .open(path)
         .map_err(Error::storage("open", path))?;
+    sync_dir(&parent_of(path))?;
     if wait {
         file.lock().map_err(Error::storage("lock", path))?;
         return Ok(Some(Lock { _file: file }));

@@ -11,6 +11,8 @@ pub enum Purpose {
     Dropout = 2,
     /// The order of blocks.
     Order = 3,
+    /// Text samples of a model.
+    Sample = 4,
 }
 
 /// The finalizer of SplitMix64 (Steele, Lea, Flood 2014; constants by David Stafford): a bijection on u64

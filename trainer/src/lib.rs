@@ -1,5 +1,32 @@
-//! Continues the pretraining of a Hugging Face causal language model.
+#![doc = include_str!("docs/training.md")]
 
+pub mod arguments;
+pub mod checkpoint;
+mod data;
+mod evaluate;
 pub mod gradients;
 pub mod model;
 pub mod ops;
+mod optimizer;
+mod plan;
+mod report;
+mod sample;
+mod schedule;
+mod train;
+
+use std::ffi::OsString;
+use std::sync::atomic::Ordering;
+
+use clap::Command;
+use tokenmill_shared::config::parse;
+use tokenmill_shared::{Error, Result};
+
+/// Runs the `trainer` program with `argv`, program name first.
+pub fn run(argv: Vec<OsString>) -> Result<()> {
+    let about = "Continues the pretraining of a Hugging Face causal language model. Flags are those of run_clm.py and MedicalGPT's pretraining.py; one that is not built yet is refused by name.";
+    let command = Command::new("trainer").about(about).version(env!("CARGO_PKG_VERSION"));
+    let arguments = parse(command, argv)?;
+    ctrlc::set_handler(|| train::INTERRUPTED.store(true, Ordering::Relaxed))
+        .map_err(|error| Error::config("signals", error.to_string()))?;
+    train::run(arguments)
+}

@@ -62,7 +62,6 @@ pub const REFUSED: &[(&str, &str)] = &[
     ("deepspeed", LATER),
     ("label_smoothing_factor", LATER),
     ("debug", LATER),
-    ("optim", LATER),
     ("adafactor", LATER),
     ("group_by_length", LATER),
     ("length_column_name", LATER),

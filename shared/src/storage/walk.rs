@@ -27,6 +27,24 @@ pub fn list_files(root: &Path) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
+/// The directories in `dir`, itself excluded, not below them; none if `dir` is absent. Sorted by name.
+pub fn list_directories(dir: &Path) -> Result<Vec<PathBuf>> {
+    let items = match std::fs::read_dir(dir) {
+        Ok(items) => items,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::storage("list", dir)(error)),
+    };
+    let mut found = Vec::new();
+    for item in items {
+        let path = item.map_err(Error::storage("list", dir))?.path();
+        if path.is_dir() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 fn walk(dir: &Path, relative: &Path, above: &mut Vec<PathBuf>, entries: &mut Vec<Entry>) -> Result<()> {
     let real = super::canonicalize(dir)?;
     if above.contains(&real) {

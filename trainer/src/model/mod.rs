@@ -18,6 +18,7 @@ use candle_core::Tensor;
 use tokenmill_shared::{Error, Result};
 
 pub use config::{Config, Family};
+pub use weights::load_tensors;
 
 use crate::gradients::Gradients;
 use crate::ops::cross_entropy::IGNORE;

@@ -13,8 +13,6 @@ use super::config::Config;
 use super::tensor_error;
 use crate::ops::cpu::tensor;
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 /// As in the safetensors crate.
 const HEADER_LIMIT: u64 = 100_000_000;
 
@@ -29,18 +27,8 @@ struct Shard {
 /// Loads the tensors of all parameters, in parameter order. Resolves tying: a configuration that ties is
 /// obeyed unless the file holds a different head; a head that is missing is tied.
 pub(super) fn load(dir: &Path, config: &mut Config) -> Result<Vec<Tensor>> {
-    let shards = open_shards(dir)?;
-    let mut places: BTreeMap<&str, &Shard> = BTreeMap::new();
-    for shard in &shards {
-        for name in shard.tensors.keys() {
-            if places.insert(name, shard).is_some() {
-                return Err(Error::corrupt(
-                    &shard.path,
-                    format!("tensor {name} is also in another file of this checkpoint"),
-                ));
-            }
-        }
-    }
+    let shards = open_shards(dir, "model")?;
+    let places = places(&shards)?;
     resolve_tying(config, &places)?;
     let specs = config.parameters();
     let mut known: BTreeSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
@@ -56,21 +44,47 @@ pub(super) fn load(dir: &Path, config: &mut Config) -> Result<Vec<Tensor>> {
         );
         return Err(Error::corrupt(&places[*name].path, reason));
     }
+    let wanted: Vec<_> = specs.into_iter().map(|spec| (spec.name, spec.shape)).collect();
+    read_all(dir, &places, &wanted)
+}
+
+/// Loads the named tensors from `<stem>.safetensors` in `dir`, or its shards, each of the given shape.
+pub fn load_tensors(dir: &Path, stem: &str, wanted: &[(String, Vec<usize>)]) -> Result<Vec<Tensor>> {
+    let shards = open_shards(dir, stem)?;
+    read_all(dir, &places(&shards)?, wanted)
+}
+
+/// Which file holds each tensor.
+fn places(shards: &[Shard]) -> Result<BTreeMap<&str, &Shard>> {
+    let mut places = BTreeMap::new();
+    for shard in shards {
+        for name in shard.tensors.keys() {
+            if places.insert(name.as_str(), shard).is_some() {
+                return Err(Error::corrupt(
+                    &shard.path,
+                    format!("tensor {name} is also in another file of this checkpoint"),
+                ));
+            }
+        }
+    }
+    Ok(places)
+}
+
+fn read_all(dir: &Path, places: &BTreeMap<&str, &Shard>, wanted: &[(String, Vec<usize>)]) -> Result<Vec<Tensor>> {
     let mut tensors = Vec::new();
-    for spec in &specs {
-        let Some(shard) = places.get(spec.name.as_str()) else {
+    for (name, shape) in wanted {
+        let Some(shard) = places.get(name.as_str()) else {
             return Err(Error::corrupt(
                 dir,
-                format!("tensor {} is in none of the checkpoint's files; fetch it again", spec.name),
+                format!("tensor {name} is in none of the checkpoint's files; fetch it again"),
             ));
         };
-        let info = &shard.tensors[&spec.name];
-        if info.shape != spec.shape {
-            let reason =
-                format!("tensor {} has shape {:?}, config.json calls for {:?}", spec.name, info.shape, spec.shape);
+        let info = &shard.tensors[name];
+        if info.shape != *shape {
+            let reason = format!("tensor {name} has shape {:?}, {shape:?} is called for", info.shape);
             return Err(Error::corrupt(&shard.path, reason));
         }
-        tensors.push(tensor(shard.read(&spec.name, info)?, spec.shape.as_slice()).map_err(tensor_error)?);
+        tensors.push(tensor(shard.read(name, info)?, shape.as_slice()).map_err(tensor_error)?);
     }
     Ok(tensors)
 }
@@ -92,11 +106,12 @@ fn resolve_tying(config: &mut Config, places: &BTreeMap<&str, &Shard>) -> Result
     Ok(())
 }
 
-fn open_shards(dir: &Path) -> Result<Vec<Shard>> {
-    if storage::stat(&dir.join(SINGLE))?.is_some() {
-        return Ok(vec![Shard::open(dir.join(SINGLE))?]);
+fn open_shards(dir: &Path, stem: &str) -> Result<Vec<Shard>> {
+    let (single, index_name) = (format!("{stem}.safetensors"), format!("{stem}.safetensors.index.json"));
+    if storage::stat(&dir.join(&single))?.is_some() {
+        return Ok(vec![Shard::open(dir.join(&single))?]);
     }
-    let index = dir.join(INDEX);
+    let index = dir.join(&index_name);
     if storage::stat(&index)?.is_none() {
         let old = storage::stat(&dir.join("pytorch_model.bin"))?.is_some();
         let hint = if old {
@@ -104,7 +119,7 @@ fn open_shards(dir: &Path) -> Result<Vec<Shard>> {
         } else {
             ""
         };
-        return Err(Error::config(dir.display().to_string(), format!("holds neither {SINGLE} nor {INDEX}{hint}")));
+        return Err(Error::config(dir.display().to_string(), format!("holds neither {single} nor {index_name}{hint}")));
     }
     let json: Value = serde_json::from_slice(&storage::read_at_most(&index, HEADER_LIMIT)?)
         .map_err(|error| Error::corrupt(&index, format!("is not JSON ({error})")))?;
@@ -121,7 +136,7 @@ fn open_shards(dir: &Path) -> Result<Vec<Shard>> {
         {
             return Err(Error::corrupt(
                 &shard.path,
-                format!("lacks tensor {}, which {INDEX} places there; fetch it again", lost.0),
+                format!("lacks tensor {}, which {index_name} places there; fetch it again", lost.0),
             ));
         }
         shards.push(shard);

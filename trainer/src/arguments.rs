@@ -1,0 +1,225 @@
+//! The command line: each parameter once, with its Hugging Face name and default.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+use tokenmill_shared::config::DataArguments;
+
+use crate::schedule::Kind;
+
+/// When something happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Strategy {
+    /// Never.
+    No,
+    /// Every so many steps.
+    Steps,
+    /// At the end of every epoch.
+    Epoch,
+}
+
+/// The order in which blocks are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Sampling {
+    /// A new seeded permutation every epoch.
+    Random,
+    /// As they lie in the dataset.
+    Sequential,
+}
+
+/// How blocks are shuffled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Shuffle {
+    /// Over all blocks.
+    Global,
+    /// Not at all.
+    None,
+}
+
+/// Optimizers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Optimizer {
+    /// AdamW as PyTorch computes it.
+    AdamwTorch,
+    /// The same: ours is always fused.
+    AdamwTorchFused,
+}
+
+/// Everything `trainer` can be told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Args)]
+#[serde(default)]
+#[command(rename_all = "snake_case")]
+pub struct TrainerArguments {
+    /// Local Hugging Face model directory: config.json and safetensors
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub model_name_or_path: Option<PathBuf>,
+    /// Start from random weights of this configuration (a directory or config.json)
+    #[arg(long, value_name = "PATH", help_heading = "Model")]
+    pub init_from_config: Option<PathBuf>,
+    /// Directory of the tokenizer (default: the model's)
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub tokenizer_name_or_path: Option<PathBuf>,
+    /// Train adapters (Hugging Face's default); not built yet, pass false to train all parameters
+    #[arg(long, help_heading = "Model")]
+    pub use_peft: bool,
+    /// A dataset made by `preprocess prepare`, instead of --train_file_dir
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    pub dataset_dir: Option<PathBuf>,
+    /// Text, documents and blocks.
+    #[command(flatten)]
+    pub data: DataArguments,
+    /// Where checkpoints, the model and the results go
+    #[arg(long, value_name = "DIR", help_heading = "Training")]
+    pub output_dir: Option<PathBuf>,
+    /// Train (also if neither this nor --do_eval is given)
+    #[arg(long, help_heading = "Training")]
+    pub do_train: bool,
+    /// Evaluate at the end
+    #[arg(long, help_heading = "Training")]
+    pub do_eval: bool,
+    /// Blocks in a micro-batch
+    #[arg(long, value_name = "BLOCKS", help_heading = "Training")]
+    pub per_device_train_batch_size: usize,
+    /// Blocks in an evaluation batch
+    #[arg(long, value_name = "BLOCKS", help_heading = "Training")]
+    pub per_device_eval_batch_size: usize,
+    /// Micro-batches in an optimizer step
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub gradient_accumulation_steps: usize,
+    /// Peak learning rate
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    pub learning_rate: f64,
+    /// Decoupled weight decay, of everything but biases and norms
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    pub weight_decay: f64,
+    /// Decay of AdamW's first moment
+    #[arg(long, value_name = "BETA", help_heading = "Training")]
+    pub adam_beta1: f64,
+    /// Decay of AdamW's second moment
+    #[arg(long, value_name = "BETA", help_heading = "Training")]
+    pub adam_beta2: f64,
+    /// AdamW's epsilon
+    #[arg(long, value_name = "EPSILON", help_heading = "Training")]
+    pub adam_epsilon: f64,
+    /// Gradients are scaled down to this norm; 0 for no limit
+    #[arg(long, value_name = "NORM", help_heading = "Training")]
+    pub max_grad_norm: f64,
+    /// The optimizer
+    #[arg(long, help_heading = "Training")]
+    pub optim: Optimizer,
+    /// Passes over the training blocks; may be fractional
+    #[arg(long, value_name = "EPOCHS", help_heading = "Training")]
+    pub num_train_epochs: f64,
+    /// Optimizer steps, overriding epochs when above 0
+    #[arg(long, value_name = "STEPS", help_heading = "Training")]
+    pub max_steps: i64,
+    /// How the learning rate goes after the warm-up
+    #[arg(long, help_heading = "Training")]
+    pub lr_scheduler_type: Kind,
+    /// Warm-up as a share of all steps, used when --warmup_steps is 0
+    #[arg(long, value_name = "SHARE", help_heading = "Training")]
+    pub warmup_ratio: f64,
+    /// Steps of linear warm-up; below 1, a share of all steps
+    #[arg(long, value_name = "STEPS", help_heading = "Training")]
+    pub warmup_steps: f64,
+    /// When to log
+    #[arg(long, help_heading = "Training")]
+    pub logging_strategy: Strategy,
+    /// Steps between logs; below 1, a share of all steps
+    #[arg(long, value_name = "STEPS", help_heading = "Training")]
+    pub logging_steps: f64,
+    /// When to evaluate
+    #[arg(long, alias = "evaluation_strategy", help_heading = "Training")]
+    pub eval_strategy: Strategy,
+    /// Steps between evaluations (default: logging_steps); below 1, a share of all steps
+    #[arg(long, value_name = "STEPS", help_heading = "Training")]
+    pub eval_steps: Option<f64>,
+    /// When to save a checkpoint
+    #[arg(long, help_heading = "Training")]
+    pub save_strategy: Strategy,
+    /// Steps between checkpoints; below 1, a share of all steps
+    #[arg(long, value_name = "STEPS", help_heading = "Training")]
+    pub save_steps: f64,
+    /// Checkpoints kept, the newest ones
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub save_total_limit: Option<usize>,
+    /// Seed of initial weights, and of the order of blocks unless --data_seed is given
+    #[arg(long, help_heading = "Training")]
+    pub seed: u64,
+    /// Seed of the order of blocks
+    #[arg(long, help_heading = "Training")]
+    pub data_seed: Option<u64>,
+    /// The order in which blocks are drawn
+    #[arg(long, help_heading = "Training")]
+    pub train_sampling_strategy: Sampling,
+    /// How random order shuffles
+    #[arg(long, help_heading = "Training")]
+    pub shuffle: Shuffle,
+    /// Keep only each layer's input and compute the rest again in the backward: less memory, the same bits
+    #[arg(long, help_heading = "Training")]
+    pub gradient_checkpointing: bool,
+    /// Continue from a checkpoint: its path, or true for the newest whole one in --output_dir
+    #[arg(long, value_name = "PATH|true", help_heading = "Training")]
+    pub resume_from_checkpoint: Option<String>,
+    /// Print what the model writes after this text, before and after training
+    #[arg(long, value_name = "TEXT", help_heading = "Training")]
+    pub sample_prompt: Option<String>,
+    /// Tokens of that sample
+    #[arg(long, value_name = "TOKENS", help_heading = "Training")]
+    pub sample_tokens: usize,
+}
+
+impl Default for TrainerArguments {
+    fn default() -> Self {
+        Self {
+            model_name_or_path: None,
+            init_from_config: None,
+            tokenizer_name_or_path: None,
+            use_peft: true,
+            dataset_dir: None,
+            data: DataArguments::default(),
+            output_dir: None,
+            do_train: false,
+            do_eval: false,
+            per_device_train_batch_size: 8,
+            per_device_eval_batch_size: 8,
+            gradient_accumulation_steps: 1,
+            learning_rate: 5e-5,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            optim: Optimizer::AdamwTorch,
+            num_train_epochs: 3.0,
+            max_steps: -1,
+            lr_scheduler_type: Kind::Linear,
+            warmup_ratio: 0.0,
+            warmup_steps: 0.0,
+            logging_strategy: Strategy::Steps,
+            logging_steps: 500.0,
+            eval_strategy: Strategy::No,
+            eval_steps: None,
+            save_strategy: Strategy::Steps,
+            save_steps: 500.0,
+            save_total_limit: None,
+            seed: 42,
+            data_seed: None,
+            train_sampling_strategy: Sampling::Random,
+            shuffle: Shuffle::Global,
+            gradient_checkpointing: false,
+            resume_from_checkpoint: None,
+            sample_prompt: None,
+            sample_tokens: 48,
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Checkpoints: Hugging Face's layout, with our own state beside it, whole or absent.
+//!
+//! ```text
+//! checkpoint-N/
+//!   config.json  generation_config.json  model.safetensors  tokenizer files  trainer_state.json
+//!   trainer/optimizer.safetensors   moments, named by parameter
+//!   trainer/state.json              step, counters, settings, size and BLAKE3 of every file; written last
+//! ```
+//! All of it is written into a temporary directory, synced, and renamed. Loading verifies every hash.
+
+mod state;
+mod tensors;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokenmill_shared::dataset::FileEntry;
+use tokenmill_shared::storage::{self, TemporaryDirectory};
+use tokenmill_shared::{Error, Result};
+
+pub use state::{Counters, State, trainer_state};
+
+use crate::model::Model;
+use crate::optimizer::AdamW;
+
+/// Our state in a checkpoint.
+const STATE: &str = "trainer/state.json";
+const OPTIMIZER_DIR: &str = "trainer";
+const STATE_LIMIT: u64 = 64 << 20;
+
+/// JSON as Hugging Face writes it: indented by two, a newline at the end.
+fn pretty(value: &impl Serialize) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(value).expect("plain data");
+    bytes.push(b'\n');
+    bytes
+}
+
+fn write_file(dir: &Path, name: &str, bytes: &[u8]) -> Result<FileEntry> {
+    storage::replace(&dir.join(name), bytes)?;
+    Ok(FileEntry { bytes: bytes.len() as u64, blake3: blake3::hash(bytes).to_hex().to_string() })
+}
+
+/// Files that go into every checkpoint and the output directory unchanged, by name.
+pub type Companions = Vec<(String, Vec<u8>)>;
+
+/// The tokenizer files in `tokenizer_dir`, and generation_config.json of `model_dir`.
+pub fn companions(tokenizer_dir: &Path, model_dir: Option<&Path>) -> Result<Companions> {
+    let mut files = Vec::new();
+    for entry in storage::list_files(tokenizer_dir)? {
+        files.push((entry.relative.to_string_lossy().into_owned(), storage::read(&entry.path)?));
+    }
+    let generation = model_dir.map(|dir| dir.join("generation_config.json"));
+    if let Some(path) = generation
+        && storage::stat(&path)?.is_some()
+    {
+        files.push(("generation_config.json".to_owned(), storage::read(&path)?));
+    }
+    Ok(files)
+}
+
+/// Writes weights, config.json and companions into `dir`.
+pub fn write_model(dir: &Path, model: &Model, companions: &Companions) -> Result<BTreeMap<String, FileEntry>> {
+    let weights: Vec<(String, &Tensor)> =
+        model.parameters().iter().map(|parameter| (parameter.name.clone(), &parameter.tensor)).collect();
+    let mut files = tensors::write(dir, "model", &weights)?;
+    files.insert("config.json".to_owned(), write_file(dir, "config.json", &pretty(&config_json(model)))?);
+    for (name, bytes) in companions {
+        files.insert(name.clone(), write_file(dir, name, bytes)?);
+    }
+    Ok(files)
+}
+
+/// The configuration as it was read; changed only where the weights differ from it: they are float32.
+fn config_json(model: &Model) -> Value {
+    let mut json = model.config().json.clone();
+    let dtype = if json.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
+    json[dtype] = json!("float32");
+    if json.get("architectures").is_none_or(Value::is_null) {
+        json["architectures"] = json!([model.config().architecture()]);
+    }
+    json
+}
+
+/// Saves checkpoint `state.step` in `output_dir`, then removes all but the newest `limit`.
+pub fn save(
+    output_dir: &Path,
+    model: &Model,
+    optimizer: &AdamW,
+    companions: &Companions,
+    mut state: State,
+    trainer_state: &Value,
+    limit: Option<usize>,
+) -> Result<PathBuf> {
+    let final_path = output_dir.join(format!("checkpoint-{}", state.step));
+    let directory = TemporaryDirectory::create(&final_path)?;
+    let dir = directory.path();
+    let mut files = write_model(dir, model, companions)?;
+    files.insert("trainer_state.json".to_owned(), write_file(dir, "trainer_state.json", &pretty(trainer_state))?);
+    let own = dir.join(OPTIMIZER_DIR);
+    storage::create_dir_all(&own)?;
+    let mut moments = Vec::new();
+    for (parameter, (first, second)) in model.parameters().iter().zip(&optimizer.moments) {
+        moments.push((format!("exp_avg.{}", parameter.name), first));
+        moments.push((format!("exp_avg_sq.{}", parameter.name), second));
+    }
+    files.extend(
+        tensors::write(&own, "optimizer", &moments)?
+            .into_iter()
+            .map(|(name, entry)| (format!("{OPTIMIZER_DIR}/{name}"), entry)),
+    );
+    state.files = files;
+    storage::replace(&dir.join(STATE), &state.seal())?;
+    // A checkpoint of this step from an earlier, abandoned run is replaced.
+    storage::remove_dir_all(&final_path)?;
+    directory.publish()?;
+    if let Some(limit) = limit {
+        verify(&final_path)?;
+        rotate(output_dir, limit)?;
+    }
+    Ok(final_path)
+}
+
+/// The checkpoints in `output_dir`, oldest step first.
+pub fn list(output_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let mut found: Vec<(u64, PathBuf)> = storage::list_directories(output_dir)?
+        .into_iter()
+        .filter_map(|path| {
+            let step = path.file_name()?.to_str()?.strip_prefix("checkpoint-")?.parse().ok()?;
+            Some((step, path))
+        })
+        .collect();
+    found.sort();
+    Ok(found)
+}
+
+fn rotate(output_dir: &Path, limit: usize) -> Result<()> {
+    let found = list(output_dir)?;
+    for (_, path) in &found[..found.len().saturating_sub(limit)] {
+        storage::remove_dir_all(path)?;
+    }
+    Ok(())
+}
+
+/// Reads every byte of a checkpoint against its hashes.
+pub fn verify(dir: &Path) -> Result<State> {
+    let path = dir.join(STATE);
+    if storage::stat(&path)?.is_none() {
+        return Err(Error::config(
+            dir.display().to_string(),
+            "has no trainer/state.json, so it cannot be resumed; start from its weights with --model_name_or_path",
+        ));
+    }
+    let state = State::parse(&path, &storage::read_at_most(&path, STATE_LIMIT)?)?;
+    for (name, expected) in &state.files {
+        let path = dir.join(name);
+        let (blake3, bytes) = storage::hash_file(&path)?;
+        if (FileEntry { bytes, blake3 }) != *expected {
+            return Err(Error::corrupt(&path, "is not as it was saved; use an older checkpoint"));
+        }
+    }
+    Ok(state)
+}
+
+/// Finds the checkpoint that `--resume_from_checkpoint` means: a path, or the newest whole one.
+pub fn find(output_dir: &Path, asked: &str) -> Result<(PathBuf, State)> {
+    if !matches!(asked.to_ascii_lowercase().as_str(), "true" | "latest") {
+        let path = PathBuf::from(asked);
+        let state = verify(&path)?;
+        return Ok((path, state));
+    }
+    for (_, path) in list(output_dir)?.into_iter().rev() {
+        match verify(&path) {
+            Ok(state) => return Ok((path, state)),
+            Err(error) => eprintln!("{}: {error}; trying the one before", path.display()),
+        }
+    }
+    Err(Error::config(
+        "--resume_from_checkpoint",
+        format!("{} holds no whole checkpoint; remove the flag to start anew", output_dir.display()),
+    ))
+}
+
+/// Puts the moments of the checkpoint in `dir` into `optimizer`.
+pub fn load_optimizer(dir: &Path, model: &Model, optimizer: &mut AdamW) -> Result<()> {
+    let names = model.parameters().iter().flat_map(|parameter| {
+        let dims = parameter.tensor.dims().to_vec();
+        [(format!("exp_avg.{}", parameter.name), dims.clone()), (format!("exp_avg_sq.{}", parameter.name), dims)]
+    });
+    let loaded = crate::model::load_tensors(&dir.join(OPTIMIZER_DIR), "optimizer", &names.collect::<Vec<_>>())?;
+    let mut loaded = loaded.into_iter();
+    for moments in &mut optimizer.moments {
+        *moments = (loaded.next().expect("as many as named"), loaded.next().expect("as many as named"));
+    }
+    Ok(())
+}

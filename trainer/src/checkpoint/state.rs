@@ -1,0 +1,182 @@
+//! What a run remembers: our state, exact to the bit, and Hugging Face's `trainer_state.json`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokenmill_shared::dataset::FileEntry;
+use tokenmill_shared::{Error, Result};
+
+use crate::plan::{ResultSettings, Steps};
+
+/// The version this program writes.
+const VERSION: u32 = 1;
+
+/// Running sums of a training run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Sum of the losses of all steps.
+    pub loss_sum: f64,
+    /// Sum of the losses since the last log.
+    pub loss_since_log: f64,
+    /// Steps since the last log.
+    pub steps_since_log: u64,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Seconds of training before this process.
+    pub seconds: f64,
+}
+
+/// Our state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    version: u32,
+    /// Optimizer steps done.
+    pub step: u64,
+    /// What a resumed run must share.
+    pub settings: ResultSettings,
+    /// Running sums. Floats are written with the shortest digits that read back as the same bits.
+    pub counters: Counters,
+    /// Entries of the log so far.
+    pub log_history: Vec<Value>,
+    /// Size and BLAKE3 of every other file of the checkpoint.
+    pub files: BTreeMap<String, FileEntry>,
+    /// BLAKE3 of this JSON with this field empty.
+    blake3: String,
+}
+
+impl State {
+    /// A state to be saved.
+    pub fn new(step: u64, settings: ResultSettings, counters: Counters, log_history: Vec<Value>) -> Self {
+        Self { version: VERSION, step, settings, counters, log_history, files: BTreeMap::new(), blake3: String::new() }
+    }
+
+    /// The bytes of the file.
+    pub(super) fn seal(&mut self) -> Vec<u8> {
+        self.blake3 = String::new();
+        self.blake3 = blake3::hash(&super::pretty(self)).to_hex().to_string();
+        super::pretty(self)
+    }
+
+    /// Reads and checks the file's bytes.
+    pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let damaged = || Error::corrupt(path, "is damaged; use an older checkpoint");
+        let mut state: Self = serde_json::from_slice(bytes).map_err(|_| damaged())?;
+        if state.version > VERSION {
+            return Err(Error::config(
+                path.display().to_string(),
+                format!("has version {}, this program reads up to {VERSION}", state.version),
+            ));
+        }
+        if state.seal() != bytes {
+            return Err(damaged());
+        }
+        Ok(state)
+    }
+
+    /// Refuses to go on under settings that would show the remaining steps other data.
+    pub fn check_settings(&self, settings: &ResultSettings) -> Result<()> {
+        let (saved, now) = (json!(self.settings), json!(settings));
+        let differs = saved.as_object().into_iter().flatten().find(|(field, value)| now[field.as_str()] != **value);
+        match differs {
+            Some((field, value)) => Err(Error::config(
+                "--resume_from_checkpoint",
+                format!(
+                    "the checkpoint was made with {field} = {value}, now it is {}; use the same, or start anew in another --output_dir",
+                    now[field.as_str()]
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Hugging Face's `trainer_state.json`: exactly its twenty keys, sorted; an extra one would break its loader.
+pub fn trainer_state(
+    step: u64,
+    epoch: f64,
+    steps: &Steps,
+    num_train_epochs: f64,
+    total_flos: f64,
+    log_history: &[Value],
+    batch_size: usize,
+) -> Value {
+    let interval = |every: Option<u64>| every.unwrap_or(500);
+    json!({
+        "best_global_step": null,
+        "best_metric": null,
+        "best_model_checkpoint": null,
+        "epoch": epoch,
+        "eval_steps": interval(steps.evaluate_every),
+        "global_step": step,
+        "is_hyper_param_search": false,
+        "is_local_process_zero": true,
+        "is_world_process_zero": true,
+        "log_history": log_history,
+        "logging_steps": interval(steps.log_every),
+        "max_steps": steps.total,
+        "num_input_tokens_seen": 0,
+        "num_train_epochs": num_train_epochs.ceil(),
+        "save_steps": interval(steps.save_every),
+        "stateful_callbacks": {"TrainerControl": {
+            "args": {
+                "should_epoch_stop": false, "should_evaluate": false, "should_log": false, "should_save": true,
+                "should_training_stop": step >= steps.total,
+            },
+            "attributes": {},
+        }},
+        "total_flos": total_flos,
+        "train_batch_size": batch_size,
+        "trial_name": null,
+        "trial_params": null,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::{Kind, Schedule};
+
+    #[test]
+    fn trainer_state_has_the_keys_of_the_reference_and_no_other() {
+        let schedule = Schedule { kind: Kind::Linear, warmup_steps: 0, total_steps: 8 };
+        let steps = Steps {
+            micro_batches_per_epoch: 10,
+            per_epoch: 5,
+            total: 8,
+            schedule,
+            log_every: Some(2),
+            evaluate_every: None,
+            save_every: Some(3),
+        };
+        let state = trainer_state(8, 1.6, &steps, 1.6, 1.0, &[], 4);
+        // The keys of a real one, written by transformers 5.23.
+        let reference = "best_global_step best_metric best_model_checkpoint epoch eval_steps global_step is_hyper_param_search \
+            is_local_process_zero is_world_process_zero log_history logging_steps max_steps num_input_tokens_seen num_train_epochs \
+            save_steps stateful_callbacks total_flos train_batch_size trial_name trial_params";
+        assert!(state.as_object().unwrap().keys().eq(reference.split_whitespace()));
+    }
+
+    #[test]
+    fn a_state_reads_back_to_the_bit_and_damage_shows() {
+        let settings = ResultSettings {
+            dataset: "d".into(),
+            train_blocks: 9,
+            blocks_per_step: 4,
+            data_seed: 1,
+            random_order: true,
+        };
+        let counters = Counters { loss_sum: 0.1 + 0.2, loss_since_log: 1.0 / 3.0, ..Counters::default() };
+        let mut state = State::new(7, settings, counters, vec![json!({"loss": 1e-300})]);
+        let bytes = state.seal();
+        assert_eq!(State::parse(Path::new("s"), &bytes).unwrap(), state);
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(State::parse(Path::new("s"), &damaged).is_err(), "bit {bit}");
+        }
+        let other = ResultSettings { data_seed: 2, ..state.settings.clone() };
+        assert!(state.check_settings(&other).unwrap_err().to_string().contains("data_seed"));
+    }
+}

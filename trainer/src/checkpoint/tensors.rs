@@ -1,0 +1,103 @@
+//! Writing safetensors tensor by tensor: sorted names, contiguous offsets, hashed on the way to the disk.
+//!
+//! The safetensors crate's own `serialize_to_file` needs no less memory but does not sync. Format:
+//! u64 header length, JSON header padded with spaces to 8 bytes, data. Source: safetensors README.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::Tensor;
+use serde_json::{Map, Value, json};
+use tokenmill_shared::dataset::FileEntry;
+use tokenmill_shared::storage::TemporaryFile;
+use tokenmill_shared::{Error, Result};
+
+use crate::ops::cpu::values;
+
+/// Hugging Face's limit of one file, in decimal bytes.
+const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// Values turned into bytes at a time.
+const PIECE: usize = 1 << 18;
+
+/// Files written, by name.
+pub type Written = BTreeMap<String, FileEntry>;
+
+/// Writes `tensors` (f32) as `<stem>.safetensors` in `dir`, or as shards and an index above 5 GB.
+pub fn write(dir: &Path, stem: &str, tensors: &[(String, &Tensor)]) -> Result<Written> {
+    let bytes = |tensor: &Tensor| 4 * tensor.elem_count() as u64;
+    let total: u64 = tensors.iter().map(|(_, tensor)| bytes(tensor)).sum();
+    let mut shards: Vec<Vec<&(String, &Tensor)>> = vec![Vec::new()];
+    let mut filled = 0;
+    for entry in tensors {
+        if filled > 0 && filled + bytes(entry.1) > SHARD_BYTES {
+            shards.push(Vec::new());
+            filled = 0;
+        }
+        filled += bytes(entry.1);
+        shards.last_mut().expect("never empty").push(entry);
+    }
+    let mut written = Written::new();
+    let mut weight_map = Map::new();
+    let count = shards.len();
+    for (index, mut shard) in shards.into_iter().enumerate() {
+        let name = match count {
+            1 => format!("{stem}.safetensors"),
+            _ => format!("{stem}-{:05}-of-{count:05}.safetensors", index + 1),
+        };
+        shard.sort_by(|a, b| a.0.cmp(&b.0));
+        weight_map.extend(shard.iter().map(|(tensor, _)| (tensor.clone(), json!(name))));
+        written.insert(name.clone(), write_one(&dir.join(&name), &shard)?);
+    }
+    if count > 1 {
+        weight_map.sort_keys();
+        let parameters = total / 4;
+        let index =
+            json!({"metadata": {"total_parameters": parameters, "total_size": total}, "weight_map": weight_map});
+        let name = format!("{stem}.safetensors.index.json");
+        written.insert(name.clone(), super::write_file(dir, &name, &super::pretty(&index))?);
+    }
+    Ok(written)
+}
+
+fn write_one(path: &Path, tensors: &[&(String, &Tensor)]) -> Result<FileEntry> {
+    let mut header = Map::new();
+    header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+    let mut end = 0;
+    for (name, tensor) in tensors {
+        let start = end;
+        end += 4 * tensor.elem_count();
+        header.insert(name.clone(), json!({"dtype": "F32", "shape": tensor.dims(), "data_offsets": [start, end]}));
+    }
+    let mut head = Value::Object(header).to_string().into_bytes();
+    head.resize(head.len().next_multiple_of(8), b' ');
+    let mut file = Hashing { file: TemporaryFile::create(path)?, hasher: blake3::Hasher::new(), bytes: 0 };
+    file.append(&(head.len() as u64).to_le_bytes())?;
+    file.append(&head)?;
+    let mut buffer = Vec::with_capacity(4 * PIECE);
+    for (name, tensor) in tensors {
+        let tensor = values(tensor).map_err(|error| Error::config(name.as_str(), error.to_string()))?;
+        for piece in tensor.chunks(PIECE) {
+            buffer.clear();
+            buffer.extend(piece.iter().flat_map(|value| value.to_le_bytes()));
+            file.append(&buffer)?;
+        }
+    }
+    let entry = FileEntry { bytes: file.bytes, blake3: file.hasher.finalize().to_hex().to_string() };
+    file.file.publish()?;
+    Ok(entry)
+}
+
+struct Hashing {
+    file: TemporaryFile,
+    hasher: blake3::Hasher,
+    bytes: u64,
+}
+
+impl Hashing {
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.hasher.update(bytes);
+        self.bytes += bytes.len() as u64;
+        self.file.append(bytes)
+    }
+}

@@ -1,0 +1,130 @@
+//! Batches: blocks in training order, read ahead of the optimizer by one thread.
+//!
+//! Which blocks a step sees is a function of (settings, step): resuming anywhere costs nothing.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokenmill_shared::dataset::SplitReader;
+use tokenmill_shared::order::Permutation;
+use tokenmill_shared::{Error, Result};
+
+use crate::model::Batch;
+use crate::plan::ResultSettings;
+
+/// Steps read ahead.
+const AHEAD: usize = 2;
+
+/// The micro-batches of one optimizer step.
+#[derive(Debug)]
+pub struct StepBatches {
+    /// In order.
+    pub micro_batches: Vec<Batch>,
+    /// The numbers of their blocks, for messages.
+    pub blocks: Vec<u64>,
+}
+
+impl StepBatches {
+    /// Labels in all micro-batches: what their summed loss is divided by.
+    pub fn label_tokens(&self) -> u64 {
+        self.micro_batches.iter().map(Batch::label_tokens).sum()
+    }
+}
+
+/// Where a step lies: its epoch and its blocks, as positions in that epoch's order.
+fn positions(settings: &ResultSettings, step: u64) -> (u64, std::ops::Range<u64>) {
+    let per_epoch = settings.train_blocks.div_ceil(settings.blocks_per_step);
+    let (epoch, in_epoch) = (step / per_epoch, step % per_epoch);
+    let begin = in_epoch * settings.blocks_per_step;
+    (epoch, begin..settings.train_blocks.min(begin + settings.blocks_per_step))
+}
+
+/// The blocks of step `step` (from 0), in order.
+pub fn blocks_of_step(settings: &ResultSettings, step: u64) -> Vec<u64> {
+    let (epoch, range) = positions(settings, step);
+    if !settings.random_order {
+        return range.collect();
+    }
+    let order = Permutation::new(settings.train_blocks, settings.data_seed, epoch);
+    range.map(|position| order.at(position)).collect()
+}
+
+/// One batch of the given blocks. Padding is never a label.
+pub fn read_batch(reader: &SplitReader, blocks: &[u64]) -> Result<Batch> {
+    let size = reader.block_size();
+    let mut input_ids = Vec::with_capacity(blocks.len() * size);
+    let mut labels = Vec::with_capacity(blocks.len() * size);
+    for block in blocks {
+        let begin = input_ids.len();
+        reader.read_block(*block, &mut input_ids)?;
+        let valid = reader.valid_tokens(*block);
+        labels.extend(
+            input_ids[begin..].iter().enumerate().map(|(at, id)| if at < valid { i64::from(*id) } else { -100 }),
+        );
+    }
+    Ok(Batch { input_ids, labels, batch_size: blocks.len(), seq_len: size })
+}
+
+/// Steps in order, read ahead.
+pub struct Loader {
+    steps: Receiver<Result<StepBatches>>,
+    waited: Duration,
+}
+
+impl Loader {
+    /// Reads the steps `from..to` in micro-batches of `batch_size` blocks.
+    pub fn start(reader: Arc<SplitReader>, settings: ResultSettings, batch_size: usize, from: u64, to: u64) -> Self {
+        let (sender, steps) = sync_channel(AHEAD);
+        thread::spawn(move || {
+            for step in from..to {
+                let blocks = blocks_of_step(&settings, step);
+                let read: Result<Vec<Batch>> =
+                    blocks.chunks(batch_size).map(|blocks| read_batch(&reader, blocks)).collect();
+                let failed = read.is_err();
+                if sender.send(read.map(|micro_batches| StepBatches { micro_batches, blocks })).is_err() || failed {
+                    return; // the trainer has stopped, or will
+                }
+            }
+        });
+        Self { steps, waited: Duration::ZERO }
+    }
+
+    /// The next step.
+    pub fn next_step(&mut self) -> Result<StepBatches> {
+        let began = Instant::now();
+        let step =
+            self.steps.recv().map_err(|_| Error::config("data", "the reading thread ended early; report this"))?;
+        self.waited += began.elapsed();
+        step
+    }
+
+    /// Time spent waiting for data so far.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(random_order: bool) -> ResultSettings {
+        ResultSettings { dataset: String::new(), train_blocks: 23, blocks_per_step: 4, data_seed: 1, random_order }
+    }
+
+    #[test]
+    fn every_block_comes_once_an_epoch() {
+        for random_order in [false, true] {
+            for epoch in 0..3 {
+                let mut blocks: Vec<u64> =
+                    (0..6).flat_map(|step| blocks_of_step(&settings(random_order), epoch * 6 + step)).collect();
+                blocks.sort_unstable();
+                assert!(blocks.into_iter().eq(0..23));
+            }
+        }
+        assert_eq!(blocks_of_step(&settings(false), 5), [20, 21, 22]);
+        assert_ne!(blocks_of_step(&settings(true), 0), blocks_of_step(&settings(true), 6));
+    }
+}

@@ -1,0 +1,333 @@
+//! From what was said to what will be done: paths resolved, contradictions refused with both names, step
+//! counts computed.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tokenmill_preprocess::{Output, PrepareOptions, Tuning, prepare};
+use tokenmill_shared::config::DataArguments;
+use tokenmill_shared::dataset::{Dataset, Split};
+use tokenmill_shared::{Error, Result};
+
+use crate::arguments::{Sampling, Shuffle, Strategy, TrainerArguments};
+use crate::model::{Config, Model};
+use crate::schedule::Schedule;
+
+/// Everything resolved but the step counts, which need the dataset.
+#[derive(Debug)]
+pub struct Plan {
+    /// What was said.
+    pub arguments: TrainerArguments,
+    /// Where everything goes.
+    pub output_dir: PathBuf,
+    /// Whether to train.
+    pub train: bool,
+    /// Whether to evaluate at the end.
+    pub evaluate: bool,
+}
+
+impl Plan {
+    /// Resolves `arguments`.
+    pub fn new(arguments: TrainerArguments) -> Result<Self> {
+        if arguments.use_peft {
+            let reason = "is true by default, as for Hugging Face, and adapters are not built yet; pass --use_peft false to train all parameters";
+            return Err(Error::config("--use_peft", reason));
+        }
+        let output_dir = arguments.output_dir.clone().ok_or_else(|| Error::config("--output_dir", "is missing"))?;
+        match (&arguments.model_name_or_path, &arguments.init_from_config) {
+            (None, None) => {
+                return Err(Error::config(
+                    "--model_name_or_path",
+                    "is missing; or start from random weights with --init_from_config",
+                ));
+            }
+            (Some(_), Some(_)) => return Err(both("--model_name_or_path", "--init_from_config")),
+            _ => {}
+        }
+        match (&arguments.data.train_file_dir, &arguments.dataset_dir) {
+            (None, None) => return Err(Error::config("--train_file_dir", "is missing; or give --dataset_dir")),
+            (Some(_), Some(_)) => return Err(both("--train_file_dir", "--dataset_dir")),
+            _ => {}
+        }
+        for (flag, value) in [
+            ("--per_device_train_batch_size", arguments.per_device_train_batch_size),
+            ("--per_device_eval_batch_size", arguments.per_device_eval_batch_size),
+            ("--gradient_accumulation_steps", arguments.gradient_accumulation_steps),
+        ] {
+            if value == 0 {
+                return Err(Error::config(flag, "cannot be 0"));
+            }
+        }
+        let finite = |flag: &str, value: f64, allowed: std::ops::Range<f64>| {
+            if allowed.contains(&value) { Ok(()) } else { Err(Error::config(flag, format!("cannot be {value}"))) }
+        };
+        finite("--learning_rate", arguments.learning_rate, 0.0..f64::INFINITY)?;
+        finite("--weight_decay", arguments.weight_decay, 0.0..f64::INFINITY)?;
+        finite("--adam_beta1", arguments.adam_beta1, 0.0..1.0)?;
+        finite("--adam_beta2", arguments.adam_beta2, 0.0..1.0)?;
+        finite("--adam_epsilon", arguments.adam_epsilon, 0.0..f64::INFINITY)?;
+        finite("--max_grad_norm", arguments.max_grad_norm, 0.0..f64::INFINITY)?;
+        finite("--warmup_ratio", arguments.warmup_ratio, 0.0..1.0 + f64::EPSILON)?;
+        finite("--warmup_steps", arguments.warmup_steps, 0.0..f64::INFINITY)?;
+        if arguments.max_steps <= 0 {
+            finite("--num_train_epochs", arguments.num_train_epochs, f64::MIN_POSITIVE..f64::INFINITY)?;
+        }
+        if arguments.save_total_limit == Some(0) {
+            return Err(Error::config(
+                "--save_total_limit",
+                "cannot be 0; use --save_strategy no to keep no checkpoint",
+            ));
+        }
+        let neither = !arguments.do_train && !arguments.do_eval;
+        if neither {
+            eprintln!("neither --do_train nor --do_eval is given: training");
+        }
+        let evaluate = arguments.do_eval || arguments.eval_strategy != Strategy::No;
+        Ok(Self { train: arguments.do_train || neither, evaluate, output_dir, arguments })
+    }
+
+    /// The directory of the tokenizer.
+    fn tokenizer_dir(&self) -> Result<&Path> {
+        let arguments = &self.arguments;
+        let dir = arguments.tokenizer_name_or_path.as_deref().or(arguments.model_name_or_path.as_deref());
+        dir.or(arguments.init_from_config.as_deref().filter(|path| path.is_dir()))
+            .ok_or_else(|| Error::config("--tokenizer_name_or_path", "is missing"))
+    }
+
+    /// The dataset: as given, or prepared now (or found prepared in the cache).
+    pub fn open_dataset(&self) -> Result<Dataset> {
+        let data = &self.arguments.data;
+        if let Some(dir) = &self.arguments.dataset_dir {
+            let dataset = Dataset::open(dir)?;
+            refuse_data_flags(data, dataset.manifest().block_size)?;
+            return Ok(dataset);
+        }
+        let prepared = prepare(&PrepareOptions {
+            data: data.clone(),
+            tokenizer: self.tokenizer_dir()?.to_owned(),
+            model: self.arguments.model_name_or_path.clone(),
+            output: Output::Cache,
+            tuning: Tuning::default(),
+        })?;
+        prepared.lines().iter().for_each(|line| eprintln!("{line}"));
+        Dataset::open(&prepared.dataset_dir)
+    }
+
+    /// The model: loaded, or with seeded random weights.
+    pub fn open_model(&self) -> Result<Model> {
+        if let Some(dir) = &self.arguments.model_name_or_path {
+            return Model::load(dir);
+        }
+        let path = self.arguments.init_from_config.as_deref().expect("one of both is given");
+        Model::init(Config::load(path)?, self.arguments.seed)
+    }
+
+    /// Checks that the model can take the dataset.
+    pub fn check_fit(&self, model: &Model, dataset: &Dataset) -> Result<()> {
+        let (manifest, config) = (dataset.manifest(), model.config());
+        let largest = manifest.head.largest_token_id as usize;
+        if largest >= config.vocab_size {
+            let reason = format!(
+                "the tokenizer's largest id is {largest}, the model has {} embedding rows; use the model's own tokenizer, or enlarge the model with resize_token_embeddings({}) first",
+                config.vocab_size,
+                largest + 1
+            );
+            return Err(Error::config("--tokenizer_name_or_path", reason));
+        }
+        if manifest.block_size < 2 {
+            return Err(Error::config(
+                "--block_size",
+                "must be 2 or more to train: a block of one token predicts nothing",
+            ));
+        }
+        if manifest.block_size > config.max_position_embeddings {
+            let (block, positions) = (manifest.block_size, config.max_position_embeddings);
+            eprintln!(
+                "blocks of {block} tokens are longer than the {positions} positions this model was made for; rotary embedding goes on beyond them"
+            );
+        }
+        Ok(())
+    }
+
+    /// Blocks of a split that are used.
+    pub fn blocks(&self, dataset: &Dataset, split: Split) -> u64 {
+        let there = dataset.manifest().splits.get(&split).map_or(0, |entry| entry.blocks);
+        let limit = match split {
+            Split::Train => self.arguments.data.train_blocks_limit(),
+            Split::Validation => self.arguments.data.validation_blocks_limit(),
+        };
+        there.min(limit.unwrap_or(u64::MAX))
+    }
+
+    /// The steps of a run over `blocks` training blocks.
+    pub fn steps(&self, blocks: u64) -> Result<Steps> {
+        let arguments = &self.arguments;
+        let micro_batches = blocks.div_ceil(arguments.per_device_train_batch_size as u64);
+        let per_epoch = micro_batches.div_ceil(arguments.gradient_accumulation_steps as u64);
+        let total = match u64::try_from(arguments.max_steps) {
+            Ok(steps) if steps > 0 => steps,
+            _ => (arguments.num_train_epochs * per_epoch as f64).ceil() as u64,
+        };
+        let interval = |flag: &str, value: f64, strategy: Strategy| -> Result<Option<u64>> {
+            match strategy {
+                Strategy::No => Ok(None),
+                Strategy::Epoch => Ok(Some(per_epoch)),
+                Strategy::Steps if value.is_finite() && value > 0.0 => {
+                    Ok(Some(if value < 1.0 { (value * total as f64).ceil() } else { value.floor() } as u64))
+                }
+                Strategy::Steps => Err(Error::config(flag, format!("cannot be {value} when the strategy is steps"))),
+            }
+        };
+        let warmup_steps = match arguments.warmup_steps {
+            0.0 => (arguments.warmup_ratio * total as f64).ceil(),
+            share if share < 1.0 => (share * total as f64).ceil(),
+            steps => steps.floor(),
+        };
+        Ok(Steps {
+            micro_batches_per_epoch: micro_batches,
+            per_epoch,
+            total,
+            schedule: Schedule {
+                kind: arguments.lr_scheduler_type,
+                warmup_steps: warmup_steps as u64,
+                total_steps: total,
+            },
+            log_every: interval("--logging_steps", arguments.logging_steps, arguments.logging_strategy)?,
+            evaluate_every: interval(
+                "--eval_steps",
+                arguments.eval_steps.unwrap_or(arguments.logging_steps),
+                arguments.eval_strategy,
+            )?,
+            save_every: interval("--save_steps", arguments.save_steps, arguments.save_strategy)?,
+        })
+    }
+
+    /// What a resumed run must share with the one that saved the checkpoint.
+    pub fn result_settings(&self, dataset: &Dataset, blocks: u64) -> ResultSettings {
+        let arguments = &self.arguments;
+        let random = arguments.train_sampling_strategy == Sampling::Random && arguments.shuffle == Shuffle::Global;
+        ResultSettings {
+            dataset: dataset.manifest().head.fingerprint.clone(),
+            train_blocks: blocks,
+            blocks_per_step: (arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps) as u64,
+            data_seed: arguments.data_seed.unwrap_or(arguments.seed),
+            random_order: random,
+        }
+    }
+}
+
+/// Step counts and intervals.
+#[derive(Debug, Clone, Copy)]
+pub struct Steps {
+    /// Micro-batches in an epoch.
+    pub micro_batches_per_epoch: u64,
+    /// Optimizer steps in an epoch; the last may have fewer micro-batches.
+    pub per_epoch: u64,
+    /// Optimizer steps in the run.
+    pub total: u64,
+    /// The learning rate's course.
+    pub schedule: Schedule,
+    /// Steps between logs.
+    pub log_every: Option<u64>,
+    /// Steps between evaluations.
+    pub evaluate_every: Option<u64>,
+    /// Steps between checkpoints.
+    pub save_every: Option<u64>,
+}
+
+/// The settings a checkpoint cannot be resumed without: change one and the remaining steps would see other
+/// data. Schedule, limits, logging and the split of a step into micro-batches may change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ResultSettings {
+    /// Fingerprint of the dataset.
+    pub dataset: String,
+    /// Training blocks used.
+    pub train_blocks: u64,
+    /// Blocks in an optimizer step.
+    pub blocks_per_step: u64,
+    /// Seed of the order.
+    pub data_seed: u64,
+    /// Whether blocks are drawn in random order.
+    pub random_order: bool,
+}
+
+fn both(one: &str, other: &str) -> Error {
+    Error::config(one, format!("and {other} are both given; give one"))
+}
+
+/// With a finished dataset, flags that shape datasets would silently do nothing.
+fn refuse_data_flags(data: &DataArguments, block_size: usize) -> Result<()> {
+    let default = DataArguments::default();
+    if data.block_size != block_size && data.block_size != default.block_size {
+        let reason = format!(
+            "is {}, the dataset has blocks of {block_size}; prepare one of that size (nothing is tokenized again)",
+            data.block_size
+        );
+        return Err(Error::config("--block_size", reason));
+    }
+    let kept = DataArguments {
+        block_size: data.block_size,
+        max_train_samples: data.max_train_samples,
+        max_eval_samples: data.max_eval_samples,
+        cache_dir: data.cache_dir.clone(),
+        preprocessing_num_workers: data.preprocessing_num_workers,
+        ..default
+    };
+    let (given, kept) = (serde_json::json!(data), serde_json::json!(kept));
+    let changed = given.as_object().into_iter().flatten().find(|(flag, value)| kept[flag.as_str()] != **value);
+    match changed {
+        Some((flag, _)) => Err(Error::config(
+            format!("--{flag}"),
+            "has no effect with --dataset_dir, which is finished; give it to `preprocess prepare`",
+        )),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(change: impl FnOnce(&mut TrainerArguments)) -> Result<Plan> {
+        let mut arguments = TrainerArguments {
+            use_peft: false,
+            model_name_or_path: Some("m".into()),
+            dataset_dir: Some("d".into()),
+            output_dir: Some("o".into()),
+            do_train: true,
+            ..TrainerArguments::default()
+        };
+        change(&mut arguments);
+        Plan::new(arguments)
+    }
+
+    /// The Trainer's arithmetic: 40 samples, batch 4, accumulation 2, 1.6 epochs make 8 steps.
+    #[test]
+    fn steps_are_counted_as_the_reference_counts_them() {
+        let steps = |blocks: u64, batch: usize, accumulation: usize, epochs: f64| {
+            let plan = plan(|arguments| {
+                arguments.per_device_train_batch_size = batch;
+                arguments.gradient_accumulation_steps = accumulation;
+                arguments.num_train_epochs = epochs;
+                arguments.warmup_steps = 0.1;
+            });
+            let steps = plan.unwrap().steps(blocks).unwrap();
+            (steps.per_epoch, steps.total, steps.schedule.warmup_steps)
+        };
+        assert_eq!(steps(40, 4, 2, 1.6), (5, 8, 1));
+        assert_eq!(steps(41, 4, 2, 1.0), (6, 6, 1));
+        assert_eq!(steps(3, 8, 4, 3.0), (1, 3, 1));
+    }
+
+    #[test]
+    fn contradictions_name_both_flags() {
+        let error = plan(|arguments| arguments.data.train_file_dir = Some("t".into())).unwrap_err().to_string();
+        assert!(error.contains("--train_file_dir") && error.contains("--dataset_dir"), "{error}");
+        let error = plan(|arguments| arguments.use_peft = true).unwrap_err().to_string();
+        assert!(error.contains("--use_peft false"), "{error}");
+        let data =
+            DataArguments { sample_by: tokenmill_shared::config::SampleBy::Document, ..DataArguments::default() };
+        let error = refuse_data_flags(&data, 1024).unwrap_err().to_string();
+        assert!(error.contains("--sample_by"), "{error}");
+    }
+}

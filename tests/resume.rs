@@ -24,7 +24,7 @@ const FLAGS: [&str; 14] = [
 
 fn prepared() -> Place {
     let place = Place::new();
-    place.write("text/a.txt", lines(24, 5));
+    place.write("text/a.txt", lines(25, 5));
     let json = run(&mut place.prepare("data", &[])).ok().json();
     let blocks = json["manifest"]["splits"]["train"]["blocks"].as_u64().unwrap();
     // 14 steps of 4 blocks cross an epoch border, and the last step of an epoch is a short one.

@@ -2,4 +2,13 @@
 // Tests play the user and the enemy: they touch files without the storage door.
 #![allow(clippy::disallowed_methods)]
 
+mod bad_input;
+mod damage;
+mod dependencies;
+mod exactness;
+mod flags;
+mod formats;
 mod golden;
+mod kills;
+mod resume;
+mod reuse;

@@ -1,8 +1,10 @@
 //! Loading a tokenizer and turning text into ids.
 //!
 //! The reference is tokenizer.json as written, by Hugging Face's `tokenizers` crate. The rest of the
-//! program sees only [`Tokenizer`]; other engines come in behind [`Engine`].
+//! program sees only [`Tokenizer`]; other engines stand behind [`Engine`] and are used where they are
+//! provably the same.
 
+mod cached;
 mod reference;
 
 use std::path::{Path, PathBuf};
@@ -95,7 +97,10 @@ impl Tokenizer {
         }
         let json = &files[0].1;
         let blake3 = blake3::hash(json).to_hex().to_string();
-        let engine: Box<dyn Engine> = Box::new(reference::Reference::load(&path, json)?);
+        let engine: Box<dyn Engine> = match cached::Cached::new(reference::Reference::load(&path, json)?, json) {
+            Ok(cached) => Box::new(cached),
+            Err(reference) => Box::new(reference),
+        };
         let config = json_file(dir, "tokenizer_config.json")?;
         let special = json_file(dir, "special_tokens_map.json")?;
         let named = |key: &str| {

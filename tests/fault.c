@@ -1,0 +1,100 @@
+/* Ends or fails a program at its N-th write, fsync, rename, mkdir or unlink: preloaded into the real binaries.
+ *
+ * FAULT_AT=N     the call to hit, counted from 1 (0: only count)
+ * FAULT_MODE     kill (SIGKILL before the call), enospc or eio (fail this call and all later writes)
+ * FAULT_LOG      a file that gets "<calls>\n" at exit, or "hit <call>\n" when the fault fires
+ * FAULT_UNDER    only calls on files below this directory count
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static atomic_long calls;
+
+static void note(const char *text) {
+  const char *log = getenv("FAULT_LOG");
+  if (!log) return;
+  int fd = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+  if (fd >= 0) { syscall(SYS_write, fd, text, strlen(text)); syscall(SYS_close, fd); }
+}
+
+__attribute__((destructor)) static void finish(void) {
+  char text[64];
+  long at = getenv("FAULT_AT") ? atol(getenv("FAULT_AT")) : 0;
+  if (at && calls >= at) return; /* the hit was noted */
+  snprintf(text, sizeof text, "%ld\n", (long)calls);
+  note(text);
+}
+
+static int below(const char *path) {
+  const char *under = getenv("FAULT_UNDER");
+  return !under || strncmp(path, under, strlen(under)) == 0;
+}
+
+static int fd_below(int fd) {
+  char link[64], path[4096];
+  snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+  ssize_t n = readlink(link, path, sizeof path - 1);
+  if (n < 0) return 0;
+  path[n] = 0;
+  return path[0] == '/' && below(path);
+}
+
+/* 0 to go on, else the errno to fail with */
+static int hit(const char *name) {
+  long at = getenv("FAULT_AT") ? atol(getenv("FAULT_AT")) : 0;
+  const char *mode = getenv("FAULT_MODE");
+  long call = atomic_fetch_add(&calls, 1) + 1;
+  if (!at || call < at) return 0;
+  if (call == at) {
+    char text[64];
+    snprintf(text, sizeof text, "hit %s\n", name);
+    note(text);
+  }
+  if (!mode || !strcmp(mode, "kill")) { raise(SIGKILL); return 0; }
+  if (!strcmp(name, "unlink")) return 0; /* cleaning up works on a full disk */
+  return strcmp(mode, "eio") ? ENOSPC : EIO;
+}
+
+#define REAL(type, name, ...) static type (*real)(__VA_ARGS__); if (!real) real = dlsym(RTLD_NEXT, name)
+#define FAIL_IF(name) do { int e = hit(name); if (e) { errno = e; return -1; } } while (0)
+
+ssize_t write(int fd, const void *data, size_t size) {
+  REAL(ssize_t, "write", int, const void *, size_t);
+  if (fd > 2 && fd_below(fd)) FAIL_IF("write");
+  return real(fd, data, size);
+}
+int fsync(int fd) {
+  REAL(int, "fsync", int);
+  if (fd_below(fd)) FAIL_IF("fsync");
+  return real(fd);
+}
+int fdatasync(int fd) {
+  REAL(int, "fdatasync", int);
+  if (fd_below(fd)) FAIL_IF("fsync");
+  return real(fd);
+}
+int rename(const char *from, const char *to) {
+  REAL(int, "rename", const char *, const char *);
+  if (below(to)) FAIL_IF("rename");
+  return real(from, to);
+}
+int mkdir(const char *path, mode_t mode) {
+  REAL(int, "mkdir", const char *, mode_t);
+  if (below(path)) FAIL_IF("mkdir");
+  return real(path, mode);
+}
+int unlink(const char *path) {
+  REAL(int, "unlink", const char *);
+  if (below(path)) FAIL_IF("unlink");
+  return real(path);
+}

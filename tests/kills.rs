@@ -1,0 +1,136 @@
+//! SIGKILL at any write, fsync, rename, mkdir or unlink, and the same command again: the same bytes as if
+//! nothing had happened, and nothing partial visible in between. The same for full disks and I/O errors.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use tokenmill_tests::{Ended, Place, digest, lines, root, run};
+
+/// The preloaded library, compiled once a run.
+fn shim() -> &'static Path {
+    static BUILT: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = BUILT.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fault.so");
+        let source = root().join("tests/fault.c");
+        let compiled =
+            run(Command::new("cc").args(["-O1", "-shared", "-fPIC", "-o"]).arg(&path).arg(source).arg("-ldl"));
+        assert_eq!(compiled.code, Some(0), "{}", compiled.stderr);
+        (dir, path)
+    });
+    path
+}
+
+/// Runs `command` with a fault at call `at`; returns how it ended and what the shim noted.
+fn with_fault(command: &mut Command, place: &Place, at: u64, mode: &str) -> (Ended, String) {
+    let log = place.path("fault.log");
+    let _ = std::fs::remove_file(&log);
+    command.env("LD_PRELOAD", shim()).env("FAULT_AT", at.to_string()).env("FAULT_MODE", mode).env("FAULT_LOG", &log);
+    command.env("FAULT_UNDER", place.path(""));
+    let ended = run(command);
+    (ended, std::fs::read_to_string(&log).unwrap_or_default())
+}
+
+fn count(command: &mut Command, place: &Place) -> u64 {
+    let (ended, noted) = with_fault(command, place, 0, "kill");
+    ended.ok();
+    noted.trim().parse().unwrap_or_else(|_| panic!("the shim counted nothing: {noted:?}"))
+}
+
+fn corpus(place: &Place) {
+    for file in 0..3 {
+        place.write(&format!("text/{file}.txt"), lines(40, file));
+    }
+}
+
+/// `at` most `most` of the calls 1 to `calls`, evenly spread, the first and last among them.
+fn points(calls: u64, most: u64) -> Vec<u64> {
+    let step = calls.div_ceil(most).max(1);
+    (1..=calls).step_by(step as usize).chain([calls]).collect()
+}
+
+fn scale(normal: u64) -> u64 {
+    if std::env::var("TOKENMILL_SCALE").is_ok_and(|scale| scale != "pr") { u64::MAX } else { normal }
+}
+
+const SPLIT: [&str; 2] = ["--validation_split_percentage", "20"];
+
+#[test]
+fn prepare_killed_anywhere_and_run_again_gives_the_same_bytes() {
+    let clean = Place::new();
+    corpus(&clean);
+    let calls = count(&mut clean.prepare("out", &SPLIT), &clean);
+    let expected = digest(&clean.path("out"));
+    assert!(calls > 50, "only {calls} calls to be killed at");
+    let mut hit: BTreeMap<String, u64> = BTreeMap::new();
+    for at in points(calls, scale(60)) {
+        let place = Place::new();
+        corpus(&place);
+        let (ended, noted) = with_fault(&mut place.prepare("out", &SPLIT), &place, at, "kill");
+        assert!(ended.code.is_none() && noted.starts_with("hit "), "call {at} of {calls}: {noted:?} {}", ended.stderr);
+        *hit.entry(noted.trim().to_owned()).or_default() += 1;
+        if place.path("out/manifest.json").exists() {
+            let mut found = digest(&place.path("out"));
+            found.retain(|path, _| !path.to_string_lossy().starts_with('.'));
+            assert_eq!(found, expected, "a manifest without its dataset after call {at}");
+        }
+        run(&mut place.prepare("out", &SPLIT)).ok();
+        assert_eq!(digest(&place.path("out")), expected, "killed at call {at}: {noted}");
+    }
+    println!("prepare was killed at {hit:?}");
+    assert!(["hit write", "hit fsync", "hit rename"].iter().all(|kind| hit.contains_key(*kind)), "{hit:?}");
+}
+
+#[test]
+fn a_full_disk_or_an_io_error_is_named_and_a_rerun_completes_with_the_same_bytes() {
+    let clean = Place::new();
+    corpus(&clean);
+    let calls = count(&mut clean.prepare("out", &[]), &clean);
+    let expected = digest(&clean.path("out"));
+    for (mode, code, says) in [("enospc", 4, "No space left"), ("eio", 1, "error")] {
+        for at in points(calls, scale(12)) {
+            let place = Place::new();
+            corpus(&place);
+            let (ended, noted) = with_fault(&mut place.prepare("out", &[]), &place, at, mode);
+            assert!(noted.starts_with("hit "), "call {at}: {noted:?}");
+            if noted.trim() != "hit unlink" {
+                ended.fails(code, &[place.path("").to_str().unwrap(), says]);
+            }
+            run(&mut place.prepare("out", &[])).ok();
+            assert_eq!(digest(&place.path("out")), expected, "{mode} at call {at}");
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_is_whole_or_absent_whenever_the_trainer_is_killed() {
+    let place = Place::new();
+    corpus(&place);
+    run(&mut place.prepare("data", &[])).ok();
+    let flags = ["--max_steps", "4", "--save_steps", "2", "--data_seed", "7"];
+    run(&mut place.train("data", "clean", &flags)).ok();
+    let calls = count(&mut place.train("data", "counted", &flags), &place);
+    let weights = |output: &str| digest(&place.path(output)).remove(Path::new("model.safetensors")).unwrap();
+    let expected = weights("clean");
+    for at in points(calls, scale(24)) {
+        let output = format!("killed-{at}");
+        let (ended, noted) = with_fault(&mut place.train("data", &output, &flags), &place, at, "kill");
+        assert!(ended.code.is_none() && noted.starts_with("hit "), "call {at} of {calls}: {noted:?} {}", ended.stderr);
+        for step in [2, 4] {
+            let whole = digest(&place.path(&format!("clean/checkpoint-{step}")));
+            let dir = place.path(&format!("{output}/checkpoint-{step}"));
+            if dir.exists() {
+                let mut found: Vec<_> = digest(&dir).into_keys().collect();
+                found.sort();
+                assert!(found.iter().eq(whole.keys()), "a partial checkpoint after call {at}: {found:?}");
+            }
+        }
+        let resumes = place.path(&format!("{output}/checkpoint-2")).exists()
+            || place.path(&format!("{output}/checkpoint-4")).exists();
+        let resume: &[&str] = if resumes { &["--resume_from_checkpoint", "true"] } else { &[] };
+        run(place.train("data", &output, &flags).args(resume)).ok();
+        assert_eq!(weights(&output), expected, "killed at call {at}: {noted}");
+    }
+}

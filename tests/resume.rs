@@ -1,0 +1,133 @@
+//! A resumed run is the uninterrupted run: the same loss bits, weights and optimizer state.
+
+use std::path::Path;
+
+use serde_json::Value;
+use tokenmill_tests::{Place, digest, lines, run};
+
+const FLAGS: [&str; 14] = [
+    "--gradient_accumulation_steps",
+    "2",
+    "--max_steps",
+    "14",
+    "--save_steps",
+    "1",
+    "--lr_scheduler_type",
+    "cosine",
+    "--warmup_steps",
+    "3",
+    "--weight_decay",
+    "0.1",
+    "--learning_rate",
+    "1e-2",
+];
+
+fn prepared() -> Place {
+    let place = Place::new();
+    place.write("text/a.txt", lines(25, 5));
+    let json = run(&mut place.prepare("data", &[])).ok().json();
+    let blocks = json["manifest"]["splits"]["train"]["blocks"].as_u64().unwrap();
+    // 14 steps of 4 blocks cross an epoch border, and the last step of an epoch is a short one.
+    assert!((20..56).contains(&blocks) && blocks % 4 != 0, "{blocks} blocks");
+    place
+}
+
+fn losses(place: &Place, output: &str) -> Vec<u64> {
+    let state: Value =
+        serde_json::from_slice(&std::fs::read(place.path(output).join("trainer_state.json")).unwrap()).unwrap();
+    state["log_history"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|entry| Some(entry["loss"].as_f64()?.to_bits()))
+        .collect()
+}
+
+/// The files of the last checkpoint that must be equal bit for bit.
+fn last_state(place: &Place, output: &str) -> [String; 3] {
+    let files = digest(&place.path(output));
+    let of = |name: &str| files[Path::new(name)].clone();
+    [of("checkpoint-14/model.safetensors"), of("checkpoint-14/trainer/optimizer.safetensors"), of("model.safetensors")]
+}
+
+#[test]
+fn resuming_at_any_step_changes_no_bit() {
+    let place = prepared();
+    run(place.train("data", "whole", &FLAGS).args(["--gradient_checkpointing", "false"])).ok();
+    let (expected, expected_losses) = (last_state(&place, "whole"), losses(&place, "whole"));
+    assert_eq!(expected_losses.len(), 14);
+    for (step, checkpointing) in
+        [1, 2, 3, 5, 6, 7, 9, 10, 12, 13].into_iter().zip(["true", "false"].into_iter().cycle())
+    {
+        let output = format!("resumed-{step}");
+        copy(&place.path(&format!("whole/checkpoint-{step}")), &place.path(&format!("{output}/checkpoint-{step}")));
+        let from = place.path(&format!("{output}/checkpoint-{step}"));
+        let flags = ["--gradient_checkpointing", checkpointing, "--resume_from_checkpoint", from.to_str().unwrap()];
+        run(place.train("data", &output, &FLAGS).args(flags)).ok();
+        assert_eq!(losses(&place, &output), expected_losses, "resumed at {step}");
+        assert_eq!(last_state(&place, &output), expected, "resumed at {step}");
+        let results = |output: &str| std::fs::read_to_string(place.path(output).join("train_results.json")).unwrap();
+        let loss = |output: &str| {
+            serde_json::from_str::<Value>(&results(output)).unwrap()["train_loss"].as_f64().unwrap().to_bits()
+        };
+        assert_eq!(loss(&output), loss("whole"), "train_loss after resuming at {step}");
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    for name in digest(from).into_keys() {
+        let target = to.join(&name);
+        std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+        std::fs::copy(from.join(name), target).unwrap();
+    }
+}
+
+#[test]
+fn a_damaged_newest_checkpoint_is_reported_and_the_previous_one_used() {
+    let place = prepared();
+    let flags = ["--max_steps", "6", "--save_steps", "2"];
+    run(&mut place.train("data", "out", &flags)).ok();
+    let expected = digest(&place.path("out/checkpoint-6"));
+    for file in
+        ["model.safetensors", "trainer/optimizer.safetensors", "trainer/state.json", "config.json", "tokenizer.json"]
+    {
+        let path = place.path("out/checkpoint-6").join(file);
+        let good = std::fs::read(&path).unwrap();
+        let mut bad = good.clone();
+        let middle = bad.len() / 2;
+        bad[middle] ^= 1;
+        std::fs::write(&path, bad).unwrap();
+        let resumed = run(place.train("data", "out", &flags).args(["--resume_from_checkpoint", "True"])).ok();
+        assert!(
+            resumed.stderr.contains("checkpoint-6") && resumed.stderr.contains("at step 4"),
+            "{file}: {}",
+            resumed.stderr
+        );
+        let again = digest(&place.path("out/checkpoint-6"));
+        assert_eq!(again[Path::new("model.safetensors")], expected[Path::new("model.safetensors")]);
+    }
+}
+
+#[test]
+fn other_data_or_seeds_are_refused_by_name_and_old_checkpoints_are_never_mixed_in() {
+    let place = prepared();
+    let flags = ["--max_steps", "2", "--save_steps", "2"];
+    run(&mut place.train("data", "out", &flags)).ok();
+    let resume = |more: &[&str]| {
+        run(place.train("data", "out", &["--max_steps", "4", "--resume_from_checkpoint", "true"]).args(more))
+    };
+    resume(&["--data_seed", "9"]).fails(2, &["data_seed"]);
+    resume(&["--train_sampling_strategy", "sequential"]).fails(2, &["random_order"]);
+    resume(&["--gradient_accumulation_steps", "3"]).fails(2, &["blocks_per_step"]);
+    resume(&["--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "1"]).ok();
+    run(&mut place.train("data", "out", &flags))
+        .fails(2, &["--resume_from_checkpoint true", "already holds checkpoints"]);
+}
+
+#[test]
+fn only_the_newest_checkpoints_are_kept() {
+    let place = prepared();
+    run(&mut place.train("data", "out", &["--max_steps", "8", "--save_steps", "2", "--save_total_limit", "2"])).ok();
+    let kept: Vec<_> = (1..=8).filter(|step| place.path(&format!("out/checkpoint-{step}")).exists()).collect();
+    assert_eq!(kept, [6, 8]);
+}

@@ -1,5 +1,7 @@
 //! What `preprocess` and `trainer` must agree on: errors, the storage door, configuration, the dataset
 //! format, the order of blocks and randomness.
+//!
+#![doc = include_str!("docs/design.md")]
 
 pub mod config;
 pub mod dataset;

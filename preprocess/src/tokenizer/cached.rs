@@ -47,7 +47,7 @@ struct Split {
 
 /// The engine; see the module's text.
 pub(super) struct Cached {
-    reference: Reference,
+    reference: Box<Reference>,
     splits: Vec<Split>,
     added_tokens: Option<AhoCorasick>,
     /// Whether the normalizer is NFC; otherwise there is none.
@@ -62,7 +62,7 @@ pub(super) struct Cached {
 
 impl Cached {
     /// The fast engine for the tokenizer that `reference` was loaded from; `Err` gives the reference back.
-    pub(super) fn new(reference: Reference, json: &[u8]) -> Result<Self, Reference> {
+    pub(super) fn new(reference: Box<Reference>, json: &[u8]) -> Result<Self, Box<Reference>> {
         let Some((splits, nfc, added)) = serde_json::from_slice(json).ok().and_then(|json| recognise(&json)) else {
             return Err(reference);
         };
@@ -393,7 +393,7 @@ mod tests {
 
     fn engines(json: &[u8]) -> (Option<Cached>, Reference) {
         let load = || Reference::load(std::path::Path::new("tokenizer.json"), json).unwrap();
-        (Cached::new(load(), json).ok(), load())
+        (Cached::new(Box::new(load()), json).ok(), load())
     }
 
     /// Engines and references of one tokenizer of every recognised form.

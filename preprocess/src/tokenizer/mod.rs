@@ -97,9 +97,10 @@ impl Tokenizer {
         }
         let json = &files[0].1;
         let blake3 = blake3::hash(json).to_hex().to_string();
-        let engine: Box<dyn Engine> = match cached::Cached::new(reference::Reference::load(&path, json)?, json) {
+        let reference = Box::new(reference::Reference::load(&path, json)?);
+        let engine: Box<dyn Engine> = match cached::Cached::new(reference, json) {
             Ok(cached) => Box::new(cached),
-            Err(reference) => Box::new(reference),
+            Err(reference) => reference,
         };
         let config = json_file(dir, "tokenizer_config.json")?;
         let special = json_file(dir, "special_tokens_map.json")?;

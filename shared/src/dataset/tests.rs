@@ -282,7 +282,8 @@ fn of_two_writers_one_wins() {
 
 #[test]
 fn a_manifest_that_lies_is_refused() {
-    let change: [(&str, fn(&mut serde_json::Value)); 11] = [
+    type Change = fn(&mut serde_json::Value);
+    let changes: [(&str, Change); 11] = [
         ("block_size is 0", |json| json["block_size"] = 0.into()),
         ("block_size is 9", |json| json["block_size"] = 9_000_000_000u64.into()),
         ("cannot hold", |json| json["block_size"] = 9.into()),
@@ -300,7 +301,7 @@ fn a_manifest_that_lies_is_refused() {
     reseal(dir.path(), |_| {});
     let sealed = std::fs::read(dir.path().join(MANIFEST)).unwrap();
     Dataset::open(dir.path()).unwrap();
-    for (why, change) in change {
+    for (why, change) in changes {
         std::fs::write(dir.path().join(MANIFEST), &sealed).unwrap();
         reseal(dir.path(), change);
         let error = Dataset::open(dir.path()).unwrap_err();

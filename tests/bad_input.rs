@@ -119,7 +119,8 @@ fn unusable_checkpoints_are_refused_with_what_is_wrong() {
     run(&mut place.train("data", "good", &["--max_steps", "1", "--save_strategy", "no"])).ok();
     let weights = std::fs::read(place.path("good/model.safetensors")).unwrap();
     let config = TINY_LLAMA.to_owned();
-    let cases: [(&str, String, &[u8], i32, &[&str]); 6] = [
+    type Checkpoint<'a> = (&'a str, String, &'a [u8], i32, &'a [&'a str]);
+    let cases: [Checkpoint<'_>; 6] = [
         ("truncated", config.clone(), &weights[..weights.len() - 100], 3, &["model.safetensors", "truncated"]),
         ("header only", config.clone(), &weights[..6], 3, &["model.safetensors", "truncated"]),
         ("nonsense", config.clone(), b"................................", 3, &["model.safetensors"]),

@@ -1,6 +1,6 @@
 //! Causal attention with grouped keys and values and an optional sliding window, forward and backward.
 //!
-//! Scores exist for [`BLOCK_ROWS`] queries of one head at a time, never as a time × time matrix; the
+//! Scores exist for `BLOCK_ROWS` queries of one head at a time, never as a time × time matrix; the
 //! backward computes them again from the log of each row's sum, as in FlashAttention (Dao et al. 2022).
 
 use candle_core::{Result, Tensor};

@@ -1,0 +1,163 @@
+"""Our files in the real Python packages: datasets, tokenizers, transformers and its Trainer.
+
+Run by tests/real.sh in its pinned environment; builds the programs with cargo, then checks, one line each.
+"""
+import json, pathlib, random, subprocess, sys, tempfile
+
+import numpy as np
+import torch
+from datasets import load_from_disk
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling, LlamaConfig,
+                          LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerState, TrainingArguments, default_data_collator)
+
+TESTS = pathlib.Path(__file__).resolve().parents[1]
+BLOCK = 32
+torch.set_num_threads(2)
+
+
+def binaries():
+    built = subprocess.run(["cargo", "build", "--workspace", "--bins", "--quiet", "--message-format=json"], cwd=TESTS.parent, check=True, stdout=subprocess.PIPE, text=True)
+    messages = [json.loads(line) for line in built.stdout.splitlines()]
+    return {m["target"]["name"]: m["executable"] for m in messages if m.get("executable")}
+
+
+def run(*command):
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    return done.stdout
+
+
+def corpus(directory):
+    """Documents of both languages in a text and a JSON lines file; returns them in input order."""
+    words = "the mill grinds words slowly into tokens Alice Rabbit 磨坊 明月光 子曰 學而時習之 naïve 1984 \U0001f600 <|endoftext|> </s> x\u0301".split()
+    chance = random.Random(7)
+    sentence = lambda: " ".join(chance.choice(words) for _ in range(chance.randrange(30))) + chance.choice(["", " ", "  \t", "."])
+    records, lines = [sentence() for _ in range(150)], [sentence() + "\n" for _ in range(400)]
+    directory.mkdir(parents=True)
+    (directory / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in records))
+    (directory / "b.txt").write_text("".join(lines))
+    return records + lines
+
+
+def check_dataset(programs, work, name):
+    """The dataset opens in `datasets`, its ids are those of `tokenizers`, and collators make batches of it."""
+    documents = corpus(work / f"text-{name}")
+    tokenizer_dir, out = TESTS / "data/tokenizers" / name, work / f"data-{name}"
+    run(programs["preprocess"], "prepare", "--tokenizer_name_or_path", tokenizer_dir, "--train_file_dir", work / f"text-{name}", "--block_size", BLOCK,
+        "--output_dir", out, "--cache_dir", work / "cache", "--validation_split_percentage", 10)
+    tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+    eos = tokenizer.token_to_id({"bytes": "<|endoftext|>", "pieces": "</s>"}[name])
+
+    def stream(texts):
+        ids = []
+        for text in texts:
+            own = tokenizer.encode(text).ids
+            ids += own if own and own[-1] == eos else own + [eos]
+        return ids
+
+    border = round(len(documents) * 10 / 100)
+    splits = load_from_disk(str(out))
+    for split, texts in (("validation", documents[:border]), ("train", documents[border:])):
+        expected = stream(texts)
+        found = splits[split].with_format("numpy")["input_ids"][:]
+        blocks = len(expected) // BLOCK
+        assert len(found) == blocks > 5, (split, len(found), blocks)
+        assert np.array_equal(np.asarray(found).reshape(-1), np.array(expected[: blocks * BLOCK])), f"{name}: ids of {split} differ from tokenizers'"
+    fast = AutoTokenizer.from_pretrained(out / "tokenizer")
+    rows = [splits["train"][i] for i in range(4)]
+    if fast.pad_token is None:
+        fast.pad_token = fast.eos_token
+    batch = DataCollatorForLanguageModeling(fast, mlm=False)([dict(row) for row in rows])
+    assert batch["input_ids"].shape == batch["labels"].shape == (4, BLOCK)
+    assert default_data_collator([dict(row) for row in rows])["input_ids"].shape == (4, BLOCK)
+    print(f"ok   datasets, tokenizers, collators: {name}, {len(documents)} documents")
+    return out
+
+
+def check_checkpoint(programs, work, dataset):
+    """Our checkpoint loads in transformers with the same weights, and computes the same logits there."""
+    config = work / "tiny/config.json"
+    config.parent.mkdir()
+    for family, model_class, config_class in (("llama", LlamaForCausalLM, LlamaConfig), ("qwen3", Qwen3ForCausalLM, Qwen3Config)):
+        config_class(vocab_size=1024, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+                     max_position_embeddings=128, initializer_range=0.1, tie_word_embeddings=family == "qwen3", eos_token_id=0, bos_token_id=0).save_pretrained(config.parent)
+        out = work / f"run-{family}"
+        run(programs["trainer"], "--init_from_config", config, "--dataset_dir", dataset, "--output_dir", out, "--use_peft", "false", "--max_steps", 4,
+            "--save_steps", 2, "--learning_rate", "1e-3", "--eval_strategy", "steps", "--eval_steps", 2, "--logging_steps", 2, "--do_train", "--do_eval")
+        for directory in (out, out / "checkpoint-4"):
+            model, report = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, attn_implementation="eager")
+            assert isinstance(model, model_class) and not any(report.get(key) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+            weights = load_file(directory / "model.safetensors")
+            for key, value in weights.items():
+                assert torch.equal(model.state_dict()[key], value), key
+            ids = torch.randint(0, 600, (2, BLOCK), generator=torch.Generator().manual_seed(1))
+            save_file({"input_ids": ids}, work / "ids.safetensors")
+            run(programs["logits"], directory, work / "ids.safetensors", work / "logits.safetensors")
+            ours = load_file(work / "logits.safetensors")["logits"]
+            with torch.no_grad():
+                theirs = model.float()(input_ids=ids).logits
+            worst = (ours - theirs).abs().max().item()
+            assert worst <= 2e-5, f"{family}: logits differ by {worst}"
+            AutoConfig.from_pretrained(directory)
+            ours, reference = AutoTokenizer.from_pretrained(directory), AutoTokenizer.from_pretrained(TESTS / "data/tokenizers/bytes")
+            assert ours("Alice 明月光")["input_ids"] == reference("Alice 明月光")["input_ids"]
+        state = TrainerState.load_from_json(str(out / "checkpoint-4/trainer_state.json"))
+        assert state.global_step == 4 and state.log_history[-1]["step"] == 4
+        results = json.loads((out / "all_results.json").read_text())
+        assert abs(results["perplexity"] / np.exp(results["eval_loss"]) - 1) < 1e-9
+        print(f"ok   transformers loads our {family} checkpoint: weights equal to the bit, logits within {worst:.1e}")
+
+
+def check_curve(programs, work, dataset):
+    """Fifty steps of full fine-tuning follow the Trainer's on the same blocks, loss by loss."""
+    torch.manual_seed(3)
+    base = work / "base"
+    LlamaForCausalLM(LlamaConfig(vocab_size=1024, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                                 max_position_embeddings=128, initializer_range=0.05, eos_token_id=0, bos_token_id=0)).save_pretrained(base)
+    AutoTokenizer.from_pretrained(TESTS / "data/tokenizers/bytes").save_pretrained(base)
+    common = dict(max_steps=50, per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=2e-3, lr_scheduler_type="cosine", warmup_steps=5,
+                  weight_decay=0.05, logging_steps=1, seed=1)
+    out = work / "curve"
+    flags = [word for key, value in common.items() for word in (f"--{key}", value)]
+    run(programs["trainer"], "--model_name_or_path", base, "--dataset_dir", dataset, "--output_dir", out, "--use_peft", "false", "--do_train",
+        "--train_sampling_strategy", "sequential", "--save_strategy", "no", *flags)
+    ours = [entry for entry in json.loads((out / "trainer_state.json").read_text())["log_history"] if "loss" in entry]
+
+    class Sequential(Trainer):
+        def _get_train_sampler(self, *arguments):
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.pad_token = tokenizer.eos_token
+
+    class Labels(DataCollatorForLanguageModeling):
+        def torch_call(self, examples):  # every token is a label: the collator would mask end-of-sequence as padding
+            batch = super().torch_call(examples)
+            batch["labels"] = batch["input_ids"].clone()
+            return batch
+
+    arguments = TrainingArguments(output_dir=str(work / "hf"), use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, optim="adamw_torch", **common)
+    trainer = Sequential(model=model, args=arguments, train_dataset=load_from_disk(str(dataset))["train"], data_collator=Labels(tokenizer, mlm=False))
+    trainer.train()
+    theirs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(ours) == len(theirs) == 50
+    worst = 0.0
+    for mine, reference in zip(ours, theirs):
+        assert mine["step"] == reference["step"] and abs(mine["epoch"] - reference["epoch"]) < 1e-3, (mine, reference)
+        assert abs(mine["learning_rate"] - reference["learning_rate"]) <= 1e-12 + 1e-6 * reference["learning_rate"], (mine, reference)
+        worst = max(worst, abs(mine["loss"] / reference["loss"] - 1))
+    assert worst <= 1e-4, f"losses differ by {worst:.2e} relative"
+    print(f"ok   50 steps follow the Trainer: losses within {worst:.1e}, from {ours[0]['loss']:.3f} to {ours[-1]['loss']:.3f}")
+
+
+if __name__ == "__main__":
+    programs = binaries()
+    with tempfile.TemporaryDirectory() as directory:
+        work = pathlib.Path(directory)
+        datasets = {name: check_dataset(programs, work, name) for name in ("bytes", "pieces")}
+        check_checkpoint(programs, work, datasets["bytes"])
+        check_curve(programs, work, datasets["bytes"])
+    print("5 passed, 0 failed")

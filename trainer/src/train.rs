@@ -424,7 +424,12 @@ impl Run {
     fn say_where(&self) {
         let dir = self.plan.output_dir.display();
         if self.plan.train {
-            eprintln!("model, tokenizer and results are in {dir}; the loss curve is {dir}/loss.svg");
+            let curve = if report::loss_chart(&self.log_history).is_some() {
+                format!("; the loss curve is {dir}/loss.svg")
+            } else {
+                String::new()
+            };
+            eprintln!("model, tokenizer and results are in {dir}{curve}");
         } else {
             eprintln!("results are in {dir}");
         }

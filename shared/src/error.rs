@@ -114,7 +114,7 @@ pub enum Error {
         reason: String,
     },
     /// Stopped by a signal; what was finished is kept.
-    #[error("interrupted; run the same command again to continue")]
+    #[error("interrupted; what was finished is kept")]
     Interrupted,
 }
 

@@ -31,6 +31,11 @@ impl StepBatches {
     pub fn label_tokens(&self) -> u64 {
         self.micro_batches.iter().map(Batch::label_tokens).sum()
     }
+
+    /// Ids in all micro-batches, padding included: what the Trainer counts floating-point operations by.
+    pub fn input_tokens(&self) -> u64 {
+        self.micro_batches.iter().map(|batch| batch.input_ids.len() as u64).sum()
+    }
 }
 
 /// Where a step lies: its epoch and its blocks, as positions in that epoch's order.

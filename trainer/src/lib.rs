@@ -15,7 +15,6 @@ mod schedule;
 mod train;
 
 use std::ffi::OsString;
-use std::sync::atomic::Ordering;
 
 use clap::Command;
 use tokenmill_shared::config::parse;
@@ -26,7 +25,6 @@ pub fn run(argv: Vec<OsString>) -> Result<()> {
     let about = "Continues the pretraining of a Hugging Face causal language model. Flags are those of run_clm.py and MedicalGPT's pretraining.py; one that is not built yet is refused by name.";
     let command = Command::new("trainer").about(about).version(env!("CARGO_PKG_VERSION"));
     let arguments = parse(command, argv)?;
-    ctrlc::set_handler(|| train::INTERRUPTED.store(true, Ordering::Relaxed))
-        .map_err(|error| Error::config("signals", error.to_string()))?;
+    ctrlc::set_handler(train::interrupt).map_err(|error| Error::config("signals", error.to_string()))?;
     train::run(arguments)
 }

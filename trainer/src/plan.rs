@@ -122,6 +122,37 @@ impl Plan {
         Model::init(Config::load(path)?, self.arguments.seed)
     }
 
+    /// The model of the checkpoint in `dir`; another shape than the one asked for is refused by name.
+    pub fn open_resumed(&self, dir: &Path) -> Result<Model> {
+        let base = self.arguments.model_name_or_path.as_deref().or(self.arguments.init_from_config.as_deref());
+        let asked = Config::load(base.expect("one of both is given"))?;
+        let model = Model::load(dir)?;
+        let saved = model.config();
+        let shape = |config: &Config| {
+            [
+                ("vocab_size", config.vocab_size),
+                ("hidden_size", config.hidden_size),
+                ("intermediate_size", config.intermediate_size),
+                ("num_hidden_layers", config.num_hidden_layers),
+                ("num_attention_heads", config.num_attention_heads),
+                ("num_key_value_heads", config.num_key_value_heads),
+                ("head_dim", config.head_dim),
+            ]
+        };
+        let differs = shape(saved).into_iter().zip(shape(&asked)).find(|(saved, asked)| saved != asked);
+        let text = match differs {
+            Some(((field, saved), (_, asked))) => format!("{field} = {saved}, the model asked for has {asked}"),
+            None if saved.family != asked.family => {
+                format!("family {:?}, the model asked for is of {:?}", saved.family, asked.family)
+            }
+            None => return Ok(model),
+        };
+        Err(Error::config(
+            "--resume_from_checkpoint",
+            format!("{} has {text}; use the same model, or start anew in another --output_dir", dir.display()),
+        ))
+    }
+
     /// Checks that the model can take the dataset.
     pub fn check_fit(&self, model: &Model, dataset: &Dataset) -> Result<()> {
         let (manifest, config) = (dataset.manifest(), model.config());

@@ -11,17 +11,32 @@ use tokenmill_shared::dataset::{Dataset, Split, SplitReader};
 use tokenmill_shared::progress::{Progress, Unit};
 use tokenmill_shared::{Error, Result, storage};
 
-use crate::arguments::TrainerArguments;
+use crate::arguments::{Strategy, TrainerArguments};
 use crate::checkpoint::{self, Companions, Counters, State};
 use crate::data::{Loader, StepBatches};
 use crate::evaluate::{Metrics, evaluate};
 use crate::model::Model;
+use crate::ops::cpu::values;
 use crate::optimizer::AdamW;
 use crate::plan::{Plan, ResultSettings, Steps};
 use crate::{report, sample};
 
 /// Set by SIGINT or SIGTERM: finish the step, save, stop.
-pub static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether optimizer steps are being made, so that there is something to save.
+static TRAINING: AtomicBool = AtomicBool::new(false);
+
+/// What SIGINT and SIGTERM do. During training the step is finished and a checkpoint saved; at any other time,
+/// or asked again, the process ends at once, which is safe since everything is published whole or not at all.
+pub fn interrupt() {
+    let again = INTERRUPTED.swap(true, Ordering::Relaxed);
+    if again || !TRAINING.load(Ordering::Relaxed) {
+        eprintln!("trainer: {}", Error::Interrupted);
+        std::process::exit(Error::Interrupted.exit_code().into());
+    }
+    eprintln!("finishing this step and saving a checkpoint; once more to stop without");
+}
 
 /// Runs what `arguments` ask for.
 pub fn run(arguments: TrainerArguments) -> Result<()> {
@@ -29,7 +44,7 @@ pub fn run(arguments: TrainerArguments) -> Result<()> {
     let dataset = plan.open_dataset()?;
     let resume = find_checkpoint(&plan)?;
     let model = match &resume {
-        Some((dir, _)) => Model::load(dir)?,
+        Some((dir, _)) => plan.open_resumed(dir)?,
         None => plan.open_model()?,
     };
     plan.check_fit(&model, &dataset)?;
@@ -77,7 +92,8 @@ struct Run {
     validation: Option<SplitReader>,
     log_history: Vec<Value>,
     began: Instant,
-    evaluated_at: Option<(u64, Metrics)>,
+    /// The evaluation of the weights as they are now, if there was one.
+    evaluated_last: Option<Metrics>,
     epoch: f64,
 }
 
@@ -98,7 +114,7 @@ impl Run {
             validation,
             log_history: Vec::new(),
             began: Instant::now(),
-            evaluated_at: None,
+            evaluated_last: None,
             epoch: 0.0,
         })
     }
@@ -116,6 +132,15 @@ impl Run {
         let mut counters = Counters::default();
         if let Some((dir, state)) = resume {
             state.check_settings(&settings)?;
+            if state.step > steps.total {
+                let reason = format!(
+                    "{} is at step {}, beyond the {} steps of this run; raise --max_steps or --num_train_epochs",
+                    dir.display(),
+                    state.step,
+                    steps.total
+                );
+                return Err(Error::config("--resume_from_checkpoint", reason));
+            }
             checkpoint::load_optimizer(&dir, &self.model, &mut optimizer)?;
             optimizer.step = state.step;
             counters = state.counters;
@@ -130,8 +155,10 @@ impl Run {
         self.began = Instant::now();
         let seconds_before = counters.seconds;
         let mut tokens_here = 0;
+        TRAINING.store(true, Ordering::Relaxed);
         for step in first + 1..=steps.total {
             let batches = loader.next_step()?;
+            self.evaluated_last = None;
             let loss = self.train_step(&mut optimizer, &batches, step, &steps, &mut counters)?;
             tokens_here += batches.label_tokens();
             self.epoch = self.epoch_at(step, &steps);
@@ -145,10 +172,16 @@ impl Run {
                 tokens_here as f64 / seconds
             ));
             progress.add(1);
-            if at_interval(step, steps.log_every) {
+            let arguments = &self.plan.arguments;
+            let due = |every: Option<u64>, strategy: Strategy| {
+                at_interval(step, every) || strategy == Strategy::Epoch && step == steps.total
+            };
+            let (log, evaluate) =
+                (due(steps.log_every, arguments.logging_strategy), due(steps.evaluate_every, arguments.eval_strategy));
+            if log {
                 self.log_step(step, &loss, &mut counters, &progress);
             }
-            if at_interval(step, steps.evaluate_every) {
+            if evaluate {
                 self.evaluate_at(step, &progress)?;
             }
             let interrupted = INTERRUPTED.load(Ordering::Relaxed);
@@ -158,9 +191,11 @@ impl Run {
                 progress.line(&format!("saved {}", dir.display()));
             }
             if interrupted && step < steps.total {
+                progress.line("go on later with the same command and --resume_from_checkpoint true");
                 return Err(Error::Interrupted);
             }
         }
+        TRAINING.store(false, Ordering::Relaxed);
         drop(progress);
         self.finish_training(&steps, &counters, tokens_here, first, loader.waited().as_secs_f64())
     }
@@ -174,13 +209,14 @@ impl Run {
         steps: &Steps,
         counters: &mut Counters,
     ) -> Result<StepLoss> {
-        let tokens = batches.label_tokens();
+        // A padded block of one token has no label; alone in a step it moves nothing.
+        let tokens = batches.label_tokens().max(1);
         let nll = self.forward_backward(batches, tokens)?;
         let loss = nll / tokens as f64;
         let norm = self.model.gradients().norm().map_err(|error| Error::config("gradients", error.to_string()))?;
         if !loss.is_finite() || !norm.is_finite() {
             let reason = format!(
-                "the loss is {loss} and the gradient norm {norm}, on training blocks {:?}; nothing was updated and the last checkpoint is good: lower --learning_rate, or look at these blocks with `preprocess inspect`",
+                "the loss is {loss} and the gradient norm {norm}, on training blocks {:?}; this step updated nothing: go back to a checkpoint, lower --learning_rate, or look at these blocks with `preprocess inspect`",
                 batches.blocks
             );
             return Err(Error::Numeric { step, reason });
@@ -193,7 +229,7 @@ impl Run {
         counters.loss_sum += loss;
         counters.loss_since_log += loss;
         counters.steps_since_log += 1;
-        counters.tokens += tokens;
+        counters.tokens += batches.input_tokens();
         Ok(StepLoss { loss, norm, learning_rate })
     }
 
@@ -228,7 +264,7 @@ impl Run {
         entry.insert("step".to_owned(), json!(step));
         entry.sort_keys();
         self.log_history.push(Value::Object(entry));
-        self.evaluated_at = Some((step, metrics));
+        self.evaluated_last = Some(metrics);
         progress.line(&format!(
             "step {step}: validation loss {:.4}, perplexity {:.2}, {:.3} bits per byte",
             metrics.loss,
@@ -290,10 +326,26 @@ impl Run {
         counters: &Counters,
         optimizer: &AdamW,
     ) -> Result<PathBuf> {
+        self.check_weights_finite(step)?;
         let state = State::new(step, settings.clone(), *counters, self.log_history.clone());
         let trainer_state = self.trainer_state(step, steps, counters);
         let limit = self.plan.arguments.save_total_limit;
         checkpoint::save(&self.plan.output_dir, &self.model, optimizer, &self.companions, state, &trainer_state, limit)
+    }
+
+    /// An update can overflow where its gradient did not; such weights must not become the newest checkpoint.
+    fn check_weights_finite(&self, step: u64) -> Result<()> {
+        for parameter in self.model.parameters() {
+            let name = &parameter.name;
+            let weights = values(&parameter.tensor).map_err(|error| Error::config(name.as_str(), error.to_string()))?;
+            if !weights.iter().all(|weight| weight.is_finite()) {
+                let reason = format!(
+                    "{name} is not finite after the update; nothing was saved: go back to a checkpoint, lower --learning_rate"
+                );
+                return Err(Error::Numeric { step, reason });
+            }
+        }
+        Ok(())
     }
 
     /// The model and the results in the output directory.
@@ -305,6 +357,7 @@ impl Run {
         first: u64,
         waited: f64,
     ) -> Result<()> {
+        self.check_weights_finite(steps.total)?;
         let output_dir = self.plan.output_dir.clone();
         let seconds = counters.seconds.max(1e-9);
         let done = steps.total.max(1) as f64;
@@ -347,7 +400,10 @@ impl Run {
     }
 
     fn final_evaluation(&mut self) -> Result<()> {
-        let metrics = self.evaluate()?;
+        let metrics = match self.evaluated_last {
+            Some(metrics) => metrics,
+            None => self.evaluate()?,
+        };
         let mut results = metrics.results();
         if self.plan.train {
             results.insert("epoch".to_owned(), json!(self.epoch));

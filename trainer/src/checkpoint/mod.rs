@@ -84,7 +84,7 @@ fn config_json(model: &Model) -> Value {
     json
 }
 
-/// Saves checkpoint `state.step` in `output_dir`, then removes all but the newest `limit`.
+/// Saves checkpoint `state.step` in `output_dir`, then removes older ones so that `limit` are left.
 pub fn save(
     output_dir: &Path,
     model: &Model,
@@ -118,7 +118,7 @@ pub fn save(
     directory.publish()?;
     if let Some(limit) = limit {
         verify(&final_path)?;
-        rotate(output_dir, limit)?;
+        rotate(output_dir, state.step, limit)?;
     }
     Ok(final_path)
 }
@@ -136,9 +136,12 @@ pub fn list(output_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-fn rotate(output_dir: &Path, limit: usize) -> Result<()> {
-    let found = list(output_dir)?;
-    for (_, path) in &found[..found.len().saturating_sub(limit)] {
+/// Keeps the checkpoint of `step`, just verified, and the newest ones before it. Those of later steps do not
+/// count: they are damaged or of an abandoned run, and must not push out the good ones.
+fn rotate(output_dir: &Path, step: u64, limit: usize) -> Result<()> {
+    let mut earlier = list(output_dir)?;
+    earlier.retain(|(other, _)| *other < step);
+    for (_, path) in &earlier[..earlier.len().saturating_sub(limit.saturating_sub(1))] {
         storage::remove_dir_all(path)?;
     }
     Ok(())
@@ -195,4 +198,30 @@ pub fn load_optimizer(dir: &Path, model: &Model, optimizer: &mut AdamW) -> Resul
         *moments = (loaded.next().expect("as many as named"), loaded.next().expect("as many as named"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps_left(there: &[u64], saved: u64, limit: usize) -> Vec<u64> {
+        let dir = tempfile::tempdir().unwrap();
+        for step in there {
+            storage::create_dir_all(&dir.path().join(format!("checkpoint-{step}"))).unwrap();
+        }
+        storage::create_dir_all(&dir.path().join("checkpoint-best")).unwrap();
+        rotate(dir.path(), saved, limit).unwrap();
+        assert!(storage::stat(&dir.path().join("checkpoint-best")).unwrap().is_some());
+        list(dir.path()).unwrap().into_iter().map(|(step, _)| step).collect()
+    }
+
+    /// 6 is damaged or abandoned: counted among the newest, it would push out 5, the only good one.
+    #[test]
+    fn rotation_goes_by_step_and_never_removes_the_checkpoint_just_saved() {
+        assert_eq!(steps_left(&[2, 4, 10, 8], 10, 2), [8, 10]);
+        assert_eq!(steps_left(&[2, 4, 10, 8], 10, 1), [10]);
+        assert_eq!(steps_left(&[4, 5, 6], 5, 1), [5, 6]);
+        assert_eq!(steps_left(&[3, 4, 5, 6], 5, 2), [4, 5, 6]);
+        assert_eq!(steps_left(&[5], 5, 3), [5]);
+    }
 }

@@ -22,7 +22,7 @@ pub struct Counters {
     pub loss_since_log: f64,
     /// Steps since the last log.
     pub steps_since_log: u64,
-    /// Tokens trained on.
+    /// Ids trained on, padding included.
     pub tokens: u64,
     /// Seconds of training before this process.
     pub seconds: f64,
@@ -117,7 +117,7 @@ pub fn trainer_state(
         "logging_steps": interval(steps.log_every),
         "max_steps": steps.total,
         "num_input_tokens_seen": 0,
-        "num_train_epochs": num_train_epochs.ceil(),
+        "num_train_epochs": num_train_epochs.ceil() as u64,
         "save_steps": interval(steps.save_every),
         "stateful_callbacks": {"TrainerControl": {
             "args": {

@@ -1,6 +1,8 @@
 //! A resumed run is the uninterrupted run: the same loss bits, weights and optimizer state.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use tokenmill_tests::{Place, digest, lines, run};
@@ -124,10 +126,54 @@ fn other_data_or_seeds_are_refused_by_name_and_old_checkpoints_are_never_mixed_i
         .fails(2, &["--resume_from_checkpoint true", "already holds checkpoints"]);
 }
 
+/// Step 6 is damaged: counted among the newest, it would push out step 5, the only good one.
+#[test]
+fn a_damaged_newer_checkpoint_never_pushes_out_a_good_one() {
+    let place = prepared();
+    run(&mut place.train("data", "out", &["--max_steps", "6", "--save_steps", "2"])).ok();
+    std::fs::write(place.path("out/checkpoint-6/model.safetensors"), b"damaged").unwrap();
+    // The run ends at 5, before it would replace the damaged one.
+    let flags =
+        ["--max_steps", "5", "--save_steps", "1", "--save_total_limit", "1", "--resume_from_checkpoint", "true"];
+    run(&mut place.train("data", "out", &flags)).ok();
+    let resumed = run(&mut place.train("data", "out", &flags)).ok();
+    assert!(resumed.stderr.contains("at step 5"), "{}", resumed.stderr);
+}
+
 #[test]
 fn only_the_newest_checkpoints_are_kept() {
     let place = prepared();
     run(&mut place.train("data", "out", &["--max_steps", "8", "--save_steps", "2", "--save_total_limit", "2"])).ok();
     let kept: Vec<_> = (1..=8).filter(|step| place.path(&format!("out/checkpoint-{step}")).exists()).collect();
     assert_eq!(kept, [6, 8]);
+}
+
+#[test]
+fn a_run_stopped_by_a_signal_saves_and_goes_on_to_the_same_bits() {
+    let place = prepared();
+    let flags = ["--max_steps", "300", "--save_steps", "1000", "--learning_rate", "1e-2"];
+    run(&mut place.train("data", "whole", &flags)).ok();
+    let mut child = place.train("data", "out", &flags).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(stderr.any(|line| line.starts_with("step 3:")), "no third step");
+    assert_eq!(run(Command::new("kill").args(["-TERM", &child.id().to_string()])).code, Some(0));
+    let rest: Vec<String> = stderr.collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
+    assert!(rest.iter().any(|line| line.contains("--resume_from_checkpoint true")), "{rest:?}");
+    let saved: Vec<_> = (1..=300).filter(|step| place.path(&format!("out/checkpoint-{step}")).exists()).collect();
+    assert!(saved.len() == 1 && saved[0] < 300, "{saved:?}");
+    run(place.train("data", "out", &flags).args(["--resume_from_checkpoint", "true"])).ok();
+    let weights = |output: &str| digest(&place.path(output)).remove(Path::new("model.safetensors"));
+    assert_eq!(weights("out"), weights("whole"));
+    assert_eq!(losses(&place, "out"), losses(&place, "whole"));
+}
+
+#[test]
+fn diverged_weights_stop_the_run_and_are_never_saved() {
+    let place = prepared();
+    let flags = ["--max_steps", "6", "--save_steps", "1", "--max_grad_norm", "0", "--learning_rate"];
+    run(place.train("data", "update", &flags).args(["1e39", "--warmup_steps", "2"])).fails(1, &["step 2", "finite"]);
+    assert!(place.path("update/checkpoint-1").exists() && !place.path("update/checkpoint-2").exists());
+    run(place.train("data", "loss", &flags).args(["1e30", "--warmup_steps", "2"])).fails(1, &["step 3", "blocks ["]);
+    assert!(!place.path("loss/checkpoint-3").exists());
 }

@@ -16,6 +16,7 @@ use crate::checkpoint::{self, Companions, Counters, State};
 use crate::data::{Loader, StepBatches};
 use crate::evaluate::{Metrics, evaluate};
 use crate::model::Model;
+use crate::ops::cpu::values;
 use crate::optimizer::AdamW;
 use crate::plan::{Plan, ResultSettings, Steps};
 use crate::{report, sample};
@@ -215,7 +216,7 @@ impl Run {
         let norm = self.model.gradients().norm().map_err(|error| Error::config("gradients", error.to_string()))?;
         if !loss.is_finite() || !norm.is_finite() {
             let reason = format!(
-                "the loss is {loss} and the gradient norm {norm}, on training blocks {:?}; nothing was updated and the last checkpoint is good: lower --learning_rate, or look at these blocks with `preprocess inspect`",
+                "the loss is {loss} and the gradient norm {norm}, on training blocks {:?}; this step updated nothing: go back to a checkpoint, lower --learning_rate, or look at these blocks with `preprocess inspect`",
                 batches.blocks
             );
             return Err(Error::Numeric { step, reason });
@@ -325,10 +326,26 @@ impl Run {
         counters: &Counters,
         optimizer: &AdamW,
     ) -> Result<PathBuf> {
+        self.check_weights_finite(step)?;
         let state = State::new(step, settings.clone(), *counters, self.log_history.clone());
         let trainer_state = self.trainer_state(step, steps, counters);
         let limit = self.plan.arguments.save_total_limit;
         checkpoint::save(&self.plan.output_dir, &self.model, optimizer, &self.companions, state, &trainer_state, limit)
+    }
+
+    /// An update can overflow where its gradient did not; such weights must not become the newest checkpoint.
+    fn check_weights_finite(&self, step: u64) -> Result<()> {
+        for parameter in self.model.parameters() {
+            let name = &parameter.name;
+            let weights = values(&parameter.tensor).map_err(|error| Error::config(name.as_str(), error.to_string()))?;
+            if !weights.iter().all(|weight| weight.is_finite()) {
+                let reason = format!(
+                    "{name} is not finite after the update; nothing was saved: go back to a checkpoint, lower --learning_rate"
+                );
+                return Err(Error::Numeric { step, reason });
+            }
+        }
+        Ok(())
     }
 
     /// The model and the results in the output directory.
@@ -340,6 +357,7 @@ impl Run {
         first: u64,
         waited: f64,
     ) -> Result<()> {
+        self.check_weights_finite(steps.total)?;
         let output_dir = self.plan.output_dir.clone();
         let seconds = counters.seconds.max(1e-9);
         let done = steps.total.max(1) as f64;

@@ -18,3 +18,6 @@ pub mod rms_norm;
 pub mod rope;
 mod simd;
 pub mod swiglu;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+//! Every operation against candle's forward, and its backward against finite differences of it in f64.
+
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::ops::{rms_norm as candle_rms_norm, silu, softmax_last_dim};
+use candle_nn::rotary_emb::rope_slow;
+use tokenmill_shared::random::{Purpose, Stream};
+
+use super::cpu::values;
+use super::rope::{Rope, Scaling};
+use super::{attention, cross_entropy, embedding, heads, linear, rms_norm, rope, swiglu};
+use crate::gradients::Gradients;
+
+fn random(shape: &[usize], seed: u64) -> Tensor {
+    let stream = Stream::new(seed, Purpose::Initialise, 0);
+    let count = shape.iter().product::<usize>() as u64;
+    let values: Vec<f32> = (0..count).map(|at| stream.normal(at) as f32).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+fn flat(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[track_caller]
+fn assert_close(found: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(1e-2f64, |largest, value| largest.max(value.abs()));
+    for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert!((found - expected).abs() <= tolerance * largest, "at {at}: {found} instead of {expected}");
+    }
+}
+
+/// Checks gradients against central differences of `reference` in f64: the loss is Σ weights · output, the
+/// inputs and the gradients found are given in the same order.
+fn assert_slopes(
+    inputs: &[&Tensor],
+    found: &[Vec<f64>],
+    weights: &Tensor,
+    reference: impl Fn(&[Tensor]) -> Result<Tensor>,
+) {
+    let weights = weights.to_dtype(DType::F64).unwrap();
+    let loss = |inputs: &[Tensor]| -> f64 {
+        let output = reference(inputs).unwrap();
+        (output.reshape(weights.shape()).unwrap() * &weights).unwrap().sum_all().unwrap().to_scalar().unwrap()
+    };
+    let inputs: Vec<Tensor> = inputs.iter().map(|input| input.to_dtype(DType::F64).unwrap()).collect();
+    for (which, gradient) in found.iter().enumerate() {
+        let base = flat(&inputs[which]);
+        let slope = |at: usize| {
+            let at_shift = |shift: f64| {
+                let mut moved = base.clone();
+                moved[at] += shift;
+                let mut inputs = inputs.clone();
+                inputs[which] = Tensor::from_vec(moved, inputs[which].shape(), &Device::Cpu).unwrap();
+                loss(&inputs)
+            };
+            (at_shift(1e-5) - at_shift(-1e-5)) / 2e-5
+        };
+        let expected: Vec<f64> = (0..base.len()).map(slope).collect();
+        assert_close(gradient, &expected, 2e-5);
+    }
+}
+
+/// A place for one parameter's gradient, and what was written there.
+fn gradient_of(len: usize, write: impl FnOnce(&mut Gradients)) -> Vec<f64> {
+    let mut gradients = Gradients::new([("w".to_owned(), len)]).unwrap();
+    write(&mut gradients);
+    gradients.of(0).unwrap().into_iter().map(f64::from).collect()
+}
+
+#[test]
+fn linear_with_and_without_bias_and_residual() {
+    let (x, w, b, residual) = (random(&[5, 7], 1), random(&[3, 7], 2), random(&[3], 3), random(&[5, 3], 4));
+    let reference = |inputs: &[Tensor]| inputs[0].matmul(&inputs[1].t()?)?.broadcast_add(&inputs[2]);
+    let expected = reference(&[x.clone(), w.clone(), b.clone()]).unwrap();
+    assert_close(&flat(&linear::forward(&x, &w, Some(&b)).unwrap()), &flat(&expected), 1e-6);
+    let added = linear::forward_add(&x, &w, Some(&b), &residual).unwrap();
+    assert_close(&flat(&added), &flat(&(expected + &residual).unwrap()), 1e-6);
+    let dy = random(&[5, 3], 5);
+    let dx = linear::backward_input(&dy, &w).unwrap();
+    let dw = gradient_of(21, |gradients| linear::backward_weight(&dy, &x, gradients.slot(0)).unwrap());
+    let db = gradient_of(3, |gradients| linear::backward_bias(&dy, gradients.slot(0)).unwrap());
+    let twice: Vec<f64> = flat(&dx).iter().map(|value| 2.0 * value).collect();
+    assert_slopes(&[&x, &w, &b], &[flat(&dx), dw, db], &dy, reference);
+    linear::backward_input_add(&dy, &w, &dx).unwrap();
+    assert_close(&flat(&dx), &twice, 1e-6);
+}
+
+#[test]
+fn rms_norm_of_widths_with_and_without_a_rest() {
+    for width in [8, 16, 19, 33] {
+        let (x, w, dy) = (random(&[70, width], 1), random(&[width], 2), random(&[70, width], 3));
+        let (y, scales) = rms_norm::forward(&x, &w, 1e-5).unwrap();
+        assert_close(&flat(&y), &flat(&candle_rms_norm(&x, &w, 1e-5).unwrap()), 1e-6);
+        let dx = x.zeros_like().unwrap();
+        let dw = gradient_of(width, |gradients| {
+            rms_norm::backward(&dy, &x, &w, &scales, &dx, false, gradients.slot(0)).unwrap();
+        });
+        let reference = |inputs: &[Tensor]| {
+            let mean = inputs[0].sqr()?.mean_keepdim(1)?;
+            inputs[0].broadcast_div(&(mean + 1e-5)?.sqrt()?)?.broadcast_mul(&inputs[1])
+        };
+        assert_slopes(&[&x, &w], &[flat(&dx), dw], &dy, reference);
+    }
+}
+
+#[test]
+fn swiglu_is_silu_of_the_gate_times_up() {
+    let (gate, up, dy) = (random(&[3, 11], 1), random(&[3, 11], 2), random(&[3, 11], 3));
+    let reference = |inputs: &[Tensor]| silu(&inputs[0])? * &inputs[1];
+    let expected = reference(&[gate.clone(), up.clone()]).unwrap();
+    assert_close(&flat(&swiglu::forward(&gate, &up).unwrap()), &flat(&expected), 1e-6);
+    let (dgate, dup) = swiglu::backward(&dy, &gate, &up).unwrap();
+    assert_slopes(&[&gate, &up], &[flat(&dgate), flat(&dup)], &dy, reference);
+}
+
+#[test]
+fn rope_rotates_and_its_backward_rotates_back() {
+    let table = Rope { theta: 10_000.0, head_dim: 6, scaling: Scaling::Default }.table(5);
+    let x = random(&[2, 3, 5, 6], 1);
+    let rotated = x.copy().unwrap();
+    rope::forward(&rotated, &table).unwrap();
+    let angle = |step: usize, index: usize| step as f64 / 10_000f64.powf(2.0 * index as f64 / 6.0);
+    let angles: Vec<f64> = (0..5).flat_map(|step| (0..3).map(move |index| angle(step, index))).collect();
+    let of = |function: fn(f64) -> f64| {
+        let values: Vec<f32> = angles.iter().map(|angle| function(*angle) as f32).collect();
+        Tensor::from_vec(values, (5, 3), &Device::Cpu).unwrap()
+    };
+    let expected = rope_slow(&x, &of(f64::cos), &of(f64::sin)).unwrap();
+    assert_close(&flat(&rotated), &flat(&expected), 1e-6);
+    rope::backward(&rotated, &table).unwrap();
+    assert_close(&flat(&rotated), &flat(&x), 1e-6);
+}
+
+#[test]
+fn heads_split_and_merge_are_inverse() {
+    let x = random(&[2 * 5, 3 * 4], 1);
+    let split = heads::split(&x, 2, 3).unwrap();
+    let expected = x.reshape((2, 5, 3, 4)).unwrap().transpose(1, 2).unwrap().contiguous().unwrap();
+    assert_eq!(flat(&split), flat(&expected));
+    assert_eq!(flat(&heads::merge(&split).unwrap()), flat(&x));
+}
+
+#[test]
+fn attention_is_causal_grouped_and_windowed() {
+    for (time, window) in [(9, None), (9, Some(3)), (9, Some(1)), (70, Some(5))] {
+        let (q, k, v) = (random(&[1, 4, time, 6], 1), random(&[1, 2, time, 6], 2), random(&[1, 2, time, 6], 3));
+        let dout = random(&[1, 4, time, 6], 4);
+        let mask: Vec<f64> = (0..time * time)
+            .map(|at| (at / time, at % time))
+            .map(|(i, j)| if j <= i && window.is_none_or(|window| i - j < window) { 0.0 } else { -1e30 })
+            .collect();
+        let mask = Tensor::from_vec(mask, (1, 1, time, time), &Device::Cpu).unwrap();
+        let reference = |inputs: &[Tensor]| {
+            let repeat =
+                |x: &Tensor| x.unsqueeze(2)?.expand((1, 2, 2, time, 6))?.reshape((1, 4, time, 6))?.contiguous();
+            let scores = (inputs[0].contiguous()?.matmul(&repeat(&inputs[1])?.t()?)? / 6f64.sqrt())?;
+            let scores = scores.broadcast_add(&mask.to_dtype(scores.dtype())?)?;
+            softmax_last_dim(&scores)?.matmul(&repeat(&inputs[2])?)
+        };
+        let (output, log_sums) = attention::forward(&q, &k, &v, window).unwrap();
+        assert_close(&flat(&output), &flat(&reference(&[q.clone(), k.clone(), v.clone()]).unwrap()), 2e-6);
+        let (dq, dk, dv) = attention::backward(&dout, (&q, &k, &v), &output, &log_sums, window).unwrap();
+        if time < 20 {
+            assert_slopes(&[&q, &k, &v], &[flat(&dq), flat(&dk), flat(&dv)], &dout, reference);
+        }
+    }
+}
+
+#[test]
+fn cross_entropy_is_the_sum_over_labels_and_ignores_the_rest() {
+    let (x, w) = (random(&[40, 6], 1), random(&[30, 6], 2));
+    let labels: Vec<u32> =
+        (0..40).map(|row| if row % 7 == 3 { cross_entropy::IGNORE } else { row * 11 % 30 }).collect();
+    let kept: Vec<u32> = (0..40).filter(|row| labels[*row as usize] != cross_entropy::IGNORE).collect();
+    let targets: Vec<u32> = kept.iter().map(|row| labels[*row as usize]).collect();
+    let count = kept.len();
+    let index = Tensor::from_vec(kept, count, &Device::Cpu).unwrap();
+    let targets = Tensor::from_vec(targets, count, &Device::Cpu).unwrap();
+    let reference = |inputs: &[Tensor]| {
+        let logits = inputs[0].index_select(&index, 0)?.matmul(&inputs[1].t()?)?;
+        candle_nn::loss::cross_entropy(&logits, &targets)? * count as f64
+    };
+    let expected: f64 = flat(&reference(&[x.clone(), w.clone()]).unwrap())[0];
+    let mut dx = None;
+    let dw = gradient_of(180, |gradients| {
+        let (loss, gradient) = cross_entropy::forward_backward(&x, &w, &labels, 0.5, gradients.slot(0)).unwrap();
+        assert!((loss.nll / expected - 1.0).abs() < 1e-6, "{} {expected}", loss.nll);
+        assert_eq!(loss.tokens, count as u64);
+        dx = Some(flat(&gradient));
+    });
+    let half = Tensor::new(0.5f64, &Device::Cpu).unwrap();
+    assert_slopes(&[&x, &w], &[dx.unwrap(), dw], &half, reference);
+
+    let evaluated = cross_entropy::forward(&x, &w, &labels).unwrap();
+    let best = x.matmul(&w.t().unwrap()).unwrap().argmax(1).unwrap().to_vec1::<u32>().unwrap();
+    let correct = best.iter().zip(&labels).filter(|(best, label)| best == label).count();
+    assert_eq!((evaluated.correct, evaluated.tokens), (correct as u64, count as u64));
+    assert!(cross_entropy::forward(&x, &w, &[30; 40]).unwrap_err().to_string().contains("label 30"));
+}
+
+#[test]
+fn embedding_sums_the_gradients_of_repeated_ids() {
+    let weight = random(&[9, 4], 1);
+    let ids = [3, 0, 3, 8, 3];
+    let index = Tensor::new(&ids, &Device::Cpu).unwrap();
+    let found = embedding::forward(&ids, &weight).unwrap();
+    assert_eq!(flat(&found), flat(&weight.index_select(&index, 0).unwrap()));
+    let dy = random(&[5, 4], 2);
+    let dw = gradient_of(36, |gradients| embedding::backward(&dy, &ids, gradients.slot(0)).unwrap());
+    assert_slopes(&[&weight], &[dw], &dy, |inputs| inputs[0].index_select(&index, 0));
+    assert!(embedding::forward(&[9], &weight).unwrap_err().to_string().contains("id 9"));
+}
+
+#[test]
+fn adamw_steps_as_candles_does() {
+    use candle_nn::Optimizer;
+    let start = random(&[50], 1);
+    let var = candle_core::Var::from_tensor(&start).unwrap();
+    let params = candle_nn::ParamsAdamW { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
+    let mut theirs = candle_nn::AdamW::new(vec![var.clone()], params).unwrap();
+    let (ours, first, second) = (start.copy().unwrap(), start.zeros_like().unwrap(), start.zeros_like().unwrap());
+    for step in 1..=5 {
+        let gradient = random(&[50], 10 + step);
+        let loss = (var.as_tensor() * &gradient).unwrap().sum_all().unwrap();
+        theirs.backward_step(&loss).unwrap();
+        let figures = super::adamw::Update {
+            learning_rate: 1e-2,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            step,
+            gradient_scale: 1.0,
+        };
+        super::adamw::update(&ours, &values(&gradient).unwrap(), &first, &second, figures).unwrap();
+        assert_close(&flat(&ours), &flat(var.as_tensor()), 2e-6);
+    }
+}

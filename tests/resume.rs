@@ -177,3 +177,14 @@ fn diverged_weights_stop_the_run_and_are_never_saved() {
     run(place.train("data", "loss", &flags).args(["1e30", "--warmup_steps", "2"])).fails(1, &["step 3", "blocks ["]);
     assert!(!place.path("loss/checkpoint-3").exists());
 }
+
+#[test]
+fn two_trainers_never_share_an_output_directory() {
+    let place = prepared();
+    std::fs::create_dir_all(place.path("out")).unwrap();
+    let lock = std::fs::File::create(place.path("out/.tokenmill-lock")).unwrap();
+    lock.lock().unwrap();
+    run(&mut place.train("data", "out", &["--max_steps", "1"])).fails(2, &["--output_dir", "another trainer"]);
+    drop(lock);
+    run(&mut place.train("data", "out", &["--max_steps", "1"])).ok();
+}

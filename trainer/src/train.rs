@@ -1,6 +1,6 @@
 //! The run: data → model → loss → backward → optimizer → checkpoint.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -49,6 +49,7 @@ pub fn run(arguments: TrainerArguments) -> Result<()> {
     };
     plan.check_fit(&model, &dataset)?;
     storage::create_dir_all(&plan.output_dir)?;
+    let _lock = lock(&plan.output_dir)?;
     storage::remove_stale_temporaries(&plan.output_dir)?;
     let mut run = Run::new(plan, dataset, model)?;
     run.show_sample("before training")?;
@@ -61,6 +62,17 @@ pub fn run(arguments: TrainerArguments) -> Result<()> {
     }
     run.say_where();
     Ok(())
+}
+
+/// Two runs in one directory would rotate each other's checkpoints away.
+fn lock(output_dir: &Path) -> Result<storage::Lock> {
+    let busy = || {
+        Error::config(
+            "--output_dir",
+            format!("{} is in use by another trainer; wait for it or choose another directory", output_dir.display()),
+        )
+    };
+    storage::lock_file(&output_dir.join(".tokenmill-lock"), false)?.ok_or_else(busy)
 }
 
 /// The checkpoint to go on from. Checkpoints of another run are never mixed with those of this one.

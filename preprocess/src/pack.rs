@@ -35,7 +35,7 @@ impl Assign {
 }
 
 /// Lengths of documents, for the median: one count per number of tokens, the last for all longer ones.
-const LENGTHS: usize = 1 << 16;
+pub const LONGEST_COUNTED: usize = 1 << 16;
 
 /// One split being packed.
 struct Stream {
@@ -91,7 +91,7 @@ impl Packer {
             let writer = dataset.split(*split)?;
             streams.insert(*split, Stream { writer, limit, documents: 0, text_bytes: 0, read: 0, beyond_limit: 0 });
         }
-        Ok(Self { streams, width, assign: Assign::All(Split::Train), seen: 0, lengths: vec![0; LENGTHS + 1] })
+        Ok(Self { streams, width, assign: Assign::All(Split::Train), seen: 0, lengths: vec![0; LONGEST_COUNTED + 1] })
     }
 
     /// Begins a source whose documents are divided by `assign`.
@@ -109,7 +109,7 @@ impl Packer {
             ids = rest;
             let split = self.assign.split_of(self.seen, file_hash(self.seen).unwrap_or(document.hash));
             self.seen += 1;
-            self.lengths[(document.tokens as usize).min(LENGTHS)] += 1;
+            self.lengths[(document.tokens as usize).min(LONGEST_COUNTED)] += 1;
             self.streams
                 .get_mut(&split)
                 .expect("the splits were named at the start")

@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokenmill_shared::dataset::Manifest;
 
 use crate::job::Job;
+use crate::pack::LONGEST_COUNTED;
 
 /// Whether anything was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -125,10 +126,9 @@ impl Prepared {
                 self.seconds
             ));
         }
-        lines.push(format!(
-            "scanned {} of {} files; the others were known by size and times",
-            self.files_scanned, self.files
-        ));
+        let known = self.files - self.files_scanned;
+        let others = if known > 0 { format!("; {known} were known by size and times") } else { String::new() };
+        lines.push(format!("scanned {} of {} files{others}", self.files_scanned, self.files));
         for (name, split) in &self.manifest.splits {
             let ledger = &split.ledger;
             let rejected: u64 = ledger.rejected.values().sum();
@@ -144,8 +144,9 @@ impl Prepared {
             ));
         }
         if let (Some(median), Some(share)) = (self.median_document_tokens, self.eos_share) {
+            let at_least = if median >= LONGEST_COUNTED as u64 { "at least " } else { "" };
             lines.push(format!(
-                "a document has {median} tokens at the median; end-of-sequence tokens are {:.1} % of all",
+                "a document has {at_least}{median} tokens at the median; end-of-sequence tokens are {:.1} % of all",
                 100.0 * share
             ));
         }

@@ -17,7 +17,7 @@ use tokenmill_benches::{Run, Targets, corpus, program, python, run, shared_dir};
 use tokenmill_preprocess::tokenizer::Tokenizer;
 
 /// Runs of which the fastest counts: other work on the machine only ever slows a run down.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
 const MB: f64 = 1e6;
 

@@ -15,6 +15,9 @@ use tokenmill_benches::{Run, Targets, corpus, program, python, run, shared_dir};
 /// Steps of each run; the first ones are slower in both.
 const STEPS: usize = 12;
 
+/// Of the tokenizer, Llama-2's.
+const VOCAB_SIZE: usize = 32_000;
+
 /// A model and how its 1,024 tokens of a step are divided.
 struct Size {
     name: &'static str,
@@ -94,6 +97,9 @@ fn beside_pytorch(size: &Size, python: &Path, targets: &mut Targets) {
     println!("peak memory {:.0} MB, PyTorch {:.0} MB", megabytes(&ours), megabytes(&peer));
     targets.at_least(&format!("{}, speed beside PyTorch", size.name), speed / peers_speed, 1.0, "x");
     targets.at_most(&format!("{}, memory beside PyTorch", size.name), megabytes(&ours) / megabytes(&peer), 1.0, "x");
+    let needed = size.needed_bytes() / 1e6;
+    println!("16 bytes a parameter and the activations: {needed:.0} MB");
+    targets.at_most(&format!("{}, memory beside what it needs", size.name), megabytes(&ours) / needed, 1.2, "x");
     let apart = (loss - number("loss")).abs() / loss;
     targets.at_most(&format!("{}, losses apart", size.name), apart * 1e4, 1.0, "in 10,000");
 }
@@ -120,11 +126,24 @@ fn train(size: &Size, model: &Path, dataset: &Path, output: &Path) -> Run {
 }
 
 impl Size {
+    /// Weight, gradient and two moments of every parameter; of every token and layer what the backward reads:
+    /// residual stream and its norm twice, queries, attention output as heads and merged, keys, values, and
+    /// gate, up and their product; logits of 8 Mi values at a time.
+    fn needed_bytes(&self) -> f64 {
+        let (width, inner) = (self.hidden_size, self.intermediate_size);
+        let key_width = width / self.num_attention_heads * self.num_key_value_heads;
+        let layer = 2 * width * width + 2 * key_width * width + 3 * inner * width + 2 * width;
+        let embeddings = if self.tie_word_embeddings { 1 } else { 2 };
+        let parameters = self.num_hidden_layers * layer + embeddings * VOCAB_SIZE * width + width;
+        let saved = self.num_hidden_layers * (7 * width + 2 * key_width + 3 * inner);
+        (16 * parameters + 4 * self.batch_size * self.block_size * saved + (32 << 20)) as f64
+    }
+
     fn config(&self) -> Value {
         json!({
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
-            "vocab_size": 32000,
+            "vocab_size": VOCAB_SIZE,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
             "num_hidden_layers": self.num_hidden_layers,

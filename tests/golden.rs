@@ -10,13 +10,14 @@ use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use tokenmill_trainer::model::{Batch, Config, Model};
 
-const FIXTURES: [&str; 9] = [
+const FIXTURES: [&str; 10] = [
     "llama",
     "llama_mha_bias",
     "llama3_rope",
     "llama_linear_rope",
     "llama_dynamic_rope",
     "llama_yarn_rope",
+    "llama_yarn_untruncated",
     "mistral",
     "qwen2",
     "qwen3",
@@ -26,9 +27,11 @@ const LOGITS: f32 = 2e-5;
 const LOSS: f64 = 1e-6;
 const GRADIENT: f32 = 1e-5;
 
-fn directory() -> PathBuf {
-    std::env::var_os("TOKENMILL_FIXTURES")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("data/fixtures"), PathBuf::from)
+/// Where the fixture `name` is: in the directory asked for, or else among our own.
+fn directory(name: &str) -> PathBuf {
+    let asked = std::env::var_os("TOKENMILL_FIXTURES").map(|asked| Path::new(&asked).join(name));
+    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("data/fixtures").join(name);
+    asked.filter(|dir| dir.is_dir()).unwrap_or_else(own)
 }
 
 struct Golden {
@@ -53,7 +56,7 @@ impl Distance {
 
 impl Golden {
     fn open(name: &str) -> Self {
-        let dir = directory().join(name);
+        let dir = directory(name);
         let tensors = candle_core::safetensors::load(dir.join("golden.safetensors"), &Device::Cpu).unwrap();
         Self { dir, tensors }
     }
@@ -110,9 +113,9 @@ fn logits_loss_and_every_gradient_equal_the_reference() {
 
 #[test]
 fn a_sharded_checkpoint_loads_like_a_single_one() {
-    let model = Model::load(&directory().join("sharded")).unwrap();
+    let model = Model::load(&directory("sharded")).unwrap();
     let index: Value =
-        serde_json::from_slice(&std::fs::read(directory().join("sharded/model.safetensors.index.json")).unwrap())
+        serde_json::from_slice(&std::fs::read(directory("sharded").join("model.safetensors.index.json")).unwrap())
             .unwrap();
     let total: usize = model.parameters().iter().map(|parameter| parameter.tensor.elem_count()).sum();
     assert_eq!(total as u64, index["metadata"]["total_parameters"].as_u64().unwrap());
@@ -165,6 +168,7 @@ fn every_configuration_field_that_shapes_the_computation_is_read() {
                 ("rope_parameters.mscale", json!(2.0)),
             ],
         ),
+        ("llama_yarn_untruncated", vec![("rope_parameters.truncate", json!(true))]),
         ("mistral", vec![("sliding_window", json!(7)), ("sliding_window", json!(null))]),
         ("qwen2", vec![("use_sliding_window", json!(true))]),
         ("qwen3", vec![("attention_bias", json!(true)), ("use_sliding_window", json!(true))]),
@@ -214,8 +218,7 @@ fn set(config: &mut Value, field: &str, value: Value) {
 #[test]
 fn configurations_of_transformers_4_and_5_mean_the_same() {
     for name in FIXTURES {
-        let new: Value =
-            serde_json::from_slice(&std::fs::read(directory().join(name).join("config.json")).unwrap()).unwrap();
+        let new: Value = serde_json::from_slice(&std::fs::read(directory(name).join("config.json")).unwrap()).unwrap();
         let mut old = new.clone();
         let mut rope = old.as_object_mut().unwrap().remove("rope_parameters").unwrap();
         old["rope_theta"] = rope.as_object_mut().unwrap().remove("rope_theta").unwrap();

@@ -121,7 +121,7 @@ impl Prepared {
         } else {
             let Reuse { partitions_reused: reused, partitions_tokenized: tokenized, bytes_tokenized } = self.reuse;
             lines.push(format!(
-                "tokenized {tokenized} partitions ({}) and reused {reused} of the same documents, tokenizer and settings, in {:.1} s",
+                "partitions: {tokenized} tokenized ({}), {reused} reused (same documents, tokenizer and settings); {:.1} s in all",
                 HumanBytes(bytes_tokenized),
                 self.seconds
             ));

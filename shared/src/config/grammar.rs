@@ -1,13 +1,15 @@
 //! The command-line grammar of `HfArgumentParser`, so that existing shell scripts run.
 //!
-//! `--a_b` and `--a-b`; `--flag`, `--flag True|yes|t|y|1`, `--flag=false|no|f|n|0`, `--no_flag`; a flag
-//! given twice counts the last time; negative numbers are values. Source: `transformers/hf_argparser.py`.
+//! `--a_b` and `--a-b`; `--flag`, `--flag True|yes|t|y|1`, `--flag=false|no|f|n|0`, `--no_flag`; lists as repeated
+//! words; a flag given twice counts the last time; negative numbers are values; a configuration file in place of
+//! the first flag. Source: `transformers/hf_argparser.py`.
 
 use std::ffi::OsString;
 
 use clap::builder::{Arg, ArgAction, Command};
 
-use super::refused::refusal;
+use super::file;
+use super::known::{KNOWN, Known, Takes, Verdict};
 use crate::{Error, Result};
 
 /// Adapts a derived command to the grammar: hyphen aliases, booleans with an optional value, last wins.
@@ -32,44 +34,73 @@ pub fn with_grammar(command: Command) -> Command {
     })
 }
 
-/// Parses `argv` (program name first) into `T`: its defaults, overlaid by what is given.
+/// Parses `argv` (program name first) into `T`: its defaults, overlaid by what is given. A flag that is known and
+/// stands for nothing here is refused, or said to have no effect, with the reason.
 ///
 /// # Errors
 /// [`Error::Config`] naming the flag: unknown (with the nearest name), refused (with the reason), or a
-/// value that cannot be read. `--help` and `--version` print and exit.
+/// value that cannot be read; or the configuration file. `--help` and `--version` print and exit.
 pub fn parse<T: clap::Args + Default>(command: Command, argv: impl IntoIterator<Item = OsString>) -> Result<T> {
-    let mut command = with_grammar(T::augment_args_for_update(command));
-    let argv = expand_negations(&command, argv.into_iter().collect())?;
+    let command = with_grammar(T::augment_args_for_update(command));
+    let mut argv: Vec<OsString> = argv.into_iter().collect();
+    if command.get_positionals().next().is_none() {
+        argv = file::expand(argv)?;
+    }
+    let mut command = with_known(command);
+    let argv = expand_negations(&command, argv);
     let mut matches = command.try_get_matches_from_mut(argv).map_err(|error| explain(&error))?;
+    for known in KNOWN {
+        judge(known, &matches)?;
+    }
     let mut arguments = T::default();
     arguments.update_from_arg_matches_mut(&mut matches).map_err(|error| explain(&error))?;
     Ok(arguments)
 }
 
-/// `--no_x` becomes `--x=false` for every boolean `x`; a refused flag is refused here, by name, because
-/// clap would only call it unknown.
-fn expand_negations(command: &Command, argv: Vec<OsString>) -> Result<Vec<OsString>> {
-    let find = |name: &str| command.get_arguments().find(|arg| arg.get_long() == Some(name));
-    let is_boolean = |arg: &&Arg| arg.get_num_args().is_some_and(|range| range.min_values() == 0);
-    let mut out = Vec::with_capacity(argv.len());
-    for word in argv {
-        let flag = word.to_str().and_then(|text| text.strip_prefix("--")).map(|text| {
-            let name = text.split('=').next().unwrap_or_default();
-            name.replace('-', "_")
-        });
-        if let Some(flag) = flag.filter(|flag| !flag.is_empty() && find(flag).is_none()) {
-            if let Some(positive) = flag.strip_prefix("no_").filter(|name| find(name).as_ref().is_some_and(is_boolean))
-            {
-                out.push(format!("--{positive}=false").into());
-                continue;
-            }
-            if let Some(reason) = refusal(&flag) {
-                return Err(Error::config(format!("--{flag}"), reason));
-            }
+/// Adds the known flags that `command` has no argument for, so that they and their values are recognised.
+fn with_known(command: Command) -> Command {
+    let is_built = |name: &str, arg: &Arg| {
+        arg.get_long() == Some(name) || arg.get_all_aliases().is_some_and(|aliases| aliases.contains(&name))
+    };
+    let missing: Vec<_> =
+        KNOWN.iter().filter(|known| !command.get_arguments().any(|arg| is_built(known.name, arg))).collect();
+    command.args(missing.into_iter().map(|known| {
+        let arg = Arg::new(known.name).long(known.name).alias(known.name.replace('_', "-")).hide(true);
+        match known.takes {
+            Takes::Boolean => arg
+                .num_args(0..=1)
+                .default_missing_value("true")
+                .value_parser(|text: &str| boolean(text).map(|value| value.to_string())),
+            Takes::Value => arg.num_args(1).allow_hyphen_values(true),
+            Takes::List => arg.num_args(0..),
         }
-        out.push(word);
+    }))
+}
+
+fn judge(known: &Known, matches: &clap::ArgMatches) -> Result<()> {
+    // Absent where the program gives the flag a meaning of its own.
+    let Ok(Some(values)) = matches.try_get_many::<String>(known.name) else { return Ok(()) };
+    match known.verdict_on(&values.cloned().collect::<Vec<_>>()) {
+        Some(Verdict::Refused(reason)) => Err(Error::config(format!("--{}", known.name), reason.en)),
+        Some(Verdict::NoEffect(reason)) => {
+            eprintln!("--{} has no effect here: {}", known.name, reason.en);
+            Ok(())
+        }
+        None => Ok(()),
     }
-    Ok(out)
+}
+
+/// `--no_x` becomes `--x=false` for every boolean `x`.
+fn expand_negations(command: &Command, argv: Vec<OsString>) -> Vec<OsString> {
+    let find = |name: &str| command.get_arguments().find(|arg| arg.get_long() == Some(name));
+    let is_boolean =
+        |arg: &Arg| arg.get_num_args().is_some_and(|range| range.min_values() == 0 && range.max_values() == 1);
+    let positive = |word: &OsString| {
+        let name = word.to_str()?.strip_prefix("--")?.replace('-', "_");
+        let positive = name.strip_prefix("no_").filter(|_| find(&name).is_none())?;
+        find(positive).is_some_and(is_boolean).then(|| format!("--{positive}=false").into())
+    };
+    argv.into_iter().map(|word| positive(&word).unwrap_or(word)).collect()
 }
 
 fn explain(error: &clap::Error) -> Error {
@@ -148,6 +179,17 @@ mod tests {
         assert_eq!(arguments.sample_by, SampleBy::Document);
     }
 
+    /// They are known from other scripts; what they ask for is the case here anyway.
+    #[test]
+    fn flags_without_effect_are_taken_with_their_values() {
+        let words = ["--ddp_timeout", "30000", "--no_log_on_each_node", "--label_names", "labels", "--bf16", "False"];
+        let more = ["--load-in-8bit", "no", "--deepspeed", "none", "--local_rank", "-1", "--block_size", "8"];
+        assert_eq!(data(&[&words[..], &more[..]].concat()).unwrap().block_size, 8);
+        assert!(
+            data(&["--hub_token", "hf_secret", "--hub_strategy"]).unwrap_err().to_string().contains("hub_strategy")
+        );
+    }
+
     #[test]
     fn mistakes_name_the_flag() {
         for (words, part) in [
@@ -156,6 +198,7 @@ mod tests {
             (vec!["--sample_by", "word"], "line, paragraph, document"),
             (vec!["--keep_linebreaks", "maybe"], "true or false"),
             (vec!["--deepspeed", "x.json"], "not built yet"),
+            (vec!["--bf16"], "not built yet"),
         ] {
             let error = data(&words).unwrap_err();
             assert!(error.to_string().contains(part), "{words:?}: {error}");

@@ -2,9 +2,10 @@
 //! name, its default (in `Default`) and its help text; the command line overlays only what it gives.
 
 mod data;
+mod file;
 mod grammar;
-mod refused;
+mod known;
 
 pub use data::{DataArguments, Remainder, SampleBy, ValidationSplitMode};
 pub use grammar::{parse, with_grammar};
-pub use refused::{REFUSED, refusal};
+pub use known::{KNOWN, Known, Takes, Text, Verdict, known};

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tokenmill_shared::config::DataArguments;
 
+use crate::optimizer::Rule;
 use crate::schedule::Kind;
 
 /// When something happens.
@@ -41,17 +43,6 @@ pub enum Shuffle {
     Global,
     /// Not at all.
     None,
-}
-
-/// Optimizers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub enum Optimizer {
-    /// AdamW as PyTorch computes it.
-    AdamwTorch,
-    /// The same: ours is always fused.
-    AdamwTorchFused,
 }
 
 /// Everything `trainer` can be told.
@@ -115,7 +106,10 @@ pub struct TrainerArguments {
     pub max_grad_norm: f64,
     /// The optimizer
     #[arg(long, help_heading = "Training")]
-    pub optim: Optimizer,
+    pub optim: Rule,
+    /// The old way to say --optim adafactor
+    #[arg(long, help_heading = "Training")]
+    pub adafactor: bool,
     /// Passes over the training blocks; may be fractional
     #[arg(long, value_name = "EPOCHS", help_heading = "Training")]
     pub num_train_epochs: f64,
@@ -125,6 +119,9 @@ pub struct TrainerArguments {
     /// How the learning rate goes after the warm-up
     #[arg(long, help_heading = "Training")]
     pub lr_scheduler_type: Kind,
+    /// Settings of the schedule, as JSON: {"num_cycles": 2}
+    #[arg(long, value_name = "JSON", value_parser = object, help_heading = "Training")]
+    pub lr_scheduler_kwargs: Map<String, Value>,
     /// Warm-up as a share of all steps, used when --warmup_steps is 0
     #[arg(long, value_name = "SHARE", help_heading = "Training")]
     pub warmup_ratio: f64,
@@ -199,10 +196,12 @@ impl Default for TrainerArguments {
             adam_beta2: 0.999,
             adam_epsilon: 1e-8,
             max_grad_norm: 1.0,
-            optim: Optimizer::AdamwTorch,
+            optim: Rule::AdamwTorch,
+            adafactor: false,
             num_train_epochs: 3.0,
             max_steps: -1,
             lr_scheduler_type: Kind::Linear,
+            lr_scheduler_kwargs: Map::new(),
             warmup_ratio: 0.0,
             warmup_steps: 0.0,
             logging_strategy: Strategy::Steps,
@@ -221,5 +220,13 @@ impl Default for TrainerArguments {
             sample_prompt: None,
             sample_tokens: 48,
         }
+    }
+}
+
+/// A JSON object, or a Python `None` for an empty one.
+fn object(text: &str) -> Result<Map<String, Value>, String> {
+    match text.trim() {
+        "" | "None" | "none" | "null" => Ok(Map::new()),
+        text => serde_json::from_str(text).map_err(|error| format!("give a JSON object: {error}")),
     }
 }

@@ -1,15 +1,57 @@
-//! AdamW over the parameters of a model: its moments, decay groups and clipping.
+//! The optimizer over the parameters of a model: which rule, its state, decay groups and clipping.
 
 use candle_core::Tensor;
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 use tokenmill_shared::{Error, Result};
 
 use crate::arguments::TrainerArguments;
-use crate::model::Model;
-use crate::ops::adamw::{self, Update};
+use crate::model::{Model, Parameter};
+use crate::ops::adamw::Formula;
+use crate::ops::{adafactor, adamw, lion, sgd};
+
+/// Optimizers, by Hugging Face's names. Some of its names are one here: every rule is fused, and nothing is paged
+/// where there is no GPU to page from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Rule {
+    /// AdamW as PyTorch computes it
+    #[value(aliases = ["adamw_torch_fused", "adamw_apex_fused", "paged_adamw", "paged_adamw_32bit"])]
+    AdamwTorch,
+    /// AdamW as transformers computed it until 4.46
+    AdamwHf,
+    /// Adafactor: row and column means instead of a second moment
+    Adafactor,
+    /// Gradient descent without momentum
+    Sgd,
+    /// Lion: one momentum, steps by its sign
+    #[value(name = "lion_32bit", aliases = ["lion", "paged_lion_32bit", "paged_lion"])]
+    #[serde(rename = "lion_32bit")]
+    Lion32bit,
+}
+
+impl Rule {
+    /// Names and shapes of what is kept for a parameter of shape `dims`.
+    fn state(self, dims: &[usize]) -> Vec<(&'static str, Vec<usize>)> {
+        let same = || dims.to_vec();
+        match self {
+            Self::AdamwTorch | Self::AdamwHf => vec![("exp_avg", same()), ("exp_avg_sq", same())],
+            Self::Adafactor => {
+                let dims = adafactor::state_dims(dims);
+                let names: &[_] = if dims.len() == 2 { &["exp_avg_sq_row", "exp_avg_sq_col"] } else { &["exp_avg_sq"] };
+                names.iter().copied().zip(dims).collect()
+            }
+            Self::Sgd => Vec::new(),
+            Self::Lion32bit => vec![("exp_avg", same())],
+        }
+    }
+}
 
 /// The optimizer and its state.
 #[derive(Debug)]
-pub struct AdamW {
+pub struct Optimizer {
+    rule: Rule,
     beta1: f64,
     beta2: f64,
     epsilon: f64,
@@ -17,25 +59,42 @@ pub struct AdamW {
     max_grad_norm: f64,
     /// Updates done.
     pub step: u64,
-    /// First and second moments of each parameter, in parameter order.
-    pub moments: Vec<(Tensor, Tensor)>,
+    /// What is kept of each parameter, in parameter order.
+    state: Vec<Vec<Tensor>>,
 }
 
-impl AdamW {
-    /// Moments of zero for every parameter.
+impl Optimizer {
+    /// A state of zeros for every parameter.
     pub fn new(model: &Model, arguments: &TrainerArguments) -> Result<Self> {
-        let zero = |tensor: &Tensor| Ok((tensor.zeros_like()?, tensor.zeros_like()?));
-        let moments: candle_core::Result<Vec<_>> =
-            model.parameters().iter().map(|parameter| zero(&parameter.tensor)).collect();
+        let rule = arguments.optim;
+        let zeros = |parameter: &Parameter| {
+            let state = rule.state(parameter.tensor.dims()).into_iter();
+            state.map(|(_, dims)| Tensor::zeros(dims, parameter.tensor.dtype(), parameter.tensor.device())).collect()
+        };
+        let state: candle_core::Result<_> = model.parameters().iter().map(zeros).collect();
         Ok(Self {
+            rule,
             beta1: arguments.adam_beta1,
             beta2: arguments.adam_beta2,
             epsilon: arguments.adam_epsilon,
             weight_decay: arguments.weight_decay,
             max_grad_norm: arguments.max_grad_norm,
             step: 0,
-            moments: moments.map_err(|error| Error::config("optimizer", error.to_string()))?,
+            state: state.map_err(|error| Error::config("optimizer", error.to_string()))?,
         })
+    }
+
+    /// `<name of the state>.<name of the parameter>` and its tensor, in parameter order.
+    pub fn state<'a>(&'a self, model: &'a Model) -> impl Iterator<Item = (String, &'a Tensor)> {
+        model.parameters().iter().zip(&self.state).flat_map(|(parameter, state)| {
+            let names = self.rule.state(parameter.tensor.dims()).into_iter();
+            names.zip(state).map(|((name, _), tensor)| (format!("{name}.{}", parameter.name), tensor))
+        })
+    }
+
+    /// Replaces the state by one in the order of [`state`](Self::state).
+    pub fn set_state(&mut self, tensors: Vec<Tensor>) {
+        self.state.iter_mut().flatten().zip(tensors).for_each(|(slot, tensor)| *slot = tensor);
     }
 
     /// One update from the model's gradients, whose norm is `norm`. Clipping multiplies by
@@ -44,19 +103,86 @@ impl AdamW {
         self.step += 1;
         let clip = if self.max_grad_norm > 0.0 { (self.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
         let update = |index: usize, gradient: &[f32]| {
-            let parameter = &model.parameters()[index];
-            let (first, second) = &self.moments[index];
-            let figures = Update {
-                learning_rate,
-                beta1: self.beta1,
-                beta2: self.beta2,
-                epsilon: self.epsilon,
-                weight_decay: if parameter.decay { self.weight_decay } else { 0.0 },
-                step: self.step,
-                gradient_scale: clip,
-            };
-            adamw::update(&parameter.tensor, gradient, first, second, figures)
+            self.update_one(&model.parameters()[index], gradient, &self.state[index], learning_rate, clip)
         };
         model.gradients().for_each(update).map_err(|error| Error::config("optimizer", error.to_string()))
+    }
+
+    fn update_one(
+        &self,
+        parameter: &Parameter,
+        gradient: &[f32],
+        state: &[Tensor],
+        learning_rate: f64,
+        gradient_scale: f64,
+    ) -> candle_core::Result<()> {
+        let weight_decay = if parameter.decay { self.weight_decay } else { 0.0 };
+        let (beta1, beta2, step, parameter) = (self.beta1, self.beta2, self.step, &parameter.tensor);
+        match (self.rule, state) {
+            (Rule::AdamwTorch | Rule::AdamwHf, [first, second]) => {
+                let formula = if self.rule == Rule::AdamwTorch { Formula::Torch } else { Formula::HuggingFace };
+                let epsilon = self.epsilon;
+                let figures =
+                    adamw::Update { formula, learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale };
+                adamw::update(parameter, gradient, first, second, figures)
+            }
+            (Rule::Adafactor, state) => {
+                let figures = adafactor::Update { learning_rate, weight_decay, step, gradient_scale };
+                adafactor::update(parameter, gradient, state, figures)
+            }
+            (Rule::Lion32bit, [momentum]) => {
+                let figures = lion::Update { learning_rate, beta1, beta2, weight_decay, gradient_scale };
+                lion::update(parameter, gradient, momentum, figures)
+            }
+            (Rule::Sgd, []) => sgd::update(parameter, gradient, learning_rate, weight_decay, gradient_scale),
+            (rule, state) => candle_core::bail!("{rule:?} does not keep {} tensors", state.len()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::cpu::values;
+    use candle_core::{DType, Device};
+
+    /// Golden values of torch, transformers and bitsandbytes (`tests/data/optimizers.py`): six updates.
+    #[test]
+    fn parameters_after_six_updates_equal_the_reference() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/optimizers.safetensors");
+        let golden = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+        let rates: Vec<f64> = golden["rates"].to_vec1().unwrap();
+        for rule in Rule::value_variants() {
+            let rule_name = rule.to_possible_value().unwrap().get_name().to_owned();
+            for (name, decay) in [("matrix", true), ("vector", false)] {
+                let tensor = golden[&format!("start.{name}")].copy().unwrap();
+                let state = rule.state(tensor.dims()).into_iter();
+                let state: Vec<_> =
+                    state.map(|(_, dims)| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap()).collect();
+                let parameter = Parameter { name: name.to_owned(), tensor, decay };
+                let mut optimizer = Optimizer {
+                    rule: *rule,
+                    beta1: 0.9,
+                    beta2: 0.98,
+                    epsilon: 1e-6,
+                    weight_decay: 0.1,
+                    max_grad_norm: 0.0,
+                    step: 0,
+                    state: Vec::new(),
+                };
+                for (step, rate) in rates.iter().enumerate() {
+                    let gradient = golden[&format!("gradient.{name}")].get(step).unwrap().flatten_all().unwrap();
+                    let gradient: Vec<f32> = gradient.to_vec1().unwrap();
+                    optimizer.step += 1;
+                    // Scaled up and down again by a power of two: the scale is applied, and the values stay.
+                    let doubled: Vec<f32> = gradient.iter().map(|value| value * 2.0).collect();
+                    optimizer.update_one(&parameter, &doubled, &state, *rate, 0.5).unwrap();
+                }
+                let expected = &golden[&format!("{rule_name}.{name}")];
+                let (found, expected) = (values(&parameter.tensor).unwrap(), values(expected).unwrap());
+                let worst = found.iter().zip(expected.iter()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst < 2e-6, "{rule_name}, {name}: {worst}");
+            }
+        }
     }
 }

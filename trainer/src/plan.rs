@@ -11,6 +11,7 @@ use tokenmill_shared::{Error, Result};
 
 use crate::arguments::{Sampling, Shuffle, Strategy, TrainerArguments};
 use crate::model::{Config, Model};
+use crate::optimizer::Rule;
 use crate::schedule::Schedule;
 
 /// Everything resolved but the step counts, which need the dataset.
@@ -28,7 +29,10 @@ pub struct Plan {
 
 impl Plan {
     /// Resolves `arguments`.
-    pub fn new(arguments: TrainerArguments) -> Result<Self> {
+    pub fn new(mut arguments: TrainerArguments) -> Result<Self> {
+        if std::mem::take(&mut arguments.adafactor) {
+            arguments.optim = Rule::Adafactor;
+        }
         if arguments.use_peft {
             let reason = "is true by default, as for Hugging Face, and adapters are not built yet; pass --use_peft false to train all parameters";
             return Err(Error::config("--use_peft", reason));
@@ -218,11 +222,13 @@ impl Plan {
             micro_batches_per_epoch: micro_batches,
             per_epoch,
             total,
-            schedule: Schedule {
-                kind: arguments.lr_scheduler_type,
-                warmup_steps: warmup_steps as u64,
-                total_steps: total,
-            },
+            schedule: Schedule::new(
+                arguments.lr_scheduler_type,
+                &arguments.lr_scheduler_kwargs,
+                arguments.learning_rate,
+                warmup_steps as u64,
+                total,
+            )?,
             log_every: interval("--logging_steps", arguments.logging_steps, arguments.logging_strategy)?,
             evaluate_every: interval(
                 "--eval_steps",
@@ -248,7 +254,7 @@ impl Plan {
 }
 
 /// Step counts and intervals.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Steps {
     /// Micro-batches in an epoch.
     pub micro_batches_per_epoch: u64,

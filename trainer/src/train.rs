@@ -17,7 +17,7 @@ use crate::data::{Loader, StepBatches};
 use crate::evaluate::{Metrics, evaluate};
 use crate::model::Model;
 use crate::ops::cpu::values;
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use crate::plan::{Plan, ResultSettings, Steps};
 use crate::{report, sample};
 
@@ -140,7 +140,7 @@ impl Run {
         })?);
         let settings = self.plan.result_settings(&self.dataset, blocks);
         let steps = self.plan.steps(blocks)?;
-        let mut optimizer = AdamW::new(&self.model, &self.plan.arguments)?;
+        let mut optimizer = Optimizer::new(&self.model, &self.plan.arguments)?;
         let mut counters = Counters::default();
         if let Some((dir, state)) = resume {
             state.check_settings(&settings)?;
@@ -215,7 +215,7 @@ impl Run {
     /// Forward and backward over the micro-batches of a step, checks, one update.
     fn train_step(
         &mut self,
-        optimizer: &mut AdamW,
+        optimizer: &mut Optimizer,
         batches: &StepBatches,
         step: u64,
         steps: &Steps,
@@ -336,7 +336,7 @@ impl Run {
         steps: &Steps,
         settings: &ResultSettings,
         counters: &Counters,
-        optimizer: &AdamW,
+        optimizer: &Optimizer,
     ) -> Result<PathBuf> {
         self.check_weights_finite(step)?;
         let state = State::new(step, settings.clone(), *counters, self.log_history.clone());

@@ -3,7 +3,7 @@
 //! ```text
 //! checkpoint-N/
 //!   config.json  generation_config.json  model.safetensors  tokenizer files  trainer_state.json
-//!   trainer/optimizer.safetensors   moments, named by parameter
+//!   trainer/optimizer.safetensors   its state, named by parameter
 //!   trainer/state.json              step, counters, settings, size and BLAKE3 of every file; written last
 //! ```
 //! All of it is written into a temporary directory, synced, and renamed. Loading verifies every hash.
@@ -24,7 +24,7 @@ use tokenmill_shared::{Error, Result};
 pub use state::{Counters, State, trainer_state};
 
 use crate::model::Model;
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 
 /// Our state in a checkpoint.
 const STATE: &str = "trainer/state.json";
@@ -88,7 +88,7 @@ fn config_json(model: &Model) -> Value {
 pub fn save(
     output_dir: &Path,
     model: &Model,
-    optimizer: &AdamW,
+    optimizer: &Optimizer,
     companions: &Companions,
     mut state: State,
     trainer_state: &Value,
@@ -101,13 +101,8 @@ pub fn save(
     files.insert("trainer_state.json".to_owned(), write_file(dir, "trainer_state.json", &pretty(trainer_state))?);
     let own = dir.join(OPTIMIZER_DIR);
     storage::create_dir_all(&own)?;
-    let mut moments = Vec::new();
-    for (parameter, (first, second)) in model.parameters().iter().zip(&optimizer.moments) {
-        moments.push((format!("exp_avg.{}", parameter.name), first));
-        moments.push((format!("exp_avg_sq.{}", parameter.name), second));
-    }
     files.extend(
-        tensors::write(&own, "optimizer", &moments)?
+        tensors::write(&own, "optimizer", &optimizer.state(model).collect::<Vec<_>>())?
             .into_iter()
             .map(|(name, entry)| (format!("{OPTIMIZER_DIR}/{name}"), entry)),
     );
@@ -186,17 +181,10 @@ pub fn find(output_dir: &Path, asked: &str) -> Result<(PathBuf, State)> {
     ))
 }
 
-/// Puts the moments of the checkpoint in `dir` into `optimizer`.
-pub fn load_optimizer(dir: &Path, model: &Model, optimizer: &mut AdamW) -> Result<()> {
-    let names = model.parameters().iter().flat_map(|parameter| {
-        let dims = parameter.tensor.dims().to_vec();
-        [(format!("exp_avg.{}", parameter.name), dims.clone()), (format!("exp_avg_sq.{}", parameter.name), dims)]
-    });
-    let loaded = crate::model::load_tensors(&dir.join(OPTIMIZER_DIR), "optimizer", &names.collect::<Vec<_>>())?;
-    let mut loaded = loaded.into_iter();
-    for moments in &mut optimizer.moments {
-        *moments = (loaded.next().expect("as many as named"), loaded.next().expect("as many as named"));
-    }
+/// Puts the optimizer state of the checkpoint in `dir` into `optimizer`.
+pub fn load_optimizer(dir: &Path, model: &Model, optimizer: &mut Optimizer) -> Result<()> {
+    let wanted: Vec<_> = optimizer.state(model).map(|(name, tensor)| (name, tensor.dims().to_vec())).collect();
+    optimizer.set_state(crate::model::load_tensors(&dir.join(OPTIMIZER_DIR), "optimizer", &wanted)?);
     Ok(())
 }
 

@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn trainer_state_has_the_keys_of_the_reference_and_no_other() {
-        let schedule = Schedule { kind: Kind::Linear, warmup_steps: 0, total_steps: 8 };
+        let schedule = Schedule::new(Kind::Linear, &serde_json::Map::new(), 1e-3, 0, 8).unwrap();
         let steps = Steps {
             micro_batches_per_epoch: 10,
             per_epoch: 5,

@@ -5,6 +5,9 @@ use std::ops::Deref;
 
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
 
+/// Values that one task of an elementwise kernel takes: 64 KiB of each operand fit the L2 cache.
+pub const PIECE: usize = 1 << 14;
+
 /// The values of a contiguous f32 tensor, borrowed.
 pub struct Values<'a> {
     storage: StorageRef<'a>,

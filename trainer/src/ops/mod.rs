@@ -6,6 +6,7 @@
 //! Every reduction that crosses rows is done in pieces of fixed size summed in index order: no bit of a
 //! result depends on the number of threads.
 
+pub mod adafactor;
 pub mod adamw;
 pub mod attention;
 pub mod cpu;
@@ -13,9 +14,11 @@ pub mod cross_entropy;
 pub mod embedding;
 pub mod heads;
 pub mod linear;
+pub mod lion;
 mod matmul;
 pub mod rms_norm;
 pub mod rope;
+pub mod sgd;
 mod simd;
 pub mod swiglu;
 

@@ -5,7 +5,6 @@ use candle_nn::ops::{rms_norm as candle_rms_norm, silu, softmax_last_dim};
 use candle_nn::rotary_emb::rope_slow;
 use tokenmill_shared::random::{Purpose, Stream};
 
-use super::cpu::values;
 use super::rope::{Rope, Scaling};
 use super::{attention, cross_entropy, embedding, heads, linear, rms_norm, rope, swiglu};
 use crate::gradients::Gradients;
@@ -210,30 +209,4 @@ fn embedding_sums_the_gradients_of_repeated_ids() {
     let dw = gradient_of(36, |gradients| embedding::backward(&dy, &ids, gradients.slot(0)).unwrap());
     assert_slopes(&[&weight], &[dw], &dy, |inputs| inputs[0].index_select(&index, 0));
     assert!(embedding::forward(&[9], &weight).unwrap_err().to_string().contains("id 9"));
-}
-
-#[test]
-fn adamw_steps_as_candles_does() {
-    use candle_nn::Optimizer;
-    let start = random(&[50], 1);
-    let var = candle_core::Var::from_tensor(&start).unwrap();
-    let params = candle_nn::ParamsAdamW { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
-    let mut theirs = candle_nn::AdamW::new(vec![var.clone()], params).unwrap();
-    let (ours, first, second) = (start.copy().unwrap(), start.zeros_like().unwrap(), start.zeros_like().unwrap());
-    for step in 1..=5 {
-        let gradient = random(&[50], 10 + step);
-        let loss = (var.as_tensor() * &gradient).unwrap().sum_all().unwrap();
-        theirs.backward_step(&loss).unwrap();
-        let figures = super::adamw::Update {
-            learning_rate: 1e-2,
-            beta1: 0.9,
-            beta2: 0.95,
-            epsilon: 1e-8,
-            weight_decay: 0.1,
-            step,
-            gradient_scale: 1.0,
-        };
-        super::adamw::update(&ours, &values(&gradient).unwrap(), &first, &second, figures).unwrap();
-        assert_close(&flat(&ours), &flat(var.as_tensor()), 2e-6);
-    }
 }

@@ -13,3 +13,4 @@ mod golden;
 mod kills;
 mod resume;
 mod reuse;
+mod strategies;

@@ -171,7 +171,17 @@ fn a_run_stopped_by_a_signal_saves_and_goes_on_to_the_same_bits() {
 #[test]
 fn diverged_weights_stop_the_run_and_are_never_saved() {
     let place = prepared();
-    let flags = ["--max_steps", "6", "--save_steps", "1", "--max_grad_norm", "0", "--learning_rate"];
+    let flags = [
+        "--max_steps",
+        "6",
+        "--save_steps",
+        "1",
+        "--max_grad_norm",
+        "0",
+        "--nonfinite_action",
+        "stop",
+        "--learning_rate",
+    ];
     run(place.train("data", "update", &flags).args(["1e39", "--warmup_steps", "2"])).fails(1, &["step 2", "finite"]);
     assert!(place.path("update/checkpoint-1").exists() && !place.path("update/checkpoint-2").exists());
     run(place.train("data", "loss", &flags).args(["1e30", "--warmup_steps", "2"])).fails(1, &["step 3", "blocks ["]);

@@ -5,13 +5,28 @@
 
 use std::io::IsTerminal;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 
 /// How often a line is printed when standard error is not a terminal.
 pub const QUIET_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How much is said, for the whole process.
+static SAID: AtomicU8 = AtomicU8::new(0);
+
+const NO_BARS: u8 = 1;
+const NO_LINES: u8 = 2;
+
+/// Hides the bars (or the lines that stand for them where there is no terminal), or all lines too.
+pub fn hide(bars: bool, lines: bool) {
+    SAID.store(u8::from(bars) * NO_BARS + u8::from(lines) * NO_LINES, Ordering::Relaxed);
+}
+
+fn is_hidden(what: u8) -> bool {
+    SAID.load(Ordering::Relaxed) & what != 0
+}
 
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +52,7 @@ pub struct Progress {
 impl Progress {
     /// Starts showing work called `what` (a verb phrase: `tokenizing`) of `total` units, if that is known.
     pub fn new(what: &str, unit: Unit, total: Option<u64>) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = (std::io::stderr().is_terminal() && !is_hidden(NO_BARS)).then(|| {
             let bar = total.map_or_else(ProgressBar::no_length, ProgressBar::new);
             let amount = match unit {
                 Unit::Bytes => "{bytes}/{total_bytes} {binary_bytes_per_sec}",
@@ -79,6 +94,9 @@ impl Progress {
 
     /// Prints a whole line without breaking the bar.
     pub fn line(&self, text: &str) {
+        if is_hidden(NO_LINES) {
+            return;
+        }
         match &self.bar {
             Some(bar) => bar.suspend(|| eprintln!("{text}")),
             None => eprintln!("{text}"),
@@ -91,6 +109,9 @@ impl Progress {
     }
 
     fn line_if_due(&self, done: u64, remark: &str) {
+        if is_hidden(NO_BARS) {
+            return;
+        }
         let Ok(mut last) = self.last_line.try_lock() else { return };
         if last.elapsed() < QUIET_INTERVAL {
             return;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tokenmill_shared::config::DataArguments;
+use tokenmill_shared::config::{DataArguments, boolean};
 
 use crate::optimizer::Rule;
 use crate::schedule::Kind;
@@ -21,6 +21,51 @@ pub enum Strategy {
     Steps,
     /// At the end of every epoch.
     Epoch,
+}
+
+/// When a checkpoint is saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum SaveStrategy {
+    /// Never.
+    No,
+    /// Every so many steps, and at the end.
+    Steps,
+    /// At the end of every epoch.
+    Epoch,
+    /// Whenever an evaluation is the best so far.
+    Best,
+}
+
+/// What is said on standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum LogLevel {
+    /// As without the flag
+    Passive,
+    /// Everything
+    #[value(aliases = ["detail", "trace"])]
+    Debug,
+    /// Everything
+    Info,
+    /// No progress bar
+    Warning,
+    /// Only what goes wrong
+    #[value(alias = "critical")]
+    Error,
+}
+
+/// What becomes of a step whose loss or gradients are not finite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum NonfiniteAction {
+    /// It updates nothing and is counted; ten in a row stop the run
+    Skip,
+    /// The run stops
+    Stop,
 }
 
 /// The order in which blocks are drawn.
@@ -71,6 +116,9 @@ pub struct TrainerArguments {
     /// Where checkpoints, the model and the results go
     #[arg(long, value_name = "DIR", help_heading = "Training")]
     pub output_dir: Option<PathBuf>,
+    /// Start anew although there are checkpoints: they are moved aside
+    #[arg(long, help_heading = "Training")]
+    pub overwrite_output_dir: bool,
     /// Train (also if neither this nor --do_eval is given)
     #[arg(long, help_heading = "Training")]
     pub do_train: bool,
@@ -83,6 +131,9 @@ pub struct TrainerArguments {
     /// Blocks in an evaluation batch
     #[arg(long, value_name = "BLOCKS", help_heading = "Training")]
     pub per_device_eval_batch_size: usize,
+    /// Leave out an epoch's last micro-batch if it is short
+    #[arg(long, help_heading = "Training")]
+    pub dataloader_drop_last: bool,
     /// Micro-batches in an optimizer step
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub gradient_accumulation_steps: usize,
@@ -128,21 +179,66 @@ pub struct TrainerArguments {
     /// Steps of linear warm-up; below 1, a share of all steps
     #[arg(long, value_name = "STEPS", help_heading = "Training")]
     pub warmup_steps: f64,
+    /// Weight of the mean over all tokens in the loss, beside that of the label
+    #[arg(long, value_name = "SHARE", help_heading = "Training")]
+    pub label_smoothing_factor: f64,
+    /// What becomes of a step whose loss or gradients are not finite
+    #[arg(long, help_heading = "Training")]
+    pub nonfinite_action: NonfiniteAction,
     /// When to log
     #[arg(long, help_heading = "Training")]
     pub logging_strategy: Strategy,
     /// Steps between logs; below 1, a share of all steps
     #[arg(long, value_name = "STEPS", help_heading = "Training")]
     pub logging_steps: f64,
+    /// Log the first step too
+    #[arg(long, help_heading = "Training")]
+    pub logging_first_step: bool,
+    /// Log the running mean in place of a loss that is not finite
+    #[arg(long, help_heading = "Training")]
+    pub logging_nan_inf_filter: bool,
+    /// Where TensorBoard's files go (default: runs/<date>_<host> in --output_dir)
+    #[arg(long, value_name = "DIR", help_heading = "Training")]
+    pub logging_dir: Option<PathBuf>,
+    /// Who is told besides metrics.jsonl: none, all, tensorboard
+    #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',', help_heading = "Training")]
+    pub report_to: Vec<String>,
+    /// A name of the run, for the reports
+    #[arg(long, value_name = "NAME", help_heading = "Training")]
+    pub run_name: Option<String>,
+    /// Show no progress bar (default: if --log_level is warning or error)
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_parser = boolean, help_heading = "Training")]
+    pub disable_tqdm: Option<bool>,
+    /// What is said on standard error
+    #[arg(long, help_heading = "Training")]
+    pub log_level: LogLevel,
+    /// Leave memory figures out of the results
+    #[arg(long, help_heading = "Training")]
+    pub skip_memory_metrics: bool,
     /// When to evaluate
     #[arg(long, alias = "evaluation_strategy", help_heading = "Training")]
     pub eval_strategy: Strategy,
     /// Steps between evaluations (default: logging_steps); below 1, a share of all steps
     #[arg(long, value_name = "STEPS", help_heading = "Training")]
     pub eval_steps: Option<f64>,
+    /// Steps (epochs, with --eval_strategy epoch) before the first evaluation
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub eval_delay: f64,
+    /// Evaluate before the first step
+    #[arg(long, help_heading = "Training")]
+    pub eval_on_start: bool,
+    /// End with the weights of the best checkpoint
+    #[arg(long, help_heading = "Training")]
+    pub load_best_model_at_end: bool,
+    /// What makes a checkpoint the best: loss, nll, perplexity, accuracy, bits_per_byte
+    #[arg(long, value_name = "NAME", help_heading = "Training")]
+    pub metric_for_best_model: Option<String>,
+    /// Whether more of it is better (default: only of accuracy)
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_parser = boolean, help_heading = "Training")]
+    pub greater_is_better: Option<bool>,
     /// When to save a checkpoint
     #[arg(long, help_heading = "Training")]
-    pub save_strategy: Strategy,
+    pub save_strategy: SaveStrategy,
     /// Steps between checkpoints; below 1, a share of all steps
     #[arg(long, value_name = "STEPS", help_heading = "Training")]
     pub save_steps: f64,
@@ -162,7 +258,7 @@ pub struct TrainerArguments {
     #[arg(long, help_heading = "Training")]
     pub shuffle: Shuffle,
     /// Keep only each layer's input and compute the rest again in the backward: less memory, the same bits
-    #[arg(long, help_heading = "Training")]
+    #[arg(long, alias = "activation_checkpointing", help_heading = "Training")]
     pub gradient_checkpointing: bool,
     /// Continue from a checkpoint: its path, or true for the newest whole one in --output_dir
     #[arg(long, value_name = "PATH|true", help_heading = "Training")]
@@ -185,10 +281,12 @@ impl Default for TrainerArguments {
             dataset_dir: None,
             data: DataArguments::default(),
             output_dir: None,
+            overwrite_output_dir: false,
             do_train: false,
             do_eval: false,
             per_device_train_batch_size: 8,
             per_device_eval_batch_size: 8,
+            dataloader_drop_last: false,
             gradient_accumulation_steps: 1,
             learning_rate: 5e-5,
             weight_decay: 0.0,
@@ -204,11 +302,26 @@ impl Default for TrainerArguments {
             lr_scheduler_kwargs: Map::new(),
             warmup_ratio: 0.0,
             warmup_steps: 0.0,
+            label_smoothing_factor: 0.0,
+            nonfinite_action: NonfiniteAction::Skip,
             logging_strategy: Strategy::Steps,
             logging_steps: 500.0,
+            logging_first_step: false,
+            logging_nan_inf_filter: true,
+            logging_dir: None,
+            report_to: Vec::new(),
+            run_name: None,
+            disable_tqdm: None,
+            log_level: LogLevel::Passive,
+            skip_memory_metrics: true,
             eval_strategy: Strategy::No,
             eval_steps: None,
-            save_strategy: Strategy::Steps,
+            eval_delay: 0.0,
+            eval_on_start: false,
+            load_best_model_at_end: false,
+            metric_for_best_model: None,
+            greater_is_better: None,
+            save_strategy: SaveStrategy::Steps,
             save_steps: 500.0,
             save_total_limit: None,
             seed: 42,

@@ -40,10 +40,10 @@ impl StepBatches {
 
 /// Where a step lies: its epoch and its blocks, as positions in that epoch's order.
 fn positions(settings: &ResultSettings, step: u64) -> (u64, std::ops::Range<u64>) {
-    let per_epoch = settings.train_blocks.div_ceil(settings.blocks_per_step);
+    let per_epoch = settings.blocks_per_epoch.div_ceil(settings.blocks_per_step);
     let (epoch, in_epoch) = (step / per_epoch, step % per_epoch);
     let begin = in_epoch * settings.blocks_per_step;
-    (epoch, begin..settings.train_blocks.min(begin + settings.blocks_per_step))
+    (epoch, begin..settings.blocks_per_epoch.min(begin + settings.blocks_per_step))
 }
 
 /// The blocks of step `step` (from 0), in order.
@@ -116,7 +116,14 @@ mod tests {
     use super::*;
 
     fn settings(random_order: bool) -> ResultSettings {
-        ResultSettings { dataset: String::new(), train_blocks: 23, blocks_per_step: 4, data_seed: 1, random_order }
+        ResultSettings {
+            dataset: String::new(),
+            train_blocks: 23,
+            blocks_per_epoch: 23,
+            blocks_per_step: 4,
+            data_seed: 1,
+            random_order,
+        }
     }
 
     #[test]

@@ -57,8 +57,8 @@ pub struct Optimizer {
     epsilon: f64,
     weight_decay: f64,
     max_grad_norm: f64,
-    /// Updates done.
-    pub step: u64,
+    /// Updates done: fewer than steps, if some were skipped.
+    pub updates: u64,
     /// What is kept of each parameter, in parameter order.
     state: Vec<Vec<Tensor>>,
 }
@@ -79,7 +79,7 @@ impl Optimizer {
             epsilon: arguments.adam_epsilon,
             weight_decay: arguments.weight_decay,
             max_grad_norm: arguments.max_grad_norm,
-            step: 0,
+            updates: 0,
             state: state.map_err(|error| Error::config("optimizer", error.to_string()))?,
         })
     }
@@ -100,7 +100,7 @@ impl Optimizer {
     /// One update from the model's gradients, whose norm is `norm`. Clipping multiplies by
     /// `max_grad_norm / (norm + 1e-6)` where that is below 1, as PyTorch does.
     pub fn update(&mut self, model: &Model, learning_rate: f64, norm: f64) -> Result<()> {
-        self.step += 1;
+        self.updates += 1;
         let clip = if self.max_grad_norm > 0.0 { (self.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
         let update = |index: usize, gradient: &[f32]| {
             self.update_one(&model.parameters()[index], gradient, &self.state[index], learning_rate, clip)
@@ -117,7 +117,7 @@ impl Optimizer {
         gradient_scale: f64,
     ) -> candle_core::Result<()> {
         let weight_decay = if parameter.decay { self.weight_decay } else { 0.0 };
-        let (beta1, beta2, step, parameter) = (self.beta1, self.beta2, self.step, &parameter.tensor);
+        let (beta1, beta2, step, parameter) = (self.beta1, self.beta2, self.updates, &parameter.tensor);
         match (self.rule, state) {
             (Rule::AdamwTorch | Rule::AdamwHf, [first, second]) => {
                 let formula = if self.rule == Rule::AdamwTorch { Formula::Torch } else { Formula::HuggingFace };
@@ -167,13 +167,13 @@ mod tests {
                     epsilon: 1e-6,
                     weight_decay: 0.1,
                     max_grad_norm: 0.0,
-                    step: 0,
+                    updates: 0,
                     state: Vec::new(),
                 };
                 for (step, rate) in rates.iter().enumerate() {
                     let gradient = golden[&format!("gradient.{name}")].get(step).unwrap().flatten_all().unwrap();
                     let gradient: Vec<f32> = gradient.to_vec1().unwrap();
-                    optimizer.step += 1;
+                    optimizer.updates += 1;
                     // Scaled up and down again by a power of two: the scale is applied, and the values stay.
                     let doubled: Vec<f32> = gradient.iter().map(|value| value * 2.0).collect();
                     optimizer.update_one(&parameter, &doubled, &state, *rate, 0.5).unwrap();

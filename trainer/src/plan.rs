@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use tokenmill_preprocess::{Output, PrepareOptions, Tuning, prepare};
 use tokenmill_shared::config::DataArguments;
 use tokenmill_shared::dataset::{Dataset, Split};
-use tokenmill_shared::{Error, Result};
+use tokenmill_shared::{Error, Result, progress};
 
-use crate::arguments::{Sampling, Shuffle, Strategy, TrainerArguments};
+use crate::arguments::{LogLevel, Sampling, SaveStrategy, Shuffle, Strategy, TrainerArguments};
 use crate::model::{Config, Model};
 use crate::optimizer::Rule;
 use crate::schedule::Schedule;
@@ -71,6 +71,8 @@ impl Plan {
         finite("--adam_beta2", arguments.adam_beta2, 0.0..1.0)?;
         finite("--adam_epsilon", arguments.adam_epsilon, 0.0..f64::INFINITY)?;
         finite("--max_grad_norm", arguments.max_grad_norm, 0.0..f64::INFINITY)?;
+        finite("--label_smoothing_factor", arguments.label_smoothing_factor, 0.0..1.0)?;
+        finite("--eval_delay", arguments.eval_delay, 0.0..f64::INFINITY)?;
         finite("--warmup_ratio", arguments.warmup_ratio, 0.0..1.0 + f64::EPSILON)?;
         finite("--warmup_steps", arguments.warmup_steps, 0.0..f64::INFINITY)?;
         if arguments.max_steps <= 0 {
@@ -82,6 +84,8 @@ impl Plan {
                 "cannot be 0; use --save_strategy no to keep no checkpoint",
             ));
         }
+        let quiet = matches!(arguments.log_level, LogLevel::Warning | LogLevel::Error);
+        progress::hide(arguments.disable_tqdm.unwrap_or(quiet), arguments.log_level == LogLevel::Error);
         let neither = !arguments.do_train && !arguments.do_eval;
         if neither {
             eprintln!("neither --do_train nor --do_eval is given: training");
@@ -194,10 +198,16 @@ impl Plan {
         there.min(limit.unwrap_or(u64::MAX))
     }
 
+    /// Blocks of an epoch, of `blocks` training blocks.
+    fn blocks_per_epoch(&self, blocks: u64) -> u64 {
+        let batch = self.arguments.per_device_train_batch_size as u64;
+        if self.arguments.dataloader_drop_last { blocks / batch * batch } else { blocks }
+    }
+
     /// The steps of a run over `blocks` training blocks.
     pub fn steps(&self, blocks: u64) -> Result<Steps> {
         let arguments = &self.arguments;
-        let micro_batches = blocks.div_ceil(arguments.per_device_train_batch_size as u64);
+        let micro_batches = self.blocks_per_epoch(blocks).div_ceil(arguments.per_device_train_batch_size as u64);
         let per_epoch = micro_batches.div_ceil(arguments.gradient_accumulation_steps as u64);
         let total = match u64::try_from(arguments.max_steps) {
             Ok(steps) if steps > 0 => steps,
@@ -235,7 +245,11 @@ impl Plan {
                 arguments.eval_steps.unwrap_or(arguments.logging_steps),
                 arguments.eval_strategy,
             )?,
-            save_every: interval("--save_steps", arguments.save_steps, arguments.save_strategy)?,
+            save_every: match arguments.save_strategy {
+                SaveStrategy::No | SaveStrategy::Best => None,
+                SaveStrategy::Steps => interval("--save_steps", arguments.save_steps, Strategy::Steps)?,
+                SaveStrategy::Epoch => Some(per_epoch),
+            },
         })
     }
 
@@ -246,6 +260,7 @@ impl Plan {
         ResultSettings {
             dataset: dataset.manifest().head.fingerprint.clone(),
             train_blocks: blocks,
+            blocks_per_epoch: self.blocks_per_epoch(blocks),
             blocks_per_step: (arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps) as u64,
             data_seed: arguments.data_seed.unwrap_or(arguments.seed),
             random_order: random,
@@ -278,8 +293,10 @@ pub struct Steps {
 pub struct ResultSettings {
     /// Fingerprint of the dataset.
     pub dataset: String,
-    /// Training blocks used.
+    /// Training blocks that are drawn from.
     pub train_blocks: u64,
+    /// Those of one epoch: fewer if a short last micro-batch is left out.
+    pub blocks_per_epoch: u64,
     /// Blocks in an optimizer step.
     pub blocks_per_step: u64,
     /// Seed of the order.

@@ -138,7 +138,8 @@ fn explain(error: &clap::Error) -> Error {
     Error::config(flag, reason)
 }
 
-fn boolean(text: &str) -> std::result::Result<bool, String> {
+/// A truth value as Hugging Face's parser reads it.
+pub fn boolean(text: &str) -> std::result::Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "yes" | "t" | "y" | "1" => Ok(true),
         "false" | "no" | "f" | "n" | "0" => Ok(false),

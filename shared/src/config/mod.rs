@@ -7,5 +7,5 @@ mod grammar;
 mod known;
 
 pub use data::{DataArguments, Remainder, SampleBy, ValidationSplitMode};
-pub use grammar::{parse, with_grammar};
+pub use grammar::{boolean, parse, with_grammar};
 pub use known::{KNOWN, Known, Takes, Text, Verdict, known};

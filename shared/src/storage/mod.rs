@@ -6,10 +6,12 @@
 //! `std::fs` (see `clippy.toml`).
 #![allow(clippy::disallowed_methods)]
 
+mod append;
 mod publish;
 mod read;
 mod walk;
 
+pub use append::AppendFile;
 pub use publish::{Lock, TemporaryDirectory, TemporaryFile, lock_file, remove_stale_temporaries, replace};
 pub use read::{File, Stat, hash_file, open, read, read_at_most, stat};
 pub use walk::{Entry, list_directories, list_files};

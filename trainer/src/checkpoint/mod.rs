@@ -113,7 +113,7 @@ pub fn save(
     directory.publish()?;
     if let Some(limit) = limit {
         verify(&final_path)?;
-        rotate(output_dir, state.step, limit)?;
+        rotate(output_dir, state.step, state.best.map(|best| best.step), limit)?;
     }
     Ok(final_path)
 }
@@ -131,12 +131,16 @@ pub fn list(output_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// Keeps the checkpoint of `step`, just verified, and the newest ones before it. Those of later steps do not
-/// count: they are damaged or of an abandoned run, and must not push out the good ones.
-fn rotate(output_dir: &Path, step: u64, limit: usize) -> Result<()> {
+/// Keeps the checkpoint of `step`, just verified, the `best` one, and the newest ones before it. Those of later steps
+/// do not count: they are damaged or of an abandoned run, and must not push out the good ones.
+fn rotate(output_dir: &Path, step: u64, best: Option<u64>, limit: usize) -> Result<()> {
     let mut earlier = list(output_dir)?;
     earlier.retain(|(other, _)| *other < step);
-    for (_, path) in &earlier[..earlier.len().saturating_sub(limit.saturating_sub(1))] {
+    let mut kept = limit.saturating_sub(1);
+    let all = earlier.len();
+    earlier.retain(|(other, _)| Some(*other) != best);
+    kept = kept.saturating_sub(all - earlier.len());
+    for (_, path) in &earlier[..earlier.len().saturating_sub(kept)] {
         storage::remove_dir_all(path)?;
     }
     Ok(())
@@ -181,6 +185,27 @@ pub fn find(output_dir: &Path, asked: &str) -> Result<(PathBuf, State)> {
     ))
 }
 
+/// Moves the checkpoints in `output_dir` into a directory of their own, so that a new run starts without them.
+pub fn set_aside(output_dir: &Path) -> Result<Option<PathBuf>> {
+    let checkpoints = list(output_dir)?;
+    if checkpoints.is_empty() {
+        return Ok(None);
+    }
+    let mut free = 1;
+    let aside = loop {
+        let dir = output_dir.join(format!("replaced-{free}"));
+        if storage::stat(&dir)?.is_none() {
+            break dir;
+        }
+        free += 1;
+    };
+    storage::create_dir_all(&aside)?;
+    for (step, path) in checkpoints {
+        storage::rename(&path, &aside.join(format!("checkpoint-{step}")))?;
+    }
+    Ok(Some(aside))
+}
+
 /// Puts the optimizer state of the checkpoint in `dir` into `optimizer`.
 pub fn load_optimizer(dir: &Path, model: &Model, optimizer: &mut Optimizer) -> Result<()> {
     let wanted: Vec<_> = optimizer.state(model).map(|(name, tensor)| (name, tensor.dims().to_vec())).collect();
@@ -192,13 +217,13 @@ pub fn load_optimizer(dir: &Path, model: &Model, optimizer: &mut Optimizer) -> R
 mod tests {
     use super::*;
 
-    fn steps_left(there: &[u64], saved: u64, limit: usize) -> Vec<u64> {
+    fn steps_left(there: &[u64], saved: u64, best: Option<u64>, limit: usize) -> Vec<u64> {
         let dir = tempfile::tempdir().unwrap();
         for step in there {
             storage::create_dir_all(&dir.path().join(format!("checkpoint-{step}"))).unwrap();
         }
         storage::create_dir_all(&dir.path().join("checkpoint-best")).unwrap();
-        rotate(dir.path(), saved, limit).unwrap();
+        rotate(dir.path(), saved, best, limit).unwrap();
         assert!(storage::stat(&dir.path().join("checkpoint-best")).unwrap().is_some());
         list(dir.path()).unwrap().into_iter().map(|(step, _)| step).collect()
     }
@@ -206,10 +231,14 @@ mod tests {
     /// 6 is damaged or abandoned: counted among the newest, it would push out 5, the only good one.
     #[test]
     fn rotation_goes_by_step_and_never_removes_the_checkpoint_just_saved() {
-        assert_eq!(steps_left(&[2, 4, 10, 8], 10, 2), [8, 10]);
-        assert_eq!(steps_left(&[2, 4, 10, 8], 10, 1), [10]);
-        assert_eq!(steps_left(&[4, 5, 6], 5, 1), [5, 6]);
-        assert_eq!(steps_left(&[3, 4, 5, 6], 5, 2), [4, 5, 6]);
-        assert_eq!(steps_left(&[5], 5, 3), [5]);
+        assert_eq!(steps_left(&[2, 4, 10, 8], 10, None, 2), [8, 10]);
+        assert_eq!(steps_left(&[2, 4, 10, 8], 10, None, 1), [10]);
+        assert_eq!(steps_left(&[4, 5, 6], 5, None, 1), [5, 6]);
+        assert_eq!(steps_left(&[3, 4, 5, 6], 5, None, 2), [4, 5, 6]);
+        assert_eq!(steps_left(&[5], 5, None, 3), [5]);
+        // The best stays: with a limit of 1 beside the newest, otherwise in place of another.
+        assert_eq!(steps_left(&[2, 4, 6, 8], 8, Some(2), 1), [2, 8]);
+        assert_eq!(steps_left(&[2, 4, 6, 8], 8, Some(2), 3), [2, 6, 8]);
+        assert_eq!(steps_left(&[2, 4, 6, 8], 8, Some(8), 2), [6, 8]);
     }
 }

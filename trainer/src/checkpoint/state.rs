@@ -9,6 +9,7 @@ use tokenmill_shared::dataset::FileEntry;
 use tokenmill_shared::{Error, Result};
 
 use crate::plan::{ResultSettings, Steps};
+use crate::train::Best;
 
 /// The version this program writes.
 const VERSION: u32 = 1;
@@ -24,6 +25,10 @@ pub struct Counters {
     pub steps_since_log: u64,
     /// Ids trained on, padding included.
     pub tokens: u64,
+    /// Steps that updated nothing because something was not finite.
+    pub skipped: u64,
+    /// Those of them since the last update.
+    pub skipped_in_a_row: u64,
     /// Seconds of training before this process.
     pub seconds: f64,
 }
@@ -38,6 +43,8 @@ pub struct State {
     pub settings: ResultSettings,
     /// Running sums. Floats are written with the shortest digits that read back as the same bits.
     pub counters: Counters,
+    /// The best evaluation so far, if that is kept track of.
+    pub best: Option<Best>,
     /// Entries of the log so far.
     pub log_history: Vec<Value>,
     /// Size and BLAKE3 of every other file of the checkpoint.
@@ -48,8 +55,23 @@ pub struct State {
 
 impl State {
     /// A state to be saved.
-    pub fn new(step: u64, settings: ResultSettings, counters: Counters, log_history: Vec<Value>) -> Self {
-        Self { version: VERSION, step, settings, counters, log_history, files: BTreeMap::new(), blake3: String::new() }
+    pub fn new(
+        step: u64,
+        settings: ResultSettings,
+        counters: Counters,
+        best: Option<Best>,
+        log_history: Vec<Value>,
+    ) -> Self {
+        Self {
+            version: VERSION,
+            step,
+            settings,
+            counters,
+            best,
+            log_history,
+            files: BTreeMap::new(),
+            blake3: String::new(),
+        }
     }
 
     /// The bytes of the file.
@@ -100,13 +122,15 @@ pub fn trainer_state(
     num_train_epochs: f64,
     total_flos: f64,
     log_history: &[Value],
+    best: Option<(Best, Option<String>)>,
     batch_size: usize,
 ) -> Value {
+    let (best, best_checkpoint) = best.unzip();
     let interval = |every: Option<u64>| every.unwrap_or(500);
     json!({
-        "best_global_step": null,
-        "best_metric": null,
-        "best_model_checkpoint": null,
+        "best_global_step": best.map(|best: Best| best.step),
+        "best_metric": best.map(|best| best.value),
+        "best_model_checkpoint": best_checkpoint.flatten(),
         "epoch": epoch,
         "eval_steps": interval(steps.evaluate_every),
         "global_step": step,
@@ -151,7 +175,7 @@ mod tests {
             evaluate_every: None,
             save_every: Some(3),
         };
-        let state = trainer_state(8, 1.6, &steps, 1.6, 1.0, &[], 4);
+        let state = trainer_state(8, 1.6, &steps, 1.6, 1.0, &[], None, 4);
         // The keys of a real one, written by transformers 5.23.
         let reference = "best_global_step best_metric best_model_checkpoint epoch eval_steps global_step is_hyper_param_search \
             is_local_process_zero is_world_process_zero log_history logging_steps max_steps num_input_tokens_seen num_train_epochs \
@@ -164,6 +188,7 @@ mod tests {
         let settings = ResultSettings {
             dataset: "d".into(),
             train_blocks: 9,
+            blocks_per_epoch: 9,
             blocks_per_step: 4,
             data_seed: 1,
             random_order: true,
@@ -173,7 +198,7 @@ mod tests {
         let losses = Stream::new(1, Purpose::Order, 0);
         let mut log_history = vec![json!({"loss": 1e-300})];
         log_history.extend((0..200).map(|at| json!({"loss": losses.normal(at)})));
-        let mut state = State::new(7, settings, counters, log_history);
+        let mut state = State::new(7, settings, counters, None, log_history);
         let bytes = state.seal();
         assert_eq!(State::parse(Path::new("s"), &bytes).unwrap(), state);
         for bit in (0..bytes.len() * 8).step_by(7) {

@@ -325,6 +325,7 @@ fn pass(model: &Model, batch: &Batch, scale: f32, recompute: bool, gradients: &m
         decoder.parameter(head),
         &batch.targets(),
         scale,
+        model.label_smoothing,
         gradients.slot(head),
     )?;
     let dx = dstates.zeros_like()?;

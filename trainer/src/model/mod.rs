@@ -22,6 +22,7 @@ pub use weights::load_tensors;
 
 use crate::gradients::Gradients;
 use crate::ops::cross_entropy::IGNORE;
+pub use crate::ops::cross_entropy::Loss;
 use crate::ops::rope::Table;
 
 /// A trainable tensor.
@@ -65,32 +66,14 @@ impl Batch {
     }
 }
 
-/// The loss of a micro-batch.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct LossSum {
-    /// Sum of −log p over labels.
-    pub nll: f64,
-    /// Labels.
-    pub tokens: u64,
-}
-
-/// What a micro-batch says of a model that is not training.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Evaluation {
-    /// Sum of −log p over labels.
-    pub nll: f64,
-    /// Labels.
-    pub tokens: u64,
-    /// Labels that were the most probable token.
-    pub correct: u64,
-}
-
 /// A causal language model with its gradients.
 #[derive(Debug)]
 pub struct Model {
     config: Config,
     parameters: Vec<Parameter>,
     gradients: Gradients,
+    /// Weight of the mean over all tokens in the loss that is differentiated.
+    pub label_smoothing: f32,
     /// The rotation table made last, for sequences of so many positions.
     table: Option<(usize, Table)>,
 }
@@ -122,7 +105,7 @@ impl Model {
             .zip(tensors)
             .map(|(spec, tensor)| Parameter { name: spec.name, tensor, decay: spec.decay })
             .collect();
-        Ok(Self { config, parameters, gradients, table: None })
+        Ok(Self { config, parameters, gradients, label_smoothing: 0.0, table: None })
     }
 
     /// The configuration.
@@ -145,19 +128,17 @@ impl Model {
         self.gradients.clear();
     }
 
-    /// Adds the gradients of `scale × nll` of one micro-batch. With `recompute`, layers keep only their
+    /// Adds the gradients of `scale × loss` of one micro-batch, the loss being its summed −log p, smoothed. With `recompute`, layers keep only their
     /// input and run forward again in the backward (gradient checkpointing): the same bits, less memory.
-    pub fn forward_backward(&mut self, batch: &Batch, scale: f32, recompute: bool) -> Result<LossSum> {
+    pub fn forward_backward(&mut self, batch: &Batch, scale: f32, recompute: bool) -> Result<Loss> {
         self.prepare_table(batch.seq_len);
-        let loss = decoder::forward_backward(self, batch, scale, recompute).map_err(tensor_error)?;
-        Ok(LossSum { nll: loss.nll, tokens: loss.tokens })
+        decoder::forward_backward(self, batch, scale, recompute).map_err(tensor_error)
     }
 
     /// Loss and accuracy of one micro-batch, without gradients.
-    pub fn evaluate(&mut self, batch: &Batch) -> Result<Evaluation> {
+    pub fn evaluate(&mut self, batch: &Batch) -> Result<Loss> {
         self.prepare_table(batch.seq_len);
-        let loss = decoder::evaluate(self, batch).map_err(tensor_error)?;
-        Ok(Evaluation { nll: loss.nll, tokens: loss.tokens, correct: loss.correct })
+        decoder::evaluate(self, batch).map_err(tensor_error)
     }
 
     /// Logits of all positions: (batch, time, vocab).

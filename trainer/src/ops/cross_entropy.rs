@@ -26,6 +26,15 @@ pub struct Loss {
     pub tokens: u64,
     /// Rows whose most probable token is the label.
     pub correct: u64,
+    /// Sum over rows with a label of the mean over the vocabulary of −log p: what label smoothing adds.
+    pub smooth: f64,
+}
+
+impl Loss {
+    /// The sum that is minimised under label smoothing of this weight (Szegedy et al. 2016, as the Trainer has it).
+    pub fn smoothed(&self, smoothing: f64) -> f64 {
+        if smoothing == 0.0 { self.nll } else { (1.0 - smoothing) * self.nll + smoothing * self.smooth }
+    }
 }
 
 fn chunk_rows(vocab: usize) -> usize {
@@ -59,7 +68,7 @@ pub fn forward(x: &Tensor, weight: &Tensor, labels: &[u32]) -> Result<Loss> {
             false,
             Threads::All,
         );
-        let found: Vec<(f64, bool)> = logits[..count * vocab]
+        let found: Vec<(f64, f64, bool)> = logits[..count * vocab]
             .par_chunks_mut(vocab)
             .zip(&labels[begin..begin + count])
             .filter(|(_, label)| **label != IGNORE)
@@ -70,14 +79,17 @@ pub fn forward(x: &Tensor, weight: &Tensor, labels: &[u32]) -> Result<Loss> {
                         let (largest, at_label) = (simd::max(row), row[*label as usize]);
                         // Of equal logits the first wins, as argmax has it.
                         let correct = row.iter().position(|value| *value == largest) == Some(*label as usize);
+                        let mean = f64::from(simd::sum(row)) / row.len() as f64;
                         let sum = exp_and_sum(row, 1.0, largest);
-                        (f64::from(sum).ln() + f64::from(largest) - f64::from(at_label), correct)
+                        let log_sum = f64::from(sum).ln() + f64::from(largest);
+                        (log_sum - f64::from(at_label), log_sum - mean, correct)
                     },
                 )
             })
             .collect();
-        for (nll, correct) in found {
+        for (nll, smooth, correct) in found {
             loss.nll += nll;
+            loss.smooth += smooth;
             loss.tokens += 1;
             loss.correct += u64::from(correct);
         }
@@ -85,12 +97,14 @@ pub fn forward(x: &Tensor, weight: &Tensor, labels: &[u32]) -> Result<Loss> {
     Ok(loss)
 }
 
-/// Loss, and the gradients of `scale · nll`: that of x is returned, that of the weight added to its slot.
+/// Loss, and the gradients of `scale · ((1 − smoothing) · nll + smoothing · smooth)`: that of x is returned, that of
+/// the weight added to its slot.
 pub fn forward_backward(
     x: &Tensor,
     weight: &Tensor,
     labels: &[u32],
     scale: f32,
+    smoothing: f32,
     slot: Slot<'_>,
 ) -> Result<(Loss, Tensor)> {
     let ((rows, width), (vocab, _)) = (x.dims2()?, weight.dims2()?);
@@ -106,18 +120,19 @@ pub fn forward_backward(
             let x_chunk = Matrix::new(&input[begin * width..], count, width);
             let weight = Matrix::new(&weight, vocab, width);
             matmul(x_chunk, weight.t(), &mut logits, false, Threads::All);
-            let found: Vec<Option<f64>> = logits[..count * vocab]
+            let found: Vec<Option<(f64, f64)>> = logits[..count * vocab]
                 .par_chunks_mut(vocab)
                 .zip(&labels[begin..begin + count])
                 .map(|(row, label)| {
                     simd::run(
                         #[inline(always)]
-                        || to_gradient(row, *label, scale),
+                        || to_gradient(row, *label, scale, smoothing),
                     )
                 })
                 .collect();
-            for nll in found.into_iter().flatten() {
+            for (nll, smooth) in found.into_iter().flatten() {
                 loss.nll += nll;
+                loss.smooth += smooth;
                 loss.tokens += 1;
             }
             let dlogits = Matrix::new(&logits, count, vocab);
@@ -129,17 +144,25 @@ pub fn forward_backward(
     Ok((loss, tensor(dx, (rows, width))?))
 }
 
-/// Turns a row of logits into `scale · (softmax − one-hot)` and returns −log p(label).
+/// Turns a row of logits into `scale · (softmax − (1 − smoothing) · one-hot − smoothing / vocab)`; returns
+/// −log p(label) and, if there is smoothing, the mean of −log p.
 #[inline(always)]
-fn to_gradient(row: &mut [f32], label: u32, scale: f32) -> Option<f64> {
+fn to_gradient(row: &mut [f32], label: u32, scale: f32, smoothing: f32) -> Option<(f64, f64)> {
     if label == IGNORE {
         row.fill(0.0);
         return None;
     }
     let (largest, at_label) = (simd::max(row), row[label as usize]);
+    let mean = if smoothing > 0.0 { f64::from(simd::sum(row)) / row.len() as f64 } else { 0.0 };
     let sum = exp_and_sum(row, 1.0, largest);
     let factor = scale / sum;
     row.iter_mut().for_each(|value| *value *= factor);
-    row[label as usize] -= scale;
-    Some(f64::from(sum).ln() + f64::from(largest) - f64::from(at_label))
+    row[label as usize] -= scale * (1.0 - smoothing);
+    let log_sum = f64::from(sum).ln() + f64::from(largest);
+    if smoothing == 0.0 {
+        return Some((log_sum - f64::from(at_label), 0.0));
+    }
+    let uniform = scale * smoothing / row.len() as f32;
+    row.iter_mut().for_each(|value| *value -= uniform);
+    Some((log_sum - f64::from(at_label), log_sum - mean))
 }

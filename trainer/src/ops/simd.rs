@@ -46,6 +46,19 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
+/// Σ xᵢ.
+#[inline(always)]
+pub fn sum(x: &[f32]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (whole, rest) = x.split_at(x.len() / LANES * LANES);
+    for x in whole.chunks_exact(LANES) {
+        for lane in 0..LANES {
+            lanes[lane] += x[lane];
+        }
+    }
+    lanes.iter().sum::<f32>() + rest.iter().sum::<f32>()
+}
+
 /// The largest value.
 #[inline(always)]
 pub fn max(x: &[f32]) -> f32 {

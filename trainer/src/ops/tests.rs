@@ -176,20 +176,29 @@ fn cross_entropy_is_the_sum_over_labels_and_ignores_the_rest() {
     let count = kept.len();
     let index = Tensor::from_vec(kept, count, &Device::Cpu).unwrap();
     let targets = Tensor::from_vec(targets, count, &Device::Cpu).unwrap();
-    let reference = |inputs: &[Tensor]| {
-        let logits = inputs[0].index_select(&index, 0)?.matmul(&inputs[1].t()?)?;
-        candle_nn::loss::cross_entropy(&logits, &targets)? * count as f64
-    };
-    let expected: f64 = flat(&reference(&[x.clone(), w.clone()]).unwrap())[0];
-    let mut dx = None;
-    let dw = gradient_of(180, |gradients| {
-        let (loss, gradient) = cross_entropy::forward_backward(&x, &w, &labels, 0.5, gradients.slot(0)).unwrap();
-        assert!((loss.nll / expected - 1.0).abs() < 1e-6, "{} {expected}", loss.nll);
-        assert_eq!(loss.tokens, count as u64);
-        dx = Some(flat(&gradient));
-    });
-    let half = Tensor::new(0.5f64, &Device::Cpu).unwrap();
-    assert_slopes(&[&x, &w], &[dx.unwrap(), dw], &half, reference);
+    for smoothing in [0.0, 0.2] {
+        let reference = |inputs: &[Tensor]| {
+            let logits = inputs[0].index_select(&index, 0)?.matmul(&inputs[1].t()?)?;
+            let nll = (candle_nn::loss::cross_entropy(&logits, &targets)? * count as f64)?;
+            let all = (candle_nn::ops::log_softmax(&logits, 1)?.sum_all()? / -30.0)?;
+            (nll * (1.0 - smoothing))? + (all * smoothing)?
+        };
+        let expected: f64 = flat(&reference(&[x.clone(), w.clone()]).unwrap())[0];
+        let mut dx = None;
+        let dw = gradient_of(180, |gradients| {
+            let slot = gradients.slot(0);
+            let (loss, gradient) =
+                cross_entropy::forward_backward(&x, &w, &labels, 0.5, smoothing as f32, slot).unwrap();
+            let found = loss.smoothed(smoothing);
+            assert!((found / expected - 1.0).abs() < 1e-6, "{found} {expected}");
+            assert_eq!(loss.tokens, count as u64);
+            dx = Some(flat(&gradient));
+        });
+        let half = Tensor::new(0.5f64, &Device::Cpu).unwrap();
+        assert_slopes(&[&x, &w], &[dx.unwrap(), dw], &half, reference);
+        let evaluated = cross_entropy::forward(&x, &w, &labels).unwrap();
+        assert!((evaluated.smoothed(smoothing) / expected - 1.0).abs() < 1e-6);
+    }
 
     let evaluated = cross_entropy::forward(&x, &w, &labels).unwrap();
     let best = x.matmul(&w.t().unwrap()).unwrap().argmax(1).unwrap().to_vec1::<u32>().unwrap();

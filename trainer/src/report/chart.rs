@@ -1,46 +1,8 @@
-//! What a run says: log lines, the three results files, the resolved configuration, the curve as a picture.
+//! The curve as a picture.
 
 use std::fmt::Write;
-use std::path::Path;
 
-use indicatif::HumanBytes;
-use serde_json::{Map, Value};
-use tokenmill_shared::{Result, storage};
-
-/// Peak resident memory of this process in bytes; `None` where the system does not say.
-pub fn peak_memory() -> Option<u64> {
-    let status = String::from_utf8(storage::read(Path::new("/proc/self/status")).ok()?).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
-}
-
-/// Peak memory for people.
-pub fn peak_memory_text() -> String {
-    peak_memory().map_or_else(|| "unknown".to_owned(), |bytes| HumanBytes(bytes).to_string())
-}
-
-/// Writes `<name>_results.json` and merges its entries into `all_results.json`: sorted, indented by four,
-/// as the Trainer writes them.
-pub fn write_results(output_dir: &Path, name: &str, results: &Map<String, Value>) -> Result<()> {
-    storage::replace(&output_dir.join(format!("{name}_results.json")), &indented(results))?;
-    let path = output_dir.join("all_results.json");
-    let mut all: Map<String, Value> = match storage::stat(&path)? {
-        Some(_) => serde_json::from_slice(&storage::read(&path)?).unwrap_or_default(),
-        None => Map::new(),
-    };
-    all.extend(results.clone());
-    storage::replace(&path, &indented(&all))
-}
-
-fn indented(results: &Map<String, Value>) -> Vec<u8> {
-    let mut results = results.clone();
-    results.sort_keys();
-    let mut bytes = Vec::new();
-    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
-    let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, formatter);
-    serde::Serialize::serialize(&results, &mut serializer).expect("plain data");
-    bytes
-}
+use serde_json::Value;
 
 /// The logged losses as an SVG: training as a line, evaluations as dots on a second one.
 pub fn loss_chart(log_history: &[Value]) -> Option<String> {

@@ -1,25 +1,34 @@
 //! The run: data → model → loss → backward → optimizer → checkpoint.
 
+mod best;
+mod results;
+mod step;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokenmill_preprocess::tokenizer::Tokenizer;
 use tokenmill_shared::dataset::{Dataset, Split, SplitReader};
 use tokenmill_shared::progress::{Progress, Unit};
 use tokenmill_shared::{Error, Result, storage};
 
-use crate::arguments::{Strategy, TrainerArguments};
+pub use self::best::Best;
+use self::best::Criterion;
+use self::results::Finished;
+use self::step::StepLoss;
+use crate::arguments::{SaveStrategy, Strategy, TrainerArguments};
 use crate::checkpoint::{self, Companions, Counters, State};
-use crate::data::{Loader, StepBatches};
+use crate::data::Loader;
 use crate::evaluate::{Metrics, evaluate};
 use crate::model::Model;
 use crate::ops::cpu::values;
 use crate::optimizer::Optimizer;
 use crate::plan::{Plan, ResultSettings, Steps};
-use crate::{report, sample};
+use crate::report::{self, Log, Reports, Stage};
+use crate::sample;
 
 /// Set by SIGINT or SIGTERM: finish the step, save, stop.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -41,6 +50,8 @@ pub fn interrupt() {
 /// Runs what `arguments` ask for.
 pub fn run(arguments: TrainerArguments) -> Result<()> {
     let plan = Plan::new(arguments)?;
+    let reports = Reports::parse(&plan.arguments.report_to)?;
+    let memory = Stage::begin("init");
     let dataset = plan.open_dataset()?;
     let resume = find_checkpoint(&plan)?;
     let model = match &resume {
@@ -51,7 +62,7 @@ pub fn run(arguments: TrainerArguments) -> Result<()> {
     storage::create_dir_all(&plan.output_dir)?;
     let _lock = lock(&plan.output_dir)?;
     storage::remove_stale_temporaries(&plan.output_dir)?;
-    let mut run = Run::new(plan, dataset, model)?;
+    let mut run = Run::new(plan, dataset, model, reports, memory)?;
     run.show_sample("before training")?;
     if run.plan.train {
         run.train(resume)?;
@@ -84,11 +95,11 @@ fn find_checkpoint(plan: &Plan) -> Result<Option<(PathBuf, State)>> {
         Some(asked) if !matches!(asked.to_ascii_lowercase().as_str(), "false" | "none" | "") => {
             checkpoint::find(&plan.output_dir, asked).map(Some)
         }
-        _ if checkpoint::list(&plan.output_dir)?.is_empty() => Ok(None),
+        _ if plan.arguments.overwrite_output_dir || checkpoint::list(&plan.output_dir)?.is_empty() => Ok(None),
         _ => Err(Error::config(
             "--output_dir",
             format!(
-                "{} already holds checkpoints; go on from them with --resume_from_checkpoint true, or choose another directory",
+                "{} already holds checkpoints; go on from them with --resume_from_checkpoint true, start anew with --overwrite_output_dir true, which moves them aside, or choose another directory",
                 plan.output_dir.display()
             ),
         )),
@@ -102,7 +113,13 @@ struct Run {
     model: Model,
     companions: Companions,
     validation: Option<SplitReader>,
-    log_history: Vec<Value>,
+    reports: Reports,
+    /// Open while training.
+    log: Option<Log>,
+    /// The memory figures of loading.
+    loading: serde_json::Map<String, Value>,
+    criterion: Option<Criterion>,
+    best: Option<Best>,
     began: Instant,
     /// The evaluation of the weights as they are now, if there was one.
     evaluated_last: Option<Metrics>,
@@ -110,7 +127,8 @@ struct Run {
 }
 
 impl Run {
-    fn new(plan: Plan, dataset: Dataset, model: Model) -> Result<Self> {
+    fn new(plan: Plan, dataset: Dataset, mut model: Model, reports: Reports, memory: Stage) -> Result<Self> {
+        model.label_smoothing = plan.arguments.label_smoothing_factor as f32;
         let model_dir = plan.arguments.model_name_or_path.clone();
         let companions = checkpoint::companions(&dataset.tokenizer_dir(), model_dir.as_deref())?;
         let validation = dataset.split(Split::Validation)?;
@@ -118,17 +136,23 @@ impl Run {
             let reason = "there are no validation blocks; give --validation_file_dir or --validation_split_percentage";
             return Err(Error::config(if plan.arguments.do_eval { "--do_eval" } else { "--eval_strategy" }, reason));
         }
-        Ok(Self {
+        let mut run = Self {
             plan,
             dataset,
             model,
             companions,
             validation,
-            log_history: Vec::new(),
+            reports,
+            log: None,
+            loading: serde_json::Map::new(),
+            criterion: None,
+            best: None,
             began: Instant::now(),
             evaluated_last: None,
             epoch: 0.0,
-        })
+        };
+        run.loading = run.memory_of(memory);
+        Ok(run)
     }
 
     /// All optimizer steps, from the first or from a checkpoint.
@@ -140,8 +164,10 @@ impl Run {
         })?);
         let settings = self.plan.result_settings(&self.dataset, blocks);
         let steps = self.plan.steps(blocks)?;
+        self.criterion = Criterion::new(&self.plan.arguments, &steps)?;
         let mut optimizer = Optimizer::new(&self.model, &self.plan.arguments)?;
         let mut counters = Counters::default();
+        let (mut first, mut log_history) = (0, Vec::new());
         if let Some((dir, state)) = resume {
             state.check_settings(&settings)?;
             if state.step > steps.total {
@@ -154,17 +180,27 @@ impl Run {
                 return Err(Error::config("--resume_from_checkpoint", reason));
             }
             checkpoint::load_optimizer(&dir, &self.model, &mut optimizer)?;
-            optimizer.step = state.step;
             counters = state.counters;
-            self.log_history = state.log_history;
-            eprintln!("going on from {} at step {}", dir.display(), state.step);
+            first = state.step;
+            optimizer.updates = first - counters.skipped;
+            self.best = state.best;
+            log_history = state.log_history;
+            eprintln!("going on from {} at step {first}", dir.display());
+        } else if self.plan.arguments.overwrite_output_dir
+            && let Some(aside) = checkpoint::set_aside(&self.plan.output_dir)?
+        {
+            eprintln!("starting anew; the old checkpoints are in {}", aside.display());
         }
         self.write_arguments()?;
-        let first = optimizer.step;
+        self.open_log(log_history)?;
         let batch_size = self.plan.arguments.per_device_train_batch_size;
         let mut loader = Loader::start(reader, settings.clone(), batch_size, first, steps.total);
         let progress = Progress::new("training", Unit::Count, Some(steps.total.saturating_sub(first)));
+        let memory = Stage::begin("train");
         self.began = Instant::now();
+        if self.plan.arguments.eval_on_start && first == 0 && steps.evaluate_every.is_some() {
+            self.evaluate_at(0, &progress)?;
+        }
         let seconds_before = counters.seconds;
         let mut tokens_here = 0;
         TRAINING.store(true, Ordering::Relaxed);
@@ -188,17 +224,17 @@ impl Run {
             let due = |every: Option<u64>, strategy: Strategy| {
                 at_interval(step, every) || strategy == Strategy::Epoch && step == steps.total
             };
-            let (log, evaluate) =
-                (due(steps.log_every, arguments.logging_strategy), due(steps.evaluate_every, arguments.eval_strategy));
+            let log = due(steps.log_every, arguments.logging_strategy) || arguments.logging_first_step && step == 1;
+            let reached = if arguments.eval_strategy == Strategy::Epoch { self.epoch } else { step as f64 };
+            let evaluate = due(steps.evaluate_every, arguments.eval_strategy) && reached >= arguments.eval_delay;
+            let save_best = arguments.save_strategy == SaveStrategy::Best;
             if log {
-                self.log_step(step, &loss, &mut counters, &progress);
+                self.log_step(step, &loss, &mut counters, &progress)?;
             }
-            if evaluate {
-                self.evaluate_at(step, &progress)?;
-            }
+            let improved = evaluate && self.evaluate_at(step, &progress)?;
             let interrupted = INTERRUPTED.load(Ordering::Relaxed);
             let last = step == steps.total && steps.save_every.is_some();
-            if at_interval(step, steps.save_every) || last || interrupted {
+            if at_interval(step, steps.save_every) || last || interrupted || save_best && improved {
                 let dir = self.save_checkpoint(step, &steps, &settings, &counters, &optimizer)?;
                 progress.line(&format!("saved {}", dir.display()));
             }
@@ -209,73 +245,46 @@ impl Run {
         }
         TRAINING.store(false, Ordering::Relaxed);
         drop(progress);
-        self.finish_training(&steps, &counters, tokens_here, first, loader.waited().as_secs_f64())
+        let waited = loader.waited().as_secs_f64();
+        self.finish_training(&steps, Finished { counters, tokens: tokens_here, first, waited, memory })
     }
 
-    /// Forward and backward over the micro-batches of a step, checks, one update.
-    fn train_step(
-        &mut self,
-        optimizer: &mut Optimizer,
-        batches: &StepBatches,
-        step: u64,
-        steps: &Steps,
-        counters: &mut Counters,
-    ) -> Result<StepLoss> {
-        // A padded block of one token has no label; alone in a step it moves nothing.
-        let tokens = batches.label_tokens().max(1);
-        let nll = self.forward_backward(batches, tokens)?;
-        let loss = nll / tokens as f64;
-        let norm = self.model.gradients().norm().map_err(|error| Error::config("gradients", error.to_string()))?;
-        if !loss.is_finite() || !norm.is_finite() {
-            let reason = format!(
-                "the loss is {loss} and the gradient norm {norm}, on training blocks {:?}; this step updated nothing: go back to a checkpoint, lower --learning_rate, or look at these blocks with `preprocess inspect`",
-                batches.blocks
-            );
-            return Err(Error::Numeric { step, reason });
-        }
-        if optimizer.step == 0 {
-            self.model.gradients().check_all_written(step)?;
-        }
-        let learning_rate = self.plan.arguments.learning_rate * steps.schedule.factor(step - 1);
-        optimizer.update(&self.model, learning_rate, norm)?;
-        counters.loss_sum += loss;
-        counters.loss_since_log += loss;
-        counters.steps_since_log += 1;
-        counters.tokens += batches.input_tokens();
-        Ok(StepLoss { loss, norm, learning_rate })
+    /// The log goes on after `entries`.
+    fn open_log(&mut self, entries: Vec<Value>) -> Result<()> {
+        let json = |value: &Value| serde_json::to_string_pretty(value).expect("plain data");
+        let texts = [("args", json(&json!(self.plan.arguments))), ("model_config", json(&self.model.config().json))];
+        let logging_dir = self.plan.arguments.logging_dir.as_deref();
+        self.log = Some(Log::open(&self.plan.output_dir, entries, &self.reports, logging_dir, &texts)?);
+        Ok(())
     }
 
-    /// Gradients of the mean over all labels of the step; returns the summed loss.
-    fn forward_backward(&mut self, batches: &StepBatches, tokens: u64) -> Result<f64> {
-        let scale = (1.0 / tokens as f64) as f32;
-        self.model.clear_gradients();
-        let mut nll = 0.0;
-        for batch in &batches.micro_batches {
-            nll += self.model.forward_backward(batch, scale, self.plan.arguments.gradient_checkpointing)?.nll;
-        }
-        Ok(nll)
+    fn log_mut(&mut self) -> &mut Log {
+        self.log.as_mut().expect("opened before the first step")
     }
 
-    fn log_step(&mut self, step: u64, last: &StepLoss, counters: &mut Counters, progress: &Progress) {
+    fn log_entries(&self) -> &[Value] {
+        self.log.as_ref().map_or(&[], Log::entries)
+    }
+
+    fn log_step(&mut self, step: u64, last: &StepLoss, counters: &mut Counters, progress: &Progress) -> Result<()> {
         let loss = counters.loss_since_log / counters.steps_since_log as f64;
         (counters.loss_since_log, counters.steps_since_log) = (0.0, 0);
         let StepLoss { norm, learning_rate, .. } = last;
-        self.log_history.push(
-            json!({"epoch": self.epoch, "grad_norm": norm, "learning_rate": learning_rate, "loss": loss, "step": step}),
-        );
+        let figures = [("epoch", self.epoch), ("grad_norm", *norm), ("learning_rate", *learning_rate), ("loss", loss)];
+        self.log_mut().push(step, figures.map(|(key, value)| (key.to_owned(), json!(value))).into_iter().collect())?;
         progress.line(&format!(
             "step {step}: loss {loss:.4}, grad_norm {norm:.3}, learning_rate {learning_rate:.3e}, epoch {:.2}",
             self.epoch
         ));
+        Ok(())
     }
 
-    fn evaluate_at(&mut self, step: u64, progress: &Progress) -> Result<()> {
+    /// Evaluates, logs, and says whether this is the best so far.
+    fn evaluate_at(&mut self, step: u64, progress: &Progress) -> Result<bool> {
         let metrics = self.evaluate()?;
         let mut entry = metrics.log_entry();
         entry.insert("epoch".to_owned(), json!(self.epoch));
-        entry.insert("step".to_owned(), json!(step));
-        entry.sort_keys();
-        self.log_history.push(Value::Object(entry));
+        self.log_mut().push(step, entry)?;
         self.evaluated_last = Some(metrics);
         progress.line(&format!(
             "step {step}: validation loss {:.4}, perplexity {:.2}, {:.3} bits per byte",
@@ -283,7 +292,9 @@ impl Run {
             metrics.perplexity(),
             metrics.bits_per_byte
         ));
-        Ok(())
+        // Nothing is saved before the first step, so nothing there can be the best.
+        let Some(criterion) = self.criterion.as_ref().filter(|_| step > 0) else { return Ok(false) };
+        Ok(criterion.improves(&mut self.best, &metrics, step))
     }
 
     fn evaluate(&mut self) -> Result<Metrics> {
@@ -325,7 +336,8 @@ impl Run {
             steps,
             epochs,
             flos,
-            &self.log_history,
+            self.log_entries(),
+            self.best.map(|best| (best, self.best_checkpoint(step).map(|path| path.display().to_string()))),
             arguments.per_device_train_batch_size,
         )
     }
@@ -339,10 +351,17 @@ impl Run {
         optimizer: &Optimizer,
     ) -> Result<PathBuf> {
         self.check_weights_finite(step)?;
-        let state = State::new(step, settings.clone(), *counters, self.log_history.clone());
+        let state = State::new(step, settings.clone(), *counters, self.best, self.log_entries().to_vec());
         let trainer_state = self.trainer_state(step, steps, counters);
         let limit = self.plan.arguments.save_total_limit;
         checkpoint::save(&self.plan.output_dir, &self.model, optimizer, &self.companions, state, &trainer_state, limit)
+    }
+
+    /// The checkpoint of the best evaluation, if one was saved there or is being saved at step `now`.
+    fn best_checkpoint(&self, now: u64) -> Option<PathBuf> {
+        let best = self.best?.step;
+        let path = self.plan.output_dir.join(format!("checkpoint-{best}"));
+        (best == now || storage::stat(&path).ok().flatten().is_some()).then_some(path)
     }
 
     /// An update can overflow where its gradient did not; such weights must not become the newest checkpoint.
@@ -357,77 +376,6 @@ impl Run {
                 return Err(Error::Numeric { step, reason });
             }
         }
-        Ok(())
-    }
-
-    /// The model and the results in the output directory.
-    fn finish_training(
-        &mut self,
-        steps: &Steps,
-        counters: &Counters,
-        tokens_here: u64,
-        first: u64,
-        waited: f64,
-    ) -> Result<()> {
-        self.check_weights_finite(steps.total)?;
-        let output_dir = self.plan.output_dir.clone();
-        let seconds = counters.seconds.max(1e-9);
-        let done = steps.total.max(1) as f64;
-        let samples = done
-            * self.plan.arguments.per_device_train_batch_size as f64
-            * self.plan.arguments.gradient_accumulation_steps as f64;
-        let rounded = |value: f64, digits: i32| (value * 10f64.powi(digits)).round() / 10f64.powi(digits);
-        self.epoch = self.epoch_at(steps.total.max(1), steps);
-        let mut results = Map::from_iter([
-            ("epoch".to_owned(), json!(self.epoch)),
-            ("total_flos".to_owned(), json!(self.total_flos(counters.tokens))),
-            ("train_loss".to_owned(), json!(counters.loss_sum / done)),
-            ("train_runtime".to_owned(), json!(rounded(seconds, 4))),
-            ("train_samples_per_second".to_owned(), json!(rounded(samples / seconds, 3))),
-            ("train_steps_per_second".to_owned(), json!(rounded(done / seconds, 3))),
-        ]);
-        let mut entry = results.clone();
-        entry.insert("step".to_owned(), json!(steps.total));
-        entry.sort_keys();
-        self.log_history.push(Value::Object(entry));
-        results.insert("train_samples".to_owned(), json!(self.plan.blocks(&self.dataset, Split::Train)));
-        checkpoint::write_model(&output_dir, &self.model, &self.companions)?;
-        let mut state =
-            serde_json::to_vec_pretty(&self.trainer_state(steps.total, steps, counters)).expect("plain data");
-        state.push(b'\n');
-        storage::replace(&output_dir.join("trainer_state.json"), &state)?;
-        report::write_results(&output_dir, "train", &results)?;
-        if let Some(svg) = report::loss_chart(&self.log_history) {
-            storage::replace(&output_dir.join("loss.svg"), svg.as_bytes())?;
-        }
-        let here = self.began.elapsed().as_secs_f64();
-        eprintln!(
-            "trained {} steps in {here:.1} s: {:.0} tokens/s, {:.1} % of the time waiting for data, peak memory {}",
-            steps.total - first,
-            tokens_here as f64 / here,
-            100.0 * waited / here,
-            report::peak_memory_text()
-        );
-        Ok(())
-    }
-
-    fn final_evaluation(&mut self) -> Result<()> {
-        let metrics = match self.evaluated_last {
-            Some(metrics) => metrics,
-            None => self.evaluate()?,
-        };
-        let mut results = metrics.results();
-        if self.plan.train {
-            results.insert("epoch".to_owned(), json!(self.epoch));
-        }
-        report::write_results(&self.plan.output_dir, "eval", &results)?;
-        eprintln!(
-            "validation: loss {:.4}, perplexity {:.2}, accuracy {:.2} %, {:.3} bits per byte",
-            metrics.loss,
-            metrics.perplexity(),
-            100.0 * metrics.accuracy,
-            metrics.bits_per_byte
-        );
         Ok(())
     }
 
@@ -454,7 +402,7 @@ impl Run {
     fn say_where(&self) {
         let dir = self.plan.output_dir.display();
         if self.plan.train {
-            let curve = if report::loss_chart(&self.log_history).is_some() {
+            let curve = if report::loss_chart(self.log_entries()).is_some() {
                 format!("; the loss curve is {dir}/loss.svg")
             } else {
                 String::new()
@@ -464,13 +412,6 @@ impl Run {
             eprintln!("results are in {dir}");
         }
     }
-}
-
-/// What one step found.
-struct StepLoss {
-    loss: f64,
-    norm: f64,
-    learning_rate: f64,
 }
 
 fn at_interval(step: u64, every: Option<u64>) -> bool {

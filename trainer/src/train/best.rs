@@ -1,0 +1,80 @@
+//! Which evaluation was the best so far, and by what.
+
+use serde::{Deserialize, Serialize};
+use tokenmill_shared::{Error, Result};
+
+use crate::arguments::{SaveStrategy, Strategy, TrainerArguments};
+use crate::evaluate::Metrics;
+use crate::plan::Steps;
+
+/// What is looked at, and which way.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Criterion {
+    /// The name with its `eval_`.
+    metric: String,
+    greater_is_better: bool,
+}
+
+/// The best evaluation so far.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Its value.
+    pub value: f64,
+    /// The step it was made at.
+    pub step: u64,
+}
+
+impl Criterion {
+    /// What `arguments` ask for; `None` if nothing depends on the best.
+    ///
+    /// # Errors
+    /// `--load_best_model_at_end` without an evaluation at every save.
+    pub fn new(arguments: &TrainerArguments, steps: &Steps) -> Result<Option<Self>> {
+        let wanted = arguments.load_best_model_at_end
+            || arguments.save_strategy == SaveStrategy::Best
+            || arguments.metric_for_best_model.is_some();
+        if !wanted {
+            return Ok(None);
+        }
+        let flag = "--load_best_model_at_end";
+        if arguments.load_best_model_at_end && arguments.save_strategy != SaveStrategy::Best {
+            let same = match arguments.save_strategy {
+                SaveStrategy::No => arguments.eval_strategy == Strategy::No,
+                SaveStrategy::Steps => arguments.eval_strategy == Strategy::Steps,
+                SaveStrategy::Epoch | SaveStrategy::Best => arguments.eval_strategy == Strategy::Epoch,
+            };
+            if !same || arguments.eval_strategy == Strategy::No {
+                return Err(Error::config(flag, "needs --eval_strategy and --save_strategy to be the same"));
+            }
+            if let (Some(save), Some(evaluate)) = (steps.save_every, steps.evaluate_every)
+                && !save.is_multiple_of(evaluate)
+            {
+                let reason = format!("needs --save_steps {save} to be a multiple of --eval_steps {evaluate}");
+                return Err(Error::config(flag, reason));
+            }
+        }
+        if arguments.save_strategy == SaveStrategy::Best && arguments.eval_strategy == Strategy::No {
+            return Err(Error::config("--save_strategy best", "needs --eval_strategy steps or epoch"));
+        }
+        let name = arguments.metric_for_best_model.as_deref().unwrap_or("loss");
+        let metric = if name.starts_with("eval_") { name.to_owned() } else { format!("eval_{name}") };
+        let value = Metrics::default().value(&metric);
+        if value.is_none() {
+            let reason = format!("cannot be {name:?}; there are {}", Metrics::NAMES.join(", "));
+            return Err(Error::config("--metric_for_best_model", reason));
+        }
+        let greater_is_better = arguments.greater_is_better.unwrap_or(metric == "eval_accuracy");
+        Ok(Some(Self { metric, greater_is_better }))
+    }
+
+    /// Whether `metrics`, of `step`, are better than `best`; if so they become it.
+    pub fn improves(&self, best: &mut Option<Best>, metrics: &Metrics, step: u64) -> bool {
+        let value = metrics.value(&self.metric).unwrap_or(f64::NAN);
+        let better =
+            best.is_none_or(|best| if self.greater_is_better { value > best.value } else { value < best.value });
+        if better {
+            *best = Some(Best { value, step });
+        }
+        better
+    }
+}

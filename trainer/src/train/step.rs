@@ -1,0 +1,99 @@
+//! One optimizer step: forward and backward over its micro-batches, checks, one update.
+
+use tokenmill_shared::{Error, Result};
+
+use super::Run;
+use crate::arguments::NonfiniteAction;
+use crate::checkpoint::Counters;
+use crate::data::StepBatches;
+use crate::optimizer::Optimizer;
+use crate::plan::Steps;
+
+/// So many steps in a row that cannot be used stop the run.
+const SKIPPED_LIMIT: u64 = 10;
+
+/// What one step found.
+pub(super) struct StepLoss {
+    /// Mean over the labels of what is minimised.
+    pub loss: f64,
+    /// Norm of the gradients before clipping.
+    pub norm: f64,
+    /// The learning rate it was made with.
+    pub learning_rate: f64,
+}
+
+impl Run {
+    /// Makes step `step` and counts it. A step whose loss or gradients are not finite updates nothing.
+    pub(super) fn train_step(
+        &mut self,
+        optimizer: &mut Optimizer,
+        batches: &StepBatches,
+        step: u64,
+        steps: &Steps,
+        counters: &mut Counters,
+    ) -> Result<StepLoss> {
+        // A padded block of one token has no label; alone in a step it moves nothing.
+        let tokens = batches.label_tokens().max(1);
+        let loss = self.forward_backward(batches, tokens)? / tokens as f64;
+        let norm = self.model.gradients().norm().map_err(|error| Error::config("gradients", error.to_string()))?;
+        let learning_rate = self.plan.arguments.learning_rate * steps.schedule.factor(step - 1);
+        if loss.is_finite() && norm.is_finite() {
+            if optimizer.updates == 0 {
+                self.model.gradients().check_all_written(step)?;
+            }
+            optimizer.update(&self.model, learning_rate, norm)?;
+            counters.skipped_in_a_row = 0;
+        } else {
+            self.skip_or_stop(step, loss, norm, batches, counters)?;
+        }
+        let counted = if loss.is_finite() || !self.plan.arguments.logging_nan_inf_filter {
+            loss
+        } else {
+            counters.loss_since_log / counters.steps_since_log.max(1) as f64
+        };
+        counters.loss_sum += counted;
+        counters.loss_since_log += counted;
+        counters.steps_since_log += 1;
+        counters.tokens += batches.input_tokens();
+        Ok(StepLoss { loss, norm, learning_rate })
+    }
+
+    fn skip_or_stop(
+        &self,
+        step: u64,
+        loss: f64,
+        norm: f64,
+        batches: &StepBatches,
+        counters: &mut Counters,
+    ) -> Result<()> {
+        counters.skipped += 1;
+        counters.skipped_in_a_row += 1;
+        let found = format!(
+            "the loss is {loss} and the gradient norm {norm}, on training blocks {:?}; this step updated nothing",
+            batches.blocks
+        );
+        let remedy =
+            "go back to a checkpoint, lower --learning_rate, or look at these blocks with `preprocess inspect`";
+        if self.plan.arguments.nonfinite_action == NonfiniteAction::Stop {
+            return Err(Error::Numeric { step, reason: format!("{found}: {remedy}") });
+        }
+        if counters.skipped_in_a_row >= SKIPPED_LIMIT {
+            let reason = format!("{found}, as the {} before it: {remedy}", SKIPPED_LIMIT - 1);
+            return Err(Error::Numeric { step, reason });
+        }
+        eprintln!("step {step}: {found}");
+        Ok(())
+    }
+
+    /// Gradients of the mean over all labels of the step; returns the summed loss.
+    fn forward_backward(&mut self, batches: &StepBatches, tokens: u64) -> Result<f64> {
+        let scale = (1.0 / tokens as f64) as f32;
+        self.model.clear_gradients();
+        let mut sum = 0.0;
+        for batch in &batches.micro_batches {
+            let loss = self.model.forward_backward(batch, scale, self.plan.arguments.gradient_checkpointing)?;
+            sum += loss.smoothed(self.model.label_smoothing.into());
+        }
+        Ok(sum)
+    }
+}

@@ -92,6 +92,24 @@ fn unusable_tokenizers_are_refused() {
         .fails(2, &["tokenizer.model", "save_pretrained"]);
 }
 
+/// Before anything is tokenized: a table of positions has no row beyond its last.
+#[test]
+fn blocks_longer_than_a_table_of_positions_are_refused() {
+    let place = Place::new();
+    place.write("text/a.txt", lines(50, 1));
+    place.write("model/config.json", r#"{"model_type": "gpt2", "n_positions": 48}"#);
+    let model = place.path("model");
+    let prepare = |size: &str, output: &str| {
+        run(&mut place.prepare(output, &["--block_size", size, "--model_name_or_path", model.to_str().unwrap()]))
+    };
+    prepare("49", "out").fails(2, &["--block_size", "48 positions", "gpt2"]);
+    assert!(!place.path("out").exists());
+    prepare("48", "out").ok();
+    // Rotary positions go on beyond what the model was made for.
+    place.write("model/config.json", r#"{"model_type": "llama", "max_position_embeddings": 48}"#);
+    prepare("49", "other").ok();
+}
+
 #[test]
 fn an_output_directory_with_other_content_is_left_alone() {
     let place = Place::new();

@@ -11,13 +11,14 @@ use tokenmill_shared::{Error, Result};
 
 use crate::decode;
 use crate::document::Rules;
+use crate::model_config::{check_positions, model_eos};
 use crate::pack::Assign;
 use crate::plan::{Source, TokenSettings};
 use crate::scan::{self, ScanOptions};
 use crate::source::{self, Kind};
 use crate::store::Store;
 use crate::tokenize::Encoding;
-use crate::tokenizer::{Tokenizer, model_eos};
+use crate::tokenizer::Tokenizer;
 
 /// Where the dataset goes.
 #[derive(Debug, Clone)]
@@ -102,6 +103,9 @@ impl Job {
         check_percentage(&data)?;
         let tokenizer = Tokenizer::load(&options.tokenizer)?;
         data.block_size = allowed_block_size(data.block_size, tokenizer.model_max_length)?;
+        if let Some(model) = &options.model {
+            check_positions(model, data.block_size)?;
+        }
         let append = data.append_eos.then(|| eos(&tokenizer, options)).transpose()?;
         let width = TokenWidth::for_largest_id(tokenizer.largest_id());
         let pad_token_id = tokenizer.pad_token_id.or(tokenizer.eos_token_id).unwrap_or(0);

@@ -8,6 +8,7 @@ mod inspect;
 mod job;
 mod json;
 mod lines;
+mod model_config;
 mod pack;
 mod parquet;
 mod pipeline;

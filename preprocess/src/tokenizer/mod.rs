@@ -7,14 +7,15 @@
 mod cached;
 mod reference;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 use tokenmill_shared::{Error, Result, storage};
 
+use crate::model_config::{json_file, model_eos};
+
 /// A tokenizer.json beyond this is not one: the largest known (262,144 pieces) has 33 MB.
 const TOKENIZER_LIMIT: u64 = 256 << 20;
-const CONFIG_LIMIT: u64 = 16 << 20;
 
 /// The files of a tokenizer directory that travel with a dataset and its checkpoints.
 const FILES: &[&str] = &[
@@ -138,28 +139,6 @@ impl Tokenizer {
     pub fn largest_id(&self) -> u32 {
         self.engine.largest_id()
     }
-}
-
-/// The end-of-sequence id of the model whose configuration lies in `dir`; of a list, the first.
-pub fn model_eos(dir: &Path) -> Result<Option<u32>> {
-    for name in ["config.json", "generation_config.json"] {
-        let value = &json_file(dir, name)?["eos_token_id"];
-        let value = value.as_array().and_then(|list| list.first()).unwrap_or(value);
-        if let Some(id) = value.as_u64().and_then(|id| u32::try_from(id).ok()) {
-            return Ok(Some(id));
-        }
-    }
-    Ok(None)
-}
-
-fn json_file(dir: &Path, name: &str) -> Result<Value> {
-    let path: PathBuf = dir.join(name);
-    if storage::stat(&path)?.is_none() {
-        return Ok(Value::Null);
-    }
-    let bytes = storage::read_at_most(&path, CONFIG_LIMIT)?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Error::config(path.display().to_string(), format!("is not JSON ({error})")))
 }
 
 /// `"eos_token": "</s>"` or `"eos_token": {"content": "</s>", …}`.

@@ -168,14 +168,6 @@ fn unusable_checkpoints_are_refused_with_what_is_wrong() {
     run(&mut command).fails(2, &["300 embedding rows", "resize_token_embeddings"]);
 }
 
-#[test]
-fn adapters_are_refused_until_they_exist() {
-    let place = Place::new();
-    place.write("text/a.txt", lines(50, 1));
-    run(&mut place.prepare("data", &[])).ok();
-    run(place.train("data", "run", &[]).args(["--use_peft", "true"])).fails(2, &["--use_peft false"]);
-}
-
 /// A real file system that is really full; needs root to mount it, and says so where it cannot.
 #[test]
 fn a_full_disk_is_named_and_a_rerun_completes() {

@@ -2,6 +2,7 @@
 // Tests play the user and the enemy: they touch files without the storage door.
 #![allow(clippy::disallowed_methods)]
 
+mod adapters;
 mod added_tokens;
 mod bad_input;
 mod damage;

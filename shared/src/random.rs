@@ -13,6 +13,8 @@ pub enum Purpose {
     Order = 3,
     /// Text samples of a model.
     Sample = 4,
+    /// Initial adapters.
+    Adapter = 5,
 }
 
 /// The finalizer of SplitMix64 (Steele, Lea, Flood 2014; constants by David Stafford): a bijection on u64

@@ -2,7 +2,7 @@
 
 Run by tests/real.sh in its pinned environment; builds the programs with cargo, then checks, one line each.
 """
-import json, pathlib, random, subprocess, sys, tempfile
+import json, pathlib, random, tempfile
 
 import numpy as np
 import torch
@@ -10,23 +10,13 @@ from datasets import load_from_disk
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling, LlamaConfig,
-                          LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerState, TrainingArguments, default_data_collator)
+                          LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, TrainerState, default_data_collator)
 
-TESTS = pathlib.Path(__file__).resolve().parents[1]
+import training
+from programs import TESTS, binaries, run
+
 BLOCK = 32
 torch.set_num_threads(2)
-
-
-def binaries():
-    built = subprocess.run(["cargo", "build", "--workspace", "--bins", "--quiet", "--message-format=json"], cwd=TESTS.parent, check=True, stdout=subprocess.PIPE, text=True)
-    messages = [json.loads(line) for line in built.stdout.splitlines()]
-    return {m["target"]["name"]: m["executable"] for m in messages if m.get("executable")}
-
-
-def run(*command):
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    assert done.returncode == 0, f"{command}\n{done.stderr}"
-    return done.stdout
 
 
 def corpus(directory):
@@ -110,54 +100,11 @@ def check_checkpoint(programs, work, dataset):
         print(f"ok   transformers loads our {family} checkpoint: weights equal to the bit, logits within {worst:.1e}")
 
 
-def check_curve(programs, work, dataset):
-    """Fifty steps of full fine-tuning follow the Trainer's on the same blocks, loss by loss."""
-    torch.manual_seed(3)
-    base = work / "base"
-    LlamaForCausalLM(LlamaConfig(vocab_size=1024, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-                                 max_position_embeddings=128, initializer_range=0.05, eos_token_id=0, bos_token_id=0)).save_pretrained(base)
-    AutoTokenizer.from_pretrained(TESTS / "data/tokenizers/bytes").save_pretrained(base)
-    common = dict(max_steps=50, per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=2e-3, lr_scheduler_type="cosine", warmup_steps=5,
-                  weight_decay=0.05, logging_steps=1, seed=1)
-    out = work / "curve"
-    flags = [word for key, value in common.items() for word in (f"--{key}", value)]
-    run(programs["trainer"], "--model_name_or_path", base, "--dataset_dir", dataset, "--output_dir", out, "--use_peft", "false", "--do_train",
-        "--train_sampling_strategy", "sequential", "--save_strategy", "no", *flags)
-    ours = [entry for entry in json.loads((out / "trainer_state.json").read_text())["log_history"] if "loss" in entry]
-
-    class Sequential(Trainer):
-        def _get_train_sampler(self, *arguments):
-            return torch.utils.data.SequentialSampler(self.train_dataset)
-
-    model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager", dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    tokenizer.pad_token = tokenizer.eos_token
-
-    class Labels(DataCollatorForLanguageModeling):
-        def torch_call(self, examples):  # every token is a label: the collator would mask end-of-sequence as padding
-            batch = super().torch_call(examples)
-            batch["labels"] = batch["input_ids"].clone()
-            return batch
-
-    arguments = TrainingArguments(output_dir=str(work / "hf"), use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, optim="adamw_torch", **common)
-    trainer = Sequential(model=model, args=arguments, train_dataset=load_from_disk(str(dataset))["train"], data_collator=Labels(tokenizer, mlm=False))
-    trainer.train()
-    theirs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert len(ours) == len(theirs) == 50
-    worst = 0.0
-    for mine, reference in zip(ours, theirs):
-        assert mine["step"] == reference["step"] and abs(mine["epoch"] - reference["epoch"]) < 1e-3, (mine, reference)
-        assert abs(mine["learning_rate"] - reference["learning_rate"]) <= 1e-12 + 1e-6 * reference["learning_rate"], (mine, reference)
-        worst = max(worst, abs(mine["loss"] / reference["loss"] - 1))
-    assert worst <= 1e-4, f"losses differ by {worst:.2e} relative"
-    print(f"ok   50 steps follow the Trainer: losses within {worst:.1e}, from {ours[0]['loss']:.3f} to {ours[-1]['loss']:.3f}")
-
-
 if __name__ == "__main__":
     programs = binaries()
     with tempfile.TemporaryDirectory() as directory:
         work = pathlib.Path(directory)
         datasets = {name: check_dataset(programs, work, name) for name in ("bytes", "pieces")}
         check_checkpoint(programs, work, datasets["bytes"])
-        check_curve(programs, work, datasets["bytes"])
-    print("5 passed, 0 failed")
+        training.check(programs, work, datasets["bytes"])
+    print("all passed")

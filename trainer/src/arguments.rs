@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokenmill_shared::config::{DataArguments, boolean};
 
+use crate::model::LoraSettings;
 use crate::optimizer::Rule;
 use crate::schedule::Kind;
 
@@ -104,9 +105,30 @@ pub struct TrainerArguments {
     /// Directory of the tokenizer (default: the model's)
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub tokenizer_name_or_path: Option<PathBuf>,
-    /// Train adapters (Hugging Face's default); not built yet, pass false to train all parameters
-    #[arg(long, help_heading = "Model")]
+    /// Train LoRA adapters beside the frozen model (Hugging Face's default); false trains all parameters
+    #[arg(long, help_heading = "Adapters")]
     pub use_peft: bool,
+    /// An adapter to go on from: PEFT's directory; its own settings count
+    #[arg(long, value_name = "DIR", help_heading = "Adapters")]
+    pub peft_path: Option<PathBuf>,
+    /// Projections that get adapters: all, a list of names, or a regular expression for whole names
+    #[arg(long, value_name = "NAMES", num_args = 1.., value_delimiter = ',', help_heading = "Adapters")]
+    pub target_modules: Vec<String>,
+    /// Rank of the adapters
+    #[arg(long, value_name = "RANK", help_heading = "Adapters")]
+    pub lora_rank: usize,
+    /// Adapters are scaled by alpha / rank
+    #[arg(long, value_name = "ALPHA", help_heading = "Adapters")]
+    pub lora_alpha: f64,
+    /// Share of an adapter's input that is dropped while training
+    #[arg(long, value_name = "SHARE", help_heading = "Adapters")]
+    pub lora_dropout: f64,
+    /// Scale by alpha / √rank instead
+    #[arg(long, help_heading = "Adapters")]
+    pub use_rslora: bool,
+    /// Modules trained whole and saved with the adapters: embed_tokens,lm_head
+    #[arg(long, value_name = "NAMES", num_args = 1.., value_delimiter = ',', help_heading = "Adapters")]
+    pub modules_to_save: Vec<String>,
     /// A dataset made by `preprocess prepare`, instead of --train_file_dir
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     pub dataset_dir: Option<PathBuf>,
@@ -278,6 +300,13 @@ impl Default for TrainerArguments {
             init_from_config: None,
             tokenizer_name_or_path: None,
             use_peft: true,
+            peft_path: None,
+            target_modules: vec!["all".to_owned()],
+            lora_rank: 8,
+            lora_alpha: 32.0,
+            lora_dropout: 0.05,
+            use_rslora: false,
+            modules_to_save: Vec::new(),
             dataset_dir: None,
             data: DataArguments::default(),
             output_dir: None,
@@ -332,6 +361,20 @@ impl Default for TrainerArguments {
             resume_from_checkpoint: None,
             sample_prompt: None,
             sample_tokens: 48,
+        }
+    }
+}
+
+impl TrainerArguments {
+    /// What new adapters are like.
+    pub fn lora_settings(&self) -> LoraSettings {
+        LoraSettings {
+            rank: self.lora_rank,
+            alpha: self.lora_alpha,
+            dropout: self.lora_dropout,
+            use_rslora: self.use_rslora,
+            target_modules: self.target_modules.clone(),
+            modules_to_save: self.modules_to_save.clone(),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The gradients of all parameters: one contiguous f32 buffer, a slice for each parameter.
 //!
 //! Backward operations write through a [`Slot`], which remembers that they did: before the first update
-//! every parameter must have been written, be finite and not all zero, or the run stops and names it.
+//! every parameter must have been written, be finite and not all zero, or the run stops and names it. A frozen
+//! parameter has no place in the buffer: what would write there is skipped, its computation included.
 
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 use rayon::prelude::*;
@@ -18,6 +19,7 @@ struct Place {
     name: String,
     start: usize,
     len: usize,
+    frozen: bool,
     written: bool,
 }
 
@@ -29,12 +31,13 @@ pub struct Gradients {
 }
 
 impl Gradients {
-    /// A buffer for parameters of these names and sizes, nothing written.
-    pub fn new(parameters: impl IntoIterator<Item = (String, usize)>) -> TensorResult<Self> {
+    /// A buffer for parameters of these names and sizes, nothing written; without a size a parameter is frozen.
+    pub fn new(parameters: impl IntoIterator<Item = (String, Option<usize>)>) -> TensorResult<Self> {
         let mut start = 0;
         let mut places = Vec::new();
         for (name, len) in parameters {
-            places.push(Place { name, start, len, written: false });
+            let (frozen, len) = (len.is_none(), len.unwrap_or(0));
+            places.push(Place { name, start, len, frozen, written: false });
             start += len;
         }
         Ok(Self { buffer: Tensor::zeros(start, DType::F32, &Device::Cpu)?, places })
@@ -50,18 +53,19 @@ impl Gradients {
         Slot { buffer: &self.buffer, place: &mut self.places[index] }
     }
 
-    /// The gradient of parameter `index`, row-major.
+    /// The gradient of parameter `index`, row-major; empty if it is frozen.
     pub fn of(&self, index: usize) -> TensorResult<Vec<f32>> {
         let place = &self.places[index];
         Ok(values(&self.buffer)?[place.start..place.start + place.len].to_vec())
     }
 
-    /// Lets `read` see the gradients of all parameters, in parameter order.
+    /// Lets `read` see the gradients of all parameters that are not frozen, in parameter order.
     pub fn for_each(&self, mut read: impl FnMut(usize, &[f32]) -> TensorResult<()>) -> TensorResult<()> {
         let buffer = values(&self.buffer)?;
         self.places
             .iter()
             .enumerate()
+            .filter(|(_, place)| !place.frozen)
             .try_for_each(|(index, place)| read(index, &buffer[place.start..place.start + place.len]))
     }
 
@@ -72,7 +76,8 @@ impl Gradients {
         Ok(squares.iter().sum::<f64>().sqrt())
     }
 
-    /// Checks that every parameter was written by its backward, is finite and not all zero.
+    /// Checks that every parameter was written by its backward, is finite and not all zero. (The gradient of a fresh
+    /// adapter's A is zero, because its B is.)
     ///
     /// # Errors
     /// [`Error::Numeric`] naming the first parameter at fault.
@@ -88,11 +93,11 @@ impl Gradients {
             ),
             ("has a gradient that is not finite", &|place| gradient(place).iter().any(|value| !value.is_finite())),
             ("has a gradient of zeros only, so it would not learn", &|place| {
-                gradient(place).iter().all(|value| *value == 0.0)
+                !place.name.contains(".lora_A.") && gradient(place).iter().all(|value| *value == 0.0)
             }),
         ];
         for (problem, is_at_fault) in faults {
-            if let Some(place) = self.places.iter().find(|place| is_at_fault(place)) {
+            if let Some(place) = self.places.iter().find(|place| !place.frozen && is_at_fault(place)) {
                 return Err(Error::Numeric {
                     step,
                     reason: format!("parameter {} {problem}; nothing was updated", place.name),
@@ -114,7 +119,7 @@ fn sum_of_squares(piece: &[f32]) -> f64 {
     lanes.iter().sum::<f64>() + piece[whole..].iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>()
 }
 
-/// The place of one parameter's gradient.
+/// The place of one parameter's gradient; of a frozen one, none.
 pub struct Slot<'a> {
     buffer: &'a Tensor,
     place: &'a mut Place,
@@ -124,6 +129,9 @@ impl Slot<'_> {
     /// Lets `update` write the gradient; its second argument says whether to add to what is there (true)
     /// or to set it (false, the first time since [`Gradients::clear`]).
     pub fn write(self, update: impl FnOnce(&mut [f32], bool)) -> TensorResult<()> {
+        if self.place.frozen {
+            return Ok(());
+        }
         #[cfg(test)]
         if crate::model::dropped_gradient::is(&self.place.name) {
             return Ok(());
@@ -132,5 +140,15 @@ impl Slot<'_> {
         self.place.written = true;
         let slice = self.buffer.narrow(0, self.place.start, self.place.len)?;
         write(&slice, |gradient| update(gradient, add))
+    }
+
+    /// Like [`write`](Self::write) for a backward that computes more than this gradient: it runs in any case, and is
+    /// given no place if the parameter is frozen.
+    pub fn write_if_any(self, update: impl FnOnce(Option<&mut [f32]>, bool)) -> TensorResult<()> {
+        if self.place.frozen {
+            update(None, false);
+            return Ok(());
+        }
+        self.write(|gradient, add| update(Some(gradient), add))
     }
 }

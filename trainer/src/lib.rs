@@ -5,6 +5,7 @@ pub mod checkpoint;
 mod data;
 mod evaluate;
 pub mod gradients;
+mod merge;
 pub mod model;
 pub mod ops;
 mod optimizer;
@@ -22,8 +23,14 @@ use tokenmill_shared::{Error, Result};
 
 /// Runs the `trainer` program with `argv`, program name first.
 pub fn run(argv: Vec<OsString>) -> Result<()> {
-    let about = "Continues the pretraining of a Hugging Face causal language model. Flags are those of run_clm.py and MedicalGPT's pretraining.py; one that is not built yet is refused by name.";
-    let command = Command::new("trainer").about(about).version(env!("CARGO_PKG_VERSION"));
+    let version = env!("CARGO_PKG_VERSION");
+    if argv.get(1).is_some_and(|word| word == "merge") {
+        let about = "Folds an adapter into the model it was trained beside: one Hugging Face checkpoint.";
+        let command = Command::new("merge").bin_name("trainer merge").about(about).version(version);
+        return merge::merge(parse(command, argv.into_iter().skip(1))?);
+    }
+    let about = "Continues the pretraining of a Hugging Face causal language model. Flags are those of run_clm.py and MedicalGPT's pretraining.py; one that is not built yet is refused by name. `trainer merge` folds an adapter into its model.";
+    let command = Command::new("trainer").about(about).version(version);
     let arguments = parse(command, argv)?;
     ctrlc::set_handler(train::interrupt).map_err(|error| Error::config("signals", error.to_string()))?;
     train::run(arguments)

@@ -59,16 +59,16 @@ pub struct Optimizer {
     max_grad_norm: f64,
     /// Updates done: fewer than steps, if some were skipped.
     pub updates: u64,
-    /// What is kept of each parameter, in parameter order.
+    /// What is kept of each parameter, in parameter order; nothing of a frozen one.
     state: Vec<Vec<Tensor>>,
 }
 
 impl Optimizer {
-    /// A state of zeros for every parameter.
+    /// A state of zeros for every parameter that is trained.
     pub fn new(model: &Model, arguments: &TrainerArguments) -> Result<Self> {
         let rule = arguments.optim;
         let zeros = |parameter: &Parameter| {
-            let state = rule.state(parameter.tensor.dims()).into_iter();
+            let state = rule.state(parameter.tensor.dims()).into_iter().filter(|_| parameter.trainable);
             state.map(|(_, dims)| Tensor::zeros(dims, parameter.tensor.dtype(), parameter.tensor.device())).collect()
         };
         let state: candle_core::Result<_> = model.parameters().iter().map(zeros).collect();
@@ -159,7 +159,7 @@ mod tests {
                 let state = rule.state(tensor.dims()).into_iter();
                 let state: Vec<_> =
                     state.map(|(_, dims)| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap()).collect();
-                let parameter = Parameter { name: name.to_owned(), tensor, decay };
+                let parameter = Parameter { name: name.to_owned(), tensor, decay, trainable: true };
                 let mut optimizer = Optimizer {
                     rule: *rule,
                     beta1: 0.9,

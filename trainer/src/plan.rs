@@ -33,10 +33,6 @@ impl Plan {
         if std::mem::take(&mut arguments.adafactor) {
             arguments.optim = Rule::Adafactor;
         }
-        if arguments.use_peft {
-            let reason = "is true by default, as for Hugging Face, and adapters are not built yet; pass --use_peft false to train all parameters";
-            return Err(Error::config("--use_peft", reason));
-        }
         let output_dir = arguments.output_dir.clone().ok_or_else(|| Error::config("--output_dir", "is missing"))?;
         match (&arguments.model_name_or_path, &arguments.init_from_config) {
             (None, None) => {
@@ -71,6 +67,12 @@ impl Plan {
         finite("--adam_beta2", arguments.adam_beta2, 0.0..1.0)?;
         finite("--adam_epsilon", arguments.adam_epsilon, 0.0..f64::INFINITY)?;
         finite("--max_grad_norm", arguments.max_grad_norm, 0.0..f64::INFINITY)?;
+        finite("--lora_dropout", arguments.lora_dropout, 0.0..1.0)?;
+        finite("--lora_alpha", arguments.lora_alpha, 0.0..f64::INFINITY)?;
+        if arguments.use_peft && arguments.lora_rank == 0 {
+            return Err(Error::config("--lora_rank", "cannot be 0; train all parameters with --use_peft false"));
+        }
+        say_ignored_adapter_flags(&arguments);
         finite("--label_smoothing_factor", arguments.label_smoothing_factor, 0.0..1.0)?;
         finite("--eval_delay", arguments.eval_delay, 0.0..f64::INFINITY)?;
         finite("--warmup_ratio", arguments.warmup_ratio, 0.0..1.0 + f64::EPSILON)?;
@@ -121,8 +123,26 @@ impl Plan {
         Dataset::open(&prepared.dataset_dir)
     }
 
-    /// The model: loaded, or with seeded random weights.
+    /// The model to begin with: the base, and its adapters unless all of it is trained.
     pub fn open_model(&self) -> Result<Model> {
+        let mut model = self.open_base()?;
+        let arguments = &self.arguments;
+        match &arguments.peft_path {
+            _ if !arguments.use_peft => {}
+            Some(dir) => model.load_adapters(dir, arguments.seed)?,
+            None => model.add_adapters(arguments.lora_settings(), arguments.seed)?,
+        }
+        Ok(model)
+    }
+
+    /// What adapters call the model they are beside.
+    pub fn base_name(&self) -> String {
+        let base = self.arguments.model_name_or_path.as_deref().or(self.arguments.init_from_config.as_deref());
+        base.map(|path| path.display().to_string()).unwrap_or_default()
+    }
+
+    /// The base: loaded, or with seeded random weights.
+    fn open_base(&self) -> Result<Model> {
         if let Some(dir) = &self.arguments.model_name_or_path {
             return Model::load(dir);
         }
@@ -132,6 +152,11 @@ impl Plan {
 
     /// The model of the checkpoint in `dir`; another shape than the one asked for is refused by name.
     pub fn open_resumed(&self, dir: &Path) -> Result<Model> {
+        if self.arguments.use_peft {
+            let mut model = self.open_base()?;
+            model.load_adapters(dir, self.arguments.seed)?;
+            return Ok(model);
+        }
         let base = self.arguments.model_name_or_path.as_deref().or(self.arguments.init_from_config.as_deref());
         let asked = Config::load(base.expect("one of both is given"))?;
         let model = Model::load(dir)?;
@@ -305,6 +330,27 @@ pub struct ResultSettings {
     pub random_order: bool,
 }
 
+/// A flag for adapters does nothing where there are none, or where an adapter brings its own settings.
+fn say_ignored_adapter_flags(arguments: &TrainerArguments) {
+    let default = TrainerArguments::default();
+    let given = [
+        ("--lora_rank", arguments.lora_rank != default.lora_rank),
+        ("--lora_alpha", arguments.lora_alpha != default.lora_alpha),
+        ("--lora_dropout", arguments.lora_dropout != default.lora_dropout),
+        ("--target_modules", arguments.target_modules != default.target_modules),
+        ("--modules_to_save", arguments.modules_to_save != default.modules_to_save),
+        ("--use_rslora", arguments.use_rslora),
+    ];
+    let reason = match (&arguments.peft_path, arguments.use_peft) {
+        (_, false) => "there are no adapters with --use_peft false".to_owned(),
+        (Some(dir), true) => format!("the settings are those of {}", dir.join("adapter_config.json").display()),
+        (None, true) => return,
+    };
+    for (flag, _) in given.into_iter().filter(|(_, given)| *given) {
+        eprintln!("{flag} has no effect here: {reason}");
+    }
+}
+
 fn both(one: &str, other: &str) -> Error {
     Error::config(one, format!("and {other} are both given; give one"))
 }
@@ -377,8 +423,9 @@ mod tests {
     fn contradictions_name_both_flags() {
         let error = plan(|arguments| arguments.data.train_file_dir = Some("t".into())).unwrap_err().to_string();
         assert!(error.contains("--train_file_dir") && error.contains("--dataset_dir"), "{error}");
-        let error = plan(|arguments| arguments.use_peft = true).unwrap_err().to_string();
-        assert!(error.contains("--use_peft false"), "{error}");
+        let base = |arguments: &mut TrainerArguments| arguments.init_from_config = Some("c".into());
+        let error = plan(base).unwrap_err().to_string();
+        assert!(error.contains("--model_name_or_path") && error.contains("--init_from_config"), "{error}");
         let data =
             DataArguments { sample_by: tokenmill_shared::config::SampleBy::Document, ..DataArguments::default() };
         let error = refuse_data_flags(&data, 1024).unwrap_err().to_string();

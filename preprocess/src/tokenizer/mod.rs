@@ -18,7 +18,7 @@ use crate::model_config::{json_file, model_eos};
 const TOKENIZER_LIMIT: u64 = 256 << 20;
 
 /// The files of a tokenizer directory that travel with a dataset and its checkpoints.
-const FILES: &[&str] = &[
+pub const FILES: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

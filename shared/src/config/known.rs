@@ -55,9 +55,9 @@ impl Known {
 
 /// The table, in the order of TrainingArguments.
 pub const KNOWN: &[Known] = &[
-    flag("load_in_8bit", Boolean, Refused(ADAPTER)),
-    flag("load_in_4bit", Boolean, Refused(ADAPTER)),
-    flag("qlora", Boolean, Refused(ADAPTER)),
+    flag("load_in_8bit", Boolean, Refused(QUANTISED)),
+    flag("load_in_4bit", Boolean, Refused(QUANTISED)),
+    flag("qlora", Boolean, Refused(QUANTISED)),
     flag("use_fast_tokenizer", Boolean, NoEffect(TOKENIZER_JSON)),
     flag("torch_dtype", Value, Refused(FLOAT32)).off(&["", "none", "auto", "float32", "fp32", "torch.float32"]),
     flag("dtype", Value, Refused(FLOAT32)).off(&["", "none", "auto", "float32", "fp32", "torch.float32"]),
@@ -66,12 +66,6 @@ pub const KNOWN: &[Known] = &[
     flag("dataset_config_name", Value, Refused(DATASET_NAME)),
     flag("streaming", Boolean, Refused(STREAMING)),
     flag("packing", Boolean, Refused(PACKING)).off(&["true"]),
-    flag("target_modules", List, NoEffect(WITHOUT_PEFT)),
-    flag("lora_rank", Value, NoEffect(WITHOUT_PEFT)),
-    flag("lora_alpha", Value, NoEffect(WITHOUT_PEFT)),
-    flag("lora_dropout", Value, NoEffect(WITHOUT_PEFT)),
-    flag("modules_to_save", List, NoEffect(WITHOUT_PEFT)),
-    flag("peft_path", Value, Refused(ADAPTER)),
     flag("model_type", Value, NoEffect(MODEL_TYPE)).off(&["", "none", "auto"]),
     flag("model_revision", Value, Refused(LATER)).off(&["", "none", "main"]),
     flag("trust_remote_code", Boolean, NoEffect(REMOTE_CODE)),
@@ -189,12 +183,10 @@ const fn text(en: &'static str, zh: &'static str) -> Text {
 }
 
 const LATER: Text = text("not built yet; remove it to run without", "尚未实现；去掉它即可运行");
-const ADAPTER: Text = text(
-    "not built yet: adapters are to come; train all parameters with --use_peft false",
-    "尚未实现：适配器以后才有；用 --use_peft false 训练全部参数",
+const QUANTISED: Text = text(
+    "not built yet: the frozen model is kept in float32; remove it",
+    "尚未实现：冻结的模型以 float32 保存；请去掉",
 );
-const WITHOUT_PEFT: Text =
-    text("shapes adapters, and with --use_peft false there are none", "只影响适配器；--use_peft false 时没有适配器");
 const FLOAT32: Text = text("not built yet: training is in float32; remove it", "尚未实现：目前以 float32 训练；请去掉");
 const CPU: Text =
     text("not built yet: training is on the CPU; give cpu or auto", "尚未实现：目前在 CPU 上训练；请用 cpu 或 auto");

@@ -3,6 +3,7 @@
 //! ```text
 //! checkpoint-N/
 //!   config.json  generation_config.json  model.safetensors  tokenizer files  trainer_state.json
+//!   (adapters: adapter_config.json and adapter_model.safetensors in place of the first three)
 //!   trainer/optimizer.safetensors   its state, named by parameter
 //!   trainer/state.json              step, counters, settings, size and BLAKE3 of every file; written last
 //! ```
@@ -17,11 +18,12 @@ use std::path::{Path, PathBuf};
 use candle_core::Tensor;
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokenmill_preprocess::tokenizer;
 use tokenmill_shared::dataset::FileEntry;
 use tokenmill_shared::storage::{self, TemporaryDirectory};
 use tokenmill_shared::{Error, Result};
 
-pub use state::{Counters, State, trainer_state};
+pub use state::{Counters, State, TrainerState};
 
 use crate::model::Model;
 use crate::optimizer::Optimizer;
@@ -46,11 +48,25 @@ fn write_file(dir: &Path, name: &str, bytes: &[u8]) -> Result<FileEntry> {
 /// Files that go into every checkpoint and the output directory unchanged, by name.
 pub type Companions = Vec<(String, Vec<u8>)>;
 
+/// What a directory with a model holds.
+#[derive(Debug, Clone, Copy)]
+pub struct Contents<'a> {
+    /// The model: its adapters alone, if it has any.
+    pub model: &'a Model,
+    /// What adapters call the model they are beside.
+    pub base: &'a str,
+    /// Files that go with it.
+    pub companions: &'a Companions,
+}
+
 /// The tokenizer files in `tokenizer_dir`, and generation_config.json of `model_dir`.
-pub fn companions(tokenizer_dir: &Path, model_dir: Option<&Path>) -> Result<Companions> {
+pub fn companions(tokenizer_dir: Option<&Path>, model_dir: Option<&Path>) -> Result<Companions> {
     let mut files = Vec::new();
-    for entry in storage::list_files(tokenizer_dir)? {
-        files.push((entry.relative.to_string_lossy().into_owned(), storage::read(&entry.path)?));
+    for name in tokenizer_dir.map_or(&[][..], |_| tokenizer::FILES) {
+        let path = tokenizer_dir.map(|dir| dir.join(name)).unwrap_or_default();
+        if storage::stat(&path)?.is_some() {
+            files.push(((*name).to_owned(), storage::read(&path)?));
+        }
     }
     let generation = model_dir.map(|dir| dir.join("generation_config.json"));
     if let Some(path) = generation
@@ -61,12 +77,21 @@ pub fn companions(tokenizer_dir: &Path, model_dir: Option<&Path>) -> Result<Comp
     Ok(files)
 }
 
-/// Writes weights, config.json and companions into `dir`.
-pub fn write_model(dir: &Path, model: &Model, companions: &Companions) -> Result<BTreeMap<String, FileEntry>> {
-    let weights: Vec<(String, &Tensor)> =
-        model.parameters().iter().map(|parameter| (parameter.name.clone(), &parameter.tensor)).collect();
-    let mut files = tensors::write(dir, "model", &weights)?;
-    files.insert("config.json".to_owned(), write_file(dir, "config.json", &pretty(&config_json(model)))?);
+/// Writes weights, configuration and companions into `dir`.
+pub fn write_model(dir: &Path, contents: &Contents<'_>) -> Result<BTreeMap<String, FileEntry>> {
+    let Contents { model, base, companions } = *contents;
+    let mut files = if model.lora_settings().is_some() {
+        let mut files = tensors::write(dir, "adapter_model", &model.adapter_tensors())?;
+        let name = "adapter_config.json";
+        files.insert(name.to_owned(), write_file(dir, name, &pretty(&model.adapter_config(base)))?);
+        files
+    } else {
+        let weights: Vec<(String, &Tensor)> =
+            model.parameters().iter().map(|parameter| (parameter.name.clone(), &parameter.tensor)).collect();
+        let mut files = tensors::write(dir, "model", &weights)?;
+        files.insert("config.json".to_owned(), write_file(dir, "config.json", &pretty(&config_json(model)))?);
+        files
+    };
     for (name, bytes) in companions {
         files.insert(name.clone(), write_file(dir, name, bytes)?);
     }
@@ -87,9 +112,8 @@ fn config_json(model: &Model) -> Value {
 /// Saves checkpoint `state.step` in `output_dir`, then removes older ones so that `limit` are left.
 pub fn save(
     output_dir: &Path,
-    model: &Model,
+    contents: &Contents<'_>,
     optimizer: &Optimizer,
-    companions: &Companions,
     mut state: State,
     trainer_state: &Value,
     limit: Option<usize>,
@@ -97,12 +121,12 @@ pub fn save(
     let final_path = output_dir.join(format!("checkpoint-{}", state.step));
     let directory = TemporaryDirectory::create(&final_path)?;
     let dir = directory.path();
-    let mut files = write_model(dir, model, companions)?;
+    let mut files = write_model(dir, contents)?;
     files.insert("trainer_state.json".to_owned(), write_file(dir, "trainer_state.json", &pretty(trainer_state))?);
     let own = dir.join(OPTIMIZER_DIR);
     storage::create_dir_all(&own)?;
     files.extend(
-        tensors::write(&own, "optimizer", &optimizer.state(model).collect::<Vec<_>>())?
+        tensors::write(&own, "optimizer", &optimizer.state(contents.model).collect::<Vec<_>>())?
             .into_iter()
             .map(|(name, entry)| (format!("{OPTIMIZER_DIR}/{name}"), entry)),
     );

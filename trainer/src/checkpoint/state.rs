@@ -114,47 +114,62 @@ impl State {
     }
 }
 
-/// Hugging Face's `trainer_state.json`: exactly its twenty keys, sorted; an extra one would break its loader.
-pub fn trainer_state(
-    step: u64,
-    epoch: f64,
-    steps: &Steps,
-    num_train_epochs: f64,
-    total_flos: f64,
-    log_history: &[Value],
-    best: Option<(Best, Option<String>)>,
-    batch_size: usize,
-) -> Value {
-    let (best, best_checkpoint) = best.unzip();
-    let interval = |every: Option<u64>| every.unwrap_or(500);
-    json!({
-        "best_global_step": best.map(|best: Best| best.step),
-        "best_metric": best.map(|best| best.value),
-        "best_model_checkpoint": best_checkpoint.flatten(),
-        "epoch": epoch,
-        "eval_steps": interval(steps.evaluate_every),
-        "global_step": step,
-        "is_hyper_param_search": false,
-        "is_local_process_zero": true,
-        "is_world_process_zero": true,
-        "log_history": log_history,
-        "logging_steps": interval(steps.log_every),
-        "max_steps": steps.total,
-        "num_input_tokens_seen": 0,
-        "num_train_epochs": num_train_epochs.ceil() as u64,
-        "save_steps": interval(steps.save_every),
-        "stateful_callbacks": {"TrainerControl": {
-            "args": {
-                "should_epoch_stop": false, "should_evaluate": false, "should_log": false, "should_save": true,
-                "should_training_stop": step >= steps.total,
-            },
-            "attributes": {},
-        }},
-        "total_flos": total_flos,
-        "train_batch_size": batch_size,
-        "trial_name": null,
-        "trial_params": null,
-    })
+/// What Hugging Face's `trainer_state.json` is made of.
+#[derive(Debug)]
+pub struct TrainerState<'a> {
+    /// Steps done.
+    pub step: u64,
+    /// Epochs done.
+    pub epoch: f64,
+    /// Step counts and intervals.
+    pub steps: &'a Steps,
+    /// Epochs of the whole run.
+    pub num_train_epochs: f64,
+    /// Floating-point operations, as the Trainer counts them.
+    pub total_flos: f64,
+    /// Entries of the log.
+    pub log_history: &'a [Value],
+    /// The best evaluation and its checkpoint, if one was saved.
+    pub best: Option<(Best, Option<String>)>,
+    /// Blocks in a micro-batch.
+    pub batch_size: usize,
+}
+
+impl TrainerState<'_> {
+    /// Exactly Hugging Face's twenty keys, sorted; an extra one would break its loader.
+    pub fn json(&self) -> Value {
+        let Self { step, epoch, steps, num_train_epochs, total_flos, log_history, best, batch_size } = self;
+        let (best, best_checkpoint) = best.clone().unzip();
+        let interval = |every: Option<u64>| every.unwrap_or(500);
+        json!({
+            "best_global_step": best.map(|best: Best| best.step),
+            "best_metric": best.map(|best| best.value),
+            "best_model_checkpoint": best_checkpoint.flatten(),
+            "epoch": epoch,
+            "eval_steps": interval(steps.evaluate_every),
+            "global_step": step,
+            "is_hyper_param_search": false,
+            "is_local_process_zero": true,
+            "is_world_process_zero": true,
+            "log_history": log_history,
+            "logging_steps": interval(steps.log_every),
+            "max_steps": steps.total,
+            "num_input_tokens_seen": 0,
+            "num_train_epochs": num_train_epochs.ceil() as u64,
+            "save_steps": interval(steps.save_every),
+            "stateful_callbacks": {"TrainerControl": {
+                "args": {
+                    "should_epoch_stop": false, "should_evaluate": false, "should_log": false, "should_save": true,
+                    "should_training_stop": *step >= steps.total,
+                },
+                "attributes": {},
+            }},
+            "total_flos": total_flos,
+            "train_batch_size": batch_size,
+            "trial_name": null,
+            "trial_params": null,
+        })
+    }
 }
 
 #[cfg(test)]
@@ -175,7 +190,17 @@ mod tests {
             evaluate_every: None,
             save_every: Some(3),
         };
-        let state = trainer_state(8, 1.6, &steps, 1.6, 1.0, &[], None, 4);
+        let state = TrainerState {
+            step: 8,
+            epoch: 1.6,
+            steps: &steps,
+            num_train_epochs: 1.6,
+            total_flos: 1.0,
+            log_history: &[],
+            best: None,
+            batch_size: 4,
+        }
+        .json();
         // The keys of a real one, written by transformers 5.23.
         let reference = "best_global_step best_metric best_model_checkpoint epoch eval_steps global_step is_hyper_param_search \
             is_local_process_zero is_world_process_zero log_history logging_steps max_steps num_input_tokens_seen num_train_epochs \

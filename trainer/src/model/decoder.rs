@@ -9,9 +9,10 @@
 use candle_core::{Result, Tensor};
 
 use super::config::Config;
-use super::{Batch, Model, Parameter};
+use super::{Adapters, Batch, Model, Parameter};
 use crate::gradients::Gradients;
 use crate::ops::cross_entropy::{self, Loss};
+use crate::ops::lora::Pair;
 use crate::ops::rope::{self, Table};
 use crate::ops::{attention, cpu, embedding, heads, linear, rms_norm, swiglu};
 
@@ -79,8 +80,11 @@ const EMBEDDING: usize = 0;
 struct Decoder<'a> {
     config: &'a Config,
     parameters: &'a [Parameter],
+    adapters: Option<&'a Adapters>,
     table: &'a Table,
     batch_size: usize,
+    /// Whether gradients will follow: dropout is on.
+    training: bool,
 }
 
 /// What a layer's backward needs of its forward.
@@ -112,9 +116,10 @@ struct Saved {
 }
 
 impl<'a> Decoder<'a> {
-    fn new(model: &'a Model, batch_size: usize) -> Self {
+    fn new(model: &'a Model, batch_size: usize, training: bool) -> Self {
         let (_, table) = model.table.as_ref().expect("made before every pass");
-        Self { config: &model.config, parameters: &model.parameters, table, batch_size }
+        let (parameters, adapters) = (&model.parameters, model.adapters.as_ref());
+        Self { config: &model.config, parameters, adapters, table, batch_size, training }
     }
 
     fn parameter(&self, index: usize) -> &'a Tensor {
@@ -122,16 +127,21 @@ impl<'a> Decoder<'a> {
     }
 
     fn project(&self, x: &Tensor, projection: Projection) -> Result<Tensor> {
-        linear::forward(x, self.parameter(projection.weight), projection.bias.map(|bias| self.parameter(bias)))
+        let bias = projection.bias.map(|bias| self.parameter(bias));
+        let y = linear::forward(x, self.parameter(projection.weight), bias)?;
+        self.adapter(projection).map_or(Ok(()), |pair| pair.forward_add(x, &y))?;
+        Ok(y)
+    }
+
+    fn adapter(&self, projection: Projection) -> Option<Pair<'a>> {
+        self.adapters?.pair(self.parameters, projection.weight, self.training)
     }
 
     fn project_onto(&self, x: &Tensor, projection: Projection, residual: &Tensor) -> Result<Tensor> {
-        linear::forward_add(
-            x,
-            self.parameter(projection.weight),
-            projection.bias.map(|bias| self.parameter(bias)),
-            residual,
-        )
+        let bias = projection.bias.map(|bias| self.parameter(bias));
+        let y = linear::forward_add(x, self.parameter(projection.weight), bias, residual)?;
+        self.adapter(projection).map_or(Ok(()), |pair| pair.forward_add(x, &y))?;
+        Ok(y)
     }
 
     /// One layer: its output (N, D), and what its backward needs.
@@ -240,7 +250,9 @@ impl<'a> Decoder<'a> {
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         parameter_gradients(dy, x, projection, gradients)?;
-        linear::backward_input(dy, self.parameter(projection.weight))
+        let dx = linear::backward_input(dy, self.parameter(projection.weight))?;
+        self.adapter(projection).map_or(Ok(()), |pair| pair.backward(dy, x, &dx, gradients))?;
+        Ok(dx)
     }
 
     fn projection_backward_add(
@@ -252,7 +264,8 @@ impl<'a> Decoder<'a> {
         gradients: &mut Gradients,
     ) -> Result<()> {
         parameter_gradients(dy, x, projection, gradients)?;
-        linear::backward_input_add(dy, self.parameter(projection.weight), dx)
+        linear::backward_input_add(dy, self.parameter(projection.weight), dx)?;
+        self.adapter(projection).map_or(Ok(()), |pair| pair.backward(dy, x, dx, gradients))
     }
 }
 
@@ -263,7 +276,7 @@ fn parameter_gradients(dy: &Tensor, x: &Tensor, projection: Projection, gradient
 
 /// The residual stream after the last layer and its norm, without anything kept.
 fn hidden_states(model: &Model, input_ids: &[u32], batch_size: usize) -> Result<(Tensor, usize)> {
-    let decoder = Decoder::new(model, batch_size);
+    let decoder = Decoder::new(model, batch_size, false);
     let (layers, norm, head) = Indices::layers(&model.config);
     let mut x = embedding::forward(input_ids, decoder.parameter(EMBEDDING))?;
     for (number, layer) in layers.iter().enumerate() {
@@ -309,7 +322,7 @@ pub(super) fn forward_backward(model: &mut Model, batch: &Batch, scale: f32, rec
 }
 
 fn pass(model: &Model, batch: &Batch, scale: f32, recompute: bool, gradients: &mut Gradients) -> Result<Loss> {
-    let decoder = Decoder::new(model, batch.batch_size);
+    let decoder = Decoder::new(model, batch.batch_size, true);
     let (layers, norm, head) = Indices::layers(&model.config);
     let mut x = embedding::forward(&batch.input_ids, decoder.parameter(EMBEDDING))?;
     let mut kept = Vec::with_capacity(layers.len());

@@ -2,6 +2,7 @@
 //!
 //! [`Model::forward_backward`] is the whole of training but the update; it accumulates into [`Gradients`].
 
+mod adapter;
 mod config;
 mod decoder;
 mod initialise;
@@ -17,6 +18,7 @@ use std::path::Path;
 use candle_core::Tensor;
 use tokenmill_shared::{Error, Result};
 
+pub use adapter::{Adapters, LoraSettings};
 pub use config::{Config, Family};
 pub use weights::load_tensors;
 
@@ -34,6 +36,8 @@ pub struct Parameter {
     pub tensor: Tensor,
     /// Whether weight decay applies: to everything but biases and norms, embeddings included.
     pub decay: bool,
+    /// Whether it is trained; otherwise it has no gradient and no optimizer state.
+    pub trainable: bool,
 }
 
 /// A micro-batch: `batch_size` sequences of `seq_len` ids.
@@ -72,6 +76,8 @@ pub struct Model {
     config: Config,
     parameters: Vec<Parameter>,
     gradients: Gradients,
+    /// Low-rank pairs beside frozen projections.
+    adapters: Option<Adapters>,
     /// Weight of the mean over all tokens in the loss that is differentiated.
     pub label_smoothing: f32,
     /// The rotation table made last, for sequences of so many positions.
@@ -97,15 +103,22 @@ impl Model {
     }
 
     fn assemble(config: Config, tensors: Vec<Tensor>) -> Result<Self> {
-        let specs = config.parameters();
-        let sizes = specs.iter().map(|spec| (spec.name.clone(), spec.shape.iter().product()));
-        let gradients = Gradients::new(sizes).map_err(tensor_error)?;
+        let specs = config.parameters().into_iter().zip(tensors);
         let parameters = specs
-            .into_iter()
-            .zip(tensors)
-            .map(|(spec, tensor)| Parameter { name: spec.name, tensor, decay: spec.decay })
+            .map(|(spec, tensor)| Parameter { name: spec.name, tensor, decay: spec.decay, trainable: true })
             .collect();
-        Ok(Self { config, parameters, gradients, label_smoothing: 0.0, table: None })
+        let gradients = Gradients::new([]).map_err(tensor_error)?;
+        let mut model = Self { config, parameters, gradients, adapters: None, label_smoothing: 0.0, table: None };
+        model.renew_gradients()?;
+        Ok(model)
+    }
+
+    /// A buffer for the gradients of what is trainable now.
+    fn renew_gradients(&mut self) -> Result<()> {
+        let size = |parameter: &Parameter| parameter.trainable.then(|| parameter.tensor.elem_count());
+        let sizes = self.parameters.iter().map(|parameter| (parameter.name.clone(), size(parameter)));
+        self.gradients = Gradients::new(sizes).map_err(tensor_error)?;
+        Ok(())
     }
 
     /// The configuration.

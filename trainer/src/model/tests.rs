@@ -86,12 +86,61 @@ fn no_bit_depends_on_the_number_of_threads() {
     }
 }
 
+fn with_adapters(family: &str, dropout: f64) -> Model {
+    let mut model = Model::init(tiny(family), 3).unwrap();
+    let settings = LoraSettings {
+        rank: 3,
+        alpha: 6.0,
+        dropout,
+        use_rslora: false,
+        target_modules: vec!["all".to_owned()],
+        modules_to_save: vec!["lm_head".to_owned(), "input_layernorm".to_owned()],
+    };
+    model.add_adapters(settings, 1).unwrap();
+    // B begins as zero, which would hide A.
+    for (number, parameter) in model.parameters().iter().enumerate() {
+        if parameter.name.contains("lora_B") {
+            crate::ops::cpu::write(&parameter.tensor, |b| {
+                b.iter_mut().enumerate().for_each(|(at, b)| *b = ((at * 7 + number) % 11) as f32 / 40.0 - 0.1);
+            })
+            .unwrap();
+        }
+    }
+    model
+}
+
+#[test]
+fn frozen_parameters_get_no_gradient_and_dropout_is_the_same_when_made_again() {
+    let mut model = with_adapters("llama", 0.3);
+    let mut gradients = |step: u64, recompute: bool| {
+        model.clear_gradients();
+        model.set_pass(step, 0);
+        let loss = model.forward_backward(&batch(), 1.0, recompute).unwrap();
+        model.gradients().check_all_written(1).unwrap();
+        let all: Vec<_> = (0..model.parameters().len()).map(|index| model.gradients().of(index).unwrap()).collect();
+        for (parameter, gradient) in model.parameters().iter().zip(&all) {
+            assert_eq!(parameter.trainable, !gradient.is_empty(), "{}", parameter.name);
+        }
+        (loss.nll.to_bits(), all)
+    };
+    assert!(gradients(1, false) == gradients(1, true));
+    assert!(gradients(1, false) != gradients(2, false));
+}
+
 #[test]
 fn gradients_are_the_slopes_of_the_loss() {
-    let mut model = Model::init(tiny("qwen2"), 3).unwrap();
+    let mut full = Model::init(tiny("qwen2"), 3).unwrap();
+    assert_gradients_are_slopes(&mut full);
+    for family in ["llama", "qwen3"] {
+        assert_gradients_are_slopes(&mut with_adapters(family, 0.0));
+    }
+}
+
+fn assert_gradients_are_slopes(model: &mut Model) {
     model.clear_gradients();
     model.forward_backward(&batch(), 1.0, false).unwrap();
-    for index in 0..model.parameters().len() {
+    let trained: Vec<_> = (0..model.parameters().len()).filter(|index| model.parameters()[*index].trainable).collect();
+    for index in trained {
         let gradient = model.gradients().of(index).unwrap();
         let at = gradient.len() / 2;
         let tensor = model.parameters()[index].tensor.clone();

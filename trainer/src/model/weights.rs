@@ -54,6 +54,16 @@ pub fn load_tensors(dir: &Path, stem: &str, wanted: &[(String, Vec<usize>)]) -> 
     read_all(dir, &places(&shards)?, wanted)
 }
 
+/// Loads every tensor of `<stem>.safetensors` in `dir`, by name.
+pub(super) fn read_all_tensors(dir: &Path, stem: &str) -> Result<BTreeMap<String, Tensor>> {
+    let shards = open_shards(dir, stem)?;
+    let places = places(&shards)?;
+    let wanted: Vec<_> =
+        places.iter().map(|(name, shard)| ((*name).to_owned(), shard.tensors[*name].shape.clone())).collect();
+    let tensors = read_all(dir, &places, &wanted)?;
+    Ok(wanted.into_iter().map(|(name, _)| name).zip(tensors).collect())
+}
+
 /// Which file holds each tensor.
 fn places(shards: &[Shard]) -> Result<BTreeMap<&str, &Shard>> {
     let mut places = BTreeMap::new();

@@ -114,7 +114,7 @@ pub fn forward_backward(
     let mut logits = vec![0.0; chunk * vocab];
     let mut dx = vec![0.0; rows * width];
     let mut loss = Loss::default();
-    slot.write(|dw, mut add| {
+    slot.write_if_any(|mut dw, mut add| {
         for begin in (0..rows).step_by(chunk) {
             let count = chunk.min(rows - begin);
             let x_chunk = Matrix::new(&input[begin * width..], count, width);
@@ -137,7 +137,9 @@ pub fn forward_backward(
             }
             let dlogits = Matrix::new(&logits, count, vocab);
             matmul(dlogits, weight, &mut dx[begin * width..], false, Threads::All);
-            matmul(dlogits.t(), x_chunk, dw, add, Threads::All);
+            if let Some(dw) = dw.as_deref_mut() {
+                matmul(dlogits.t(), x_chunk, dw, add, Threads::All);
+            }
             add = true;
         }
     })?;

@@ -20,7 +20,7 @@ use self::best::Criterion;
 use self::results::Finished;
 use self::step::StepLoss;
 use crate::arguments::{SaveStrategy, Strategy, TrainerArguments};
-use crate::checkpoint::{self, Companions, Counters, State};
+use crate::checkpoint::{self, Companions, Contents, Counters, State, TrainerState};
 use crate::data::Loader;
 use crate::evaluate::{Metrics, evaluate};
 use crate::model::Model;
@@ -129,8 +129,8 @@ struct Run {
 impl Run {
     fn new(plan: Plan, dataset: Dataset, mut model: Model, reports: Reports, memory: Stage) -> Result<Self> {
         model.label_smoothing = plan.arguments.label_smoothing_factor as f32;
-        let model_dir = plan.arguments.model_name_or_path.clone();
-        let companions = checkpoint::companions(&dataset.tokenizer_dir(), model_dir.as_deref())?;
+        let model_dir = plan.arguments.model_name_or_path.clone().filter(|_| !plan.arguments.use_peft);
+        let companions = checkpoint::companions(Some(&dataset.tokenizer_dir()), model_dir.as_deref())?;
         let validation = dataset.split(Split::Validation)?;
         if plan.evaluate && validation.as_ref().is_none_or(SplitReader::is_empty) {
             let reason = "there are no validation blocks; give --validation_file_dir or --validation_split_percentage";
@@ -329,17 +329,18 @@ impl Run {
         } else {
             arguments.num_train_epochs
         };
-        let flos = self.total_flos(counters.tokens);
-        checkpoint::trainer_state(
+        let best = self.best.map(|best| (best, self.best_checkpoint(step).map(|path| path.display().to_string())));
+        TrainerState {
             step,
-            self.epoch,
+            epoch: self.epoch,
             steps,
-            epochs,
-            flos,
-            self.log_entries(),
-            self.best.map(|best| (best, self.best_checkpoint(step).map(|path| path.display().to_string()))),
-            arguments.per_device_train_batch_size,
-        )
+            num_train_epochs: epochs,
+            total_flos: self.total_flos(counters.tokens),
+            log_history: self.log_entries(),
+            best,
+            batch_size: arguments.per_device_train_batch_size,
+        }
+        .json()
     }
 
     fn save_checkpoint(
@@ -354,7 +355,19 @@ impl Run {
         let state = State::new(step, settings.clone(), *counters, self.best, self.log_entries().to_vec());
         let trainer_state = self.trainer_state(step, steps, counters);
         let limit = self.plan.arguments.save_total_limit;
-        checkpoint::save(&self.plan.output_dir, &self.model, optimizer, &self.companions, state, &trainer_state, limit)
+        checkpoint::save(
+            &self.plan.output_dir,
+            &self.contents(&self.plan.base_name()),
+            optimizer,
+            state,
+            &trainer_state,
+            limit,
+        )
+    }
+
+    /// What a checkpoint and the output directory hold of the model.
+    fn contents<'a>(&'a self, base: &'a str) -> Contents<'a> {
+        Contents { model: &self.model, base, companions: &self.companions }
     }
 
     /// The checkpoint of the best evaluation, if one was saved there or is being saved at step `now`.

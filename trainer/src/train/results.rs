@@ -60,7 +60,7 @@ impl Run {
         if self.plan.arguments.load_best_model_at_end {
             self.load_best()?;
         }
-        checkpoint::write_model(&output_dir, &self.model, &self.companions)?;
+        checkpoint::write_model(&output_dir, &self.contents(&self.plan.base_name()))?;
         let state = self.trainer_state(steps.total, steps, &counters);
         let mut state = serde_json::to_vec_pretty(&state).expect("plain data");
         state.push(b'\n');
@@ -79,7 +79,7 @@ impl Run {
             return Ok(());
         };
         checkpoint::verify(&dir)?;
-        self.model = crate::model::Model::load(&dir)?;
+        self.model = self.plan.open_resumed(&dir)?;
         self.model.label_smoothing = self.plan.arguments.label_smoothing_factor as f32;
         self.evaluated_last = None;
         eprintln!("the weights are those of {}, whose evaluation was the best: {:.4}", dir.display(), best.value);

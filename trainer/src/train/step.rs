@@ -34,7 +34,7 @@ impl Run {
     ) -> Result<StepLoss> {
         // A padded block of one token has no label; alone in a step it moves nothing.
         let tokens = batches.label_tokens().max(1);
-        let loss = self.forward_backward(batches, tokens)? / tokens as f64;
+        let loss = self.forward_backward(step, batches, tokens)? / tokens as f64;
         let norm = self.model.gradients().norm().map_err(|error| Error::config("gradients", error.to_string()))?;
         let learning_rate = self.plan.arguments.learning_rate * steps.schedule.factor(step - 1);
         if loss.is_finite() && norm.is_finite() {
@@ -86,11 +86,12 @@ impl Run {
     }
 
     /// Gradients of the mean over all labels of the step; returns the summed loss.
-    fn forward_backward(&mut self, batches: &StepBatches, tokens: u64) -> Result<f64> {
+    fn forward_backward(&mut self, step: u64, batches: &StepBatches, tokens: u64) -> Result<f64> {
         let scale = (1.0 / tokens as f64) as f32;
         self.model.clear_gradients();
         let mut sum = 0.0;
-        for batch in &batches.micro_batches {
+        for (number, batch) in batches.micro_batches.iter().enumerate() {
+            self.model.set_pass(step, number);
             let loss = self.model.forward_backward(batch, scale, self.plan.arguments.gradient_checkpointing)?;
             sum += loss.smoothed(self.model.label_smoothing.into());
         }

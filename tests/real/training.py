@@ -1,0 +1,145 @@
+"""Training beside the Hugging Face Trainer (5.x) on the same blocks, adapters in PEFT, event files in TensorBoard."""
+import json
+
+import torch
+from datasets import load_from_disk
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import (AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM,
+                          PrinterCallback, Trainer, TrainingArguments)
+
+from programs import TESTS, run
+
+SHAPE = dict(vocab_size=1024, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+             initializer_range=0.05, eos_token_id=0, bos_token_id=0)
+FAMILIES = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}
+STEPS = 200
+
+# Name, family, whether adapters are trained, and what differs from COMMON.
+CURVES = [
+    ("full, cosine", "llama", False, dict(lr_scheduler_type="cosine", warmup_steps=10)),
+    ("full, linear, label smoothing", "qwen2", False, dict(lr_scheduler_type="linear", warmup_steps=5, label_smoothing_factor=0.1)),
+    ("full, adafactor", "llama", False, dict(optim="adafactor", lr_scheduler_type="constant")),
+    ("LoRA, polynomial", "llama", True, dict(lr_scheduler_type="polynomial", warmup_steps=10, learning_rate=5e-3)),
+    ("LoRA, constant with warm-up", "qwen2", True, dict(lr_scheduler_type="constant_with_warmup", warmup_steps=10, learning_rate=5e-3)),
+]
+COMMON = dict(max_steps=STEPS, per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-3, weight_decay=0.05, logging_steps=1, seed=1)
+
+
+class Sequential(Trainer):
+    def _get_train_sampler(self, *arguments):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+class Labels(DataCollatorForLanguageModeling):
+    def torch_call(self, examples):  # every token is a label: the collator would mask end-of-sequence as padding
+        batch = super().torch_call(examples)
+        batch["labels"] = batch["input_ids"].clone()
+        return batch
+
+
+def base_model(work, family):
+    directory = work / f"base-{family}"
+    if not directory.exists():
+        torch.manual_seed(3)
+        model_class, config_class = FAMILIES[family]
+        model_class(config_class(**SHAPE)).save_pretrained(directory)
+        AutoTokenizer.from_pretrained(TESTS / "data/tokenizers/bytes").save_pretrained(directory)
+    return directory
+
+
+def load(directory):
+    return AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager", dtype=torch.float32)
+
+
+def fresh_adapter(base, directory, **more):
+    """An adapter that both sides begin with; B is not zero, so that A matters from the first step."""
+    torch.manual_seed(4)
+    model = get_peft_model(load(base), LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", **more))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    model.save_pretrained(directory)
+    return directory
+
+
+def flags(settings):
+    return [word for key, value in settings.items() for word in (f"--{key}", value)]
+
+
+def losses(history):
+    return [entry for entry in history if "loss" in entry]
+
+
+def check_curve(programs, work, dataset, number, name, family, lora, settings):
+    """Steps of training follow the Trainer's, loss by loss."""
+    base, out, settings = base_model(work, family), work / f"curve-{number}", COMMON | settings
+    adapter = fresh_adapter(base, work / f"adapter-{number}") if lora else None
+    command = [programs["trainer"], "--model_name_or_path", base, "--dataset_dir", dataset, "--output_dir", out, "--do_train", "--train_sampling_strategy", "sequential",
+               "--save_strategy", "no", "--report_to", "tensorboard", "--use_peft", lora, *flags(settings)]
+    run(*command, *(["--peft_path", adapter] if lora else []))
+    ours = losses(json.loads((out / "trainer_state.json").read_text())["log_history"])
+
+    model = load(base)
+    if lora:
+        model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.pad_token = tokenizer.eos_token
+    arguments = TrainingArguments(output_dir=str(work / "hf"), use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, **{"optim": "adamw_torch"} | settings)
+    trainer = Sequential(model=model, args=arguments, train_dataset=load_from_disk(str(dataset))["train"], data_collator=Labels(tokenizer, mlm=False))
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    theirs = losses(trainer.state.log_history)
+    assert len(ours) == len(theirs) == STEPS
+    worst = 0.0
+    for mine, reference in zip(ours, theirs):
+        assert mine["step"] == reference["step"] and abs(mine["epoch"] - reference["epoch"]) < 1e-3, (mine, reference)
+        assert abs(mine["learning_rate"] - reference["learning_rate"]) <= 1e-12 + 1e-6 * reference["learning_rate"], (mine, reference)
+        worst = max(worst, abs(mine["loss"] / reference["loss"] - 1))
+    assert worst <= 1e-4, f"{name}: losses differ by {worst:.2e} relative"
+    print(f"ok   {STEPS} steps follow the Trainer ({family}, {name}): losses within {worst:.1e}, from {ours[0]['loss']:.3f} to {ours[-1]['loss']:.3f}")
+    return out, ours
+
+
+def check_board(out, ours):
+    """TensorBoard reads our event files."""
+    events = EventAccumulator(str(next((out / "runs").iterdir())))
+    events.Reload()
+    scalars = events.Scalars("train/loss")
+    assert [event.step for event in scalars] == [entry["step"] for entry in ours]
+    assert all(abs(event.value / entry["loss"] - 1) < 1e-6 for event, entry in zip(scalars, ours))
+    assert {"train/learning_rate", "train/grad_norm", "train/epoch", "train/train_loss"} <= set(events.Tags()["scalars"])
+    assert {"args/text_summary", "model_config/text_summary"} <= set(events.Tags()["tensors"])
+    print(f"ok   TensorBoard reads {len(scalars)} losses, and the arguments as text")
+
+
+def check_adapter(programs, work, dataset):
+    """Our adapter opens in PEFT, and PEFT's in ours: the same logits."""
+    base, out = base_model(work, "llama"), work / "lora"
+    run(programs["trainer"], "--model_name_or_path", base, "--dataset_dir", dataset, "--output_dir", out, "--do_train", "--max_steps", 6, "--learning_rate", "1e-2",
+        "--lora_rank", 6, "--modules_to_save", "embed_tokens,lm_head", "--save_strategy", "no")
+    made = fresh_adapter(base, work / "theirs", modules_to_save=["lm_head"], use_rslora=True)
+    ids = torch.randint(0, 600, (2, 32), generator=torch.Generator().manual_seed(1))
+    save_file({"input_ids": ids}, work / "ids.safetensors")
+    for name, adapter in (("ours", out), ("theirs", made)):
+        model = PeftModel.from_pretrained(load(base), adapter)
+        loaded = {key.replace(".modules_to_save.default", "").replace(".default", ""): value for key, value in model.named_parameters()}
+        for key, value in load_file(adapter / "adapter_model.safetensors").items():
+            assert torch.equal(loaded[key], value), key
+        run(programs["trainer"], "merge", "--base_model", base, "--lora_model", adapter, "--output_dir", work / f"merged-{name}")
+        run(programs["logits"], work / f"merged-{name}", work / "ids.safetensors", work / "logits.safetensors")
+        with torch.no_grad():
+            expected, changed = model(input_ids=ids).logits, load(base)(input_ids=ids).logits
+            merged = load(work / f"merged-{name}")(input_ids=ids).logits
+        worst = max((load_file(work / "logits.safetensors")["logits"] - expected).abs().max().item(), (merged - expected).abs().max().item())
+        assert worst <= 2e-5 and (changed - expected).abs().max() > 1e-3, f"{name}: {worst}"
+        print(f"ok   PEFT and we read the same adapter ({name}), also merged: logits within {worst:.1e}")
+
+
+def check(programs, work, dataset):
+    for number, (name, family, lora, settings) in enumerate(CURVES):
+        out, ours = check_curve(programs, work, dataset, number, name, family, lora, settings)
+        if number == 0:
+            check_board(out, ours)
+    check_adapter(programs, work, dataset)

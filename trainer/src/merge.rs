@@ -1,0 +1,60 @@
+//! `trainer merge`: folds an adapter into the model it stands beside, as one Hugging Face checkpoint.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use tokenmill_shared::storage::{self, TemporaryDirectory};
+use tokenmill_shared::{Error, Result};
+
+use crate::checkpoint::{self, Contents};
+use crate::model::Model;
+
+/// What to merge into what.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, Args)]
+#[command(rename_all = "snake_case")]
+pub struct MergeArguments {
+    /// The model the adapter was trained beside
+    #[arg(long, alias = "base_model", value_name = "DIR")]
+    pub model_name_or_path: Option<PathBuf>,
+    /// The adapter: adapter_config.json and adapter_model.safetensors
+    #[arg(long, alias = "lora_model", value_name = "DIR")]
+    pub peft_path: Option<PathBuf>,
+    /// Directory of the tokenizer (default: the adapter's, then the model's)
+    #[arg(long, alias = "tokenizer_path", value_name = "DIR")]
+    pub tokenizer_name_or_path: Option<PathBuf>,
+    /// Where the merged model goes; must not exist yet
+    #[arg(long, value_name = "DIR")]
+    pub output_dir: Option<PathBuf>,
+}
+
+/// Merges; the output appears whole or not at all.
+///
+/// # Errors
+/// A missing argument, an output directory that exists, an adapter that does not fit the model.
+pub fn merge(arguments: MergeArguments) -> Result<()> {
+    let required = |path: Option<PathBuf>, flag: &str| path.ok_or_else(|| Error::config(flag, "is missing"));
+    let base = required(arguments.model_name_or_path, "--model_name_or_path")?;
+    let adapter = required(arguments.peft_path, "--peft_path")?;
+    let output_dir = required(arguments.output_dir, "--output_dir")?;
+    if storage::stat(&output_dir)?.is_some() {
+        let reason = format!("{} exists; choose a directory that does not", output_dir.display());
+        return Err(Error::config("--output_dir", reason));
+    }
+    let mut model = Model::load(&base)?;
+    model.load_adapters(&adapter, 0)?;
+    model.merge_adapters()?;
+    let with_tokenizer = |dir: &PathBuf| storage::stat(&dir.join("tokenizer.json")).ok().flatten().is_some();
+    let tokenizer = arguments.tokenizer_name_or_path.or_else(|| Some(adapter.clone()).filter(with_tokenizer));
+    let tokenizer = tokenizer.or_else(|| Some(base.clone()).filter(with_tokenizer));
+    let companions = checkpoint::companions(tokenizer.as_deref(), Some(&base))?;
+    if let Some(parent) = output_dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        storage::create_dir_all(parent)?;
+    }
+    let directory = TemporaryDirectory::create(&output_dir)?;
+    let base = base.display().to_string();
+    checkpoint::write_model(directory.path(), &Contents { model: &model, base: &base, companions: &companions })?;
+    directory.publish()?;
+    eprintln!("{} holds {base} with {} folded in", output_dir.display(), adapter.display());
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! LoRA (Hu et al. 2021): beside a frozen projection, `y += s · dropout(x) Aᵀ Bᵀ`.
+//!
+//! The backward makes `dropout(x) Aᵀ` again instead of keeping it: with rank r it costs r/out of the projection.
+
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+use tokenmill_shared::random::Stream;
+
+use super::cpu::{values, write};
+use super::matmul::{Matrix, Threads, matmul};
+use crate::gradients::Gradients;
+
+/// Values whose mask one task makes.
+const PIECE: usize = 1 << 14;
+
+/// Inverted dropout whose mask is a function of a stream and the position: made again, it is the same.
+#[derive(Debug, Clone, Copy)]
+pub struct Dropout {
+    /// The share that is dropped.
+    pub rate: f32,
+    /// Where the mask comes from.
+    pub stream: Stream,
+}
+
+impl Dropout {
+    /// Multiplies by the mask: 0 for what is dropped, 1/(1 − rate) for the rest.
+    fn apply(&self, x: &mut [f32]) {
+        let kept = 1.0 / (1.0 - self.rate);
+        x.par_chunks_mut(PIECE).enumerate().for_each(|(piece, x)| {
+            for (at, x) in x.iter_mut().enumerate() {
+                let drop = self.stream.uniform((piece * PIECE + at) as u64) < f64::from(self.rate);
+                *x = if drop { 0.0 } else { *x * kept };
+            }
+        });
+    }
+}
+
+/// The two matrices beside a projection.
+#[derive(Debug, Clone, Copy)]
+pub struct Pair<'a> {
+    /// A: (rank, in), and its index among the parameters.
+    pub a: (&'a Tensor, usize),
+    /// B: (out, rank), and its index.
+    pub b: (&'a Tensor, usize),
+    /// s.
+    pub scale: f32,
+    /// On the input of A, while training.
+    pub dropout: Option<Dropout>,
+}
+
+impl Pair<'_> {
+    /// The input of A (if dropout made another of it) and its product `s · x Aᵀ`, (rows, rank).
+    fn down(&self, x: &[f32], rows: usize) -> Result<(Option<Vec<f32>>, Vec<f32>)> {
+        let (rank, input) = self.a.0.dims2()?;
+        let dropped = self.dropout.map(|dropout| {
+            let mut dropped = x.to_vec();
+            dropout.apply(&mut dropped);
+            dropped
+        });
+        let mut u = vec![0.0; rows * rank];
+        let x = Matrix::new(dropped.as_deref().unwrap_or(x), rows, input);
+        matmul(x, Matrix::new(&values(self.a.0)?, rank, input).t(), &mut u, false, Threads::All);
+        u.iter_mut().for_each(|u| *u *= self.scale);
+        Ok((dropped, u))
+    }
+
+    /// Adds to `y`, (rows, out), in place. `x`: (rows, in).
+    pub fn forward_add(&self, x: &Tensor, y: &Tensor) -> Result<()> {
+        let ((rows, _), (output, rank)) = (x.dims2()?, self.b.0.dims2()?);
+        let (_, u) = self.down(&values(x)?, rows)?;
+        let b = values(self.b.0)?;
+        write(y, |y| matmul(Matrix::new(&u, rows, rank), Matrix::new(&b, output, rank).t(), y, true, Threads::All))
+    }
+
+    /// Given the gradient of y, adds that of x to `dx`, (rows, in), in place, and those of A and B to their slots.
+    pub fn backward(&self, dy: &Tensor, x: &Tensor, dx: &Tensor, gradients: &mut Gradients) -> Result<()> {
+        let ((rows, input), (output, rank)) = (x.dims2()?, self.b.0.dims2()?);
+        let (x, dy) = (values(x)?, values(dy)?);
+        let (dropped, u) = self.down(&x, rows)?;
+        let x = Matrix::new(dropped.as_deref().unwrap_or(&x), rows, input);
+        let dy = Matrix::new(&dy, rows, output);
+        gradients.slot(self.b.1).write(|db, add| matmul(dy.t(), Matrix::new(&u, rows, rank), db, add, Threads::All))?;
+        let mut du = u;
+        matmul(dy, Matrix::new(&values(self.b.0)?, output, rank), &mut du, false, Threads::All);
+        du.iter_mut().for_each(|du| *du *= self.scale);
+        let du = Matrix::new(&du, rows, rank);
+        gradients.slot(self.a.1).write(|da, add| matmul(du.t(), x, da, add, Threads::All))?;
+        let a = values(self.a.0)?;
+        let a = Matrix::new(&a, rank, input);
+        let Some(dropout) = self.dropout else {
+            return write(dx, |dx| matmul(du, a, dx, true, Threads::All));
+        };
+        let mut through = vec![0.0; rows * input];
+        matmul(du, a, &mut through, false, Threads::All);
+        dropout.apply(&mut through);
+        write(dx, |dx| dx.iter_mut().zip(&through).for_each(|(dx, through)| *dx += through))
+    }
+}

@@ -219,7 +219,7 @@ pub struct TrainerArguments {
     /// Log the running mean in place of a loss that is not finite
     #[arg(long, help_heading = "Training")]
     pub logging_nan_inf_filter: bool,
-    /// Where TensorBoard's files go (default: runs/<date>_<host> in --output_dir)
+    /// Where TensorBoard's files go (default: a directory of this run in runs/ in --output_dir)
     #[arg(long, value_name = "DIR", help_heading = "Training")]
     pub logging_dir: Option<PathBuf>,
     /// Who is told besides metrics.jsonl: none, all, tensorboard

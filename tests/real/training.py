@@ -16,13 +16,14 @@ SHAPE = dict(vocab_size=1024, hidden_size=64, intermediate_size=128, num_hidden_
 FAMILIES = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}
 STEPS = 200
 
-# Name, family, whether adapters are trained, and what differs from COMMON.
+# Name, family, whether adapters are trained, and what differs from COMMON. In bfloat16 the two round in different places.
 CURVES = [
     ("full, cosine", "llama", False, dict(lr_scheduler_type="cosine", warmup_steps=10)),
     ("full, linear, label smoothing", "qwen2", False, dict(lr_scheduler_type="linear", warmup_steps=5, label_smoothing_factor=0.1)),
     ("full, adafactor", "llama", False, dict(optim="adafactor", lr_scheduler_type="constant")),
     ("LoRA, polynomial", "llama", True, dict(lr_scheduler_type="polynomial", warmup_steps=10, learning_rate=5e-3)),
     ("LoRA, constant with warm-up", "qwen2", True, dict(lr_scheduler_type="constant_with_warmup", warmup_steps=10, learning_rate=5e-3)),
+    ("LoRA, bfloat16, recomputing", "llama", True, dict(bf16=True, gradient_checkpointing=True, learning_rate=5e-3)),
 ]
 COMMON = dict(max_steps=STEPS, per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-3, weight_decay=0.05, logging_steps=1, seed=1)
 
@@ -97,7 +98,7 @@ def check_curve(programs, work, dataset, number, name, family, lora, settings):
         assert mine["step"] == reference["step"] and abs(mine["epoch"] - reference["epoch"]) < 1e-3, (mine, reference)
         assert abs(mine["learning_rate"] - reference["learning_rate"]) <= 1e-12 + 1e-6 * reference["learning_rate"], (mine, reference)
         worst = max(worst, abs(mine["loss"] / reference["loss"] - 1))
-    assert worst <= 1e-4, f"{name}: losses differ by {worst:.2e} relative"
+    assert worst <= (5e-3 if settings.get("bf16") else 1e-4), f"{name}: losses differ by {worst:.2e} relative"
     print(f"ok   {STEPS} steps follow the Trainer ({family}, {name}): losses within {worst:.1e}, from {ours[0]['loss']:.3f} to {ours[-1]['loss']:.3f}")
     return out, ours
 

@@ -39,6 +39,25 @@ pub enum SaveStrategy {
     Best,
 }
 
+/// What weights are rounded to when they are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Dtype {
+    /// Nothing: as they are in the checkpoint
+    #[value(aliases = ["none", "None"])]
+    Auto,
+    /// Nothing
+    #[value(aliases = ["fp32", "torch.float32"])]
+    Float32,
+    /// bfloat16
+    #[value(aliases = ["bf16", "torch.bfloat16"])]
+    Bfloat16,
+    /// float16
+    #[value(aliases = ["fp16", "torch.float16"])]
+    Float16,
+}
+
 /// What is said on standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -105,6 +124,9 @@ pub struct TrainerArguments {
     /// Directory of the tokenizer (default: the model's)
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub tokenizer_name_or_path: Option<PathBuf>,
+    /// What the weights are rounded to when they are loaded; in memory they are float32
+    #[arg(long, alias = "dtype", help_heading = "Model")]
+    pub torch_dtype: Dtype,
     /// Train LoRA adapters beside the frozen model (Hugging Face's default); false trains all parameters
     #[arg(long, help_heading = "Adapters")]
     pub use_peft: bool,
@@ -201,6 +223,12 @@ pub struct TrainerArguments {
     /// Steps of linear warm-up; below 1, a share of all steps
     #[arg(long, value_name = "STEPS", help_heading = "Training")]
     pub warmup_steps: f64,
+    /// Multiply in bfloat16; weights, sums, norms, softmax and optimizer stay in float32
+    #[arg(long, help_heading = "Training")]
+    pub bf16: bool,
+    /// The same in a run that only evaluates
+    #[arg(long, help_heading = "Training")]
+    pub bf16_full_eval: bool,
     /// Weight of the mean over all tokens in the loss, beside that of the label
     #[arg(long, value_name = "SHARE", help_heading = "Training")]
     pub label_smoothing_factor: f64,
@@ -299,6 +327,7 @@ impl Default for TrainerArguments {
             model_name_or_path: None,
             init_from_config: None,
             tokenizer_name_or_path: None,
+            torch_dtype: Dtype::Auto,
             use_peft: true,
             peft_path: None,
             target_modules: vec!["all".to_owned()],
@@ -331,6 +360,8 @@ impl Default for TrainerArguments {
             lr_scheduler_kwargs: Map::new(),
             warmup_ratio: 0.0,
             warmup_steps: 0.0,
+            bf16: false,
+            bf16_full_eval: false,
             label_smoothing_factor: 0.0,
             nonfinite_action: NonfiniteAction::Skip,
             logging_strategy: Strategy::Steps,

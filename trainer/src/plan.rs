@@ -11,6 +11,7 @@ use tokenmill_shared::{Error, Result, progress};
 
 use crate::arguments::{LogLevel, Sampling, SaveStrategy, Shuffle, Strategy, TrainerArguments};
 use crate::model::{Config, Model};
+use crate::ops::precision::Precision;
 use crate::optimizer::Rule;
 use crate::schedule::Schedule;
 
@@ -127,6 +128,7 @@ impl Plan {
     pub fn open_model(&self) -> Result<Model> {
         let mut model = self.open_base()?;
         let arguments = &self.arguments;
+        model.round(arguments.torch_dtype)?;
         match &arguments.peft_path {
             _ if !arguments.use_peft => {}
             Some(dir) => model.load_adapters(dir, arguments.seed)?,
@@ -154,6 +156,7 @@ impl Plan {
     pub fn open_resumed(&self, dir: &Path) -> Result<Model> {
         if self.arguments.use_peft {
             let mut model = self.open_base()?;
+            model.round(self.arguments.torch_dtype)?;
             model.load_adapters(dir, self.arguments.seed)?;
             return Ok(model);
         }
@@ -184,6 +187,14 @@ impl Plan {
             "--resume_from_checkpoint",
             format!("{} has {text}; use the same model, or start anew in another --output_dir", dir.display()),
         ))
+    }
+
+    /// Tells the model how to compute.
+    pub fn set_up(&self, model: &mut Model) {
+        let arguments = &self.arguments;
+        let rounded = arguments.bf16 || arguments.bf16_full_eval && !self.train;
+        model.precision = if rounded { Precision::Bf16 } else { Precision::F32 };
+        model.label_smoothing = arguments.label_smoothing_factor as f32;
     }
 
     /// Checks that the model can take the dataset.

@@ -59,8 +59,6 @@ pub const KNOWN: &[Known] = &[
     flag("load_in_4bit", Boolean, Refused(QUANTISED)),
     flag("qlora", Boolean, Refused(QUANTISED)),
     flag("use_fast_tokenizer", Boolean, NoEffect(TOKENIZER_JSON)),
-    flag("torch_dtype", Value, Refused(FLOAT32)).off(&["", "none", "auto", "float32", "fp32", "torch.float32"]),
-    flag("dtype", Value, Refused(FLOAT32)).off(&["", "none", "auto", "float32", "fp32", "torch.float32"]),
     flag("device_map", Value, Refused(CPU)).off(&["", "none", "auto", "cpu"]),
     flag("dataset_name", Value, Refused(DATASET_NAME)),
     flag("dataset_config_name", Value, Refused(DATASET_NAME)),
@@ -94,10 +92,8 @@ pub const KNOWN: &[Known] = &[
     flag("torch_compile_mode", Value, NoEffect(COMPILED)),
     flag("use_liger_kernel", Boolean, NoEffect(COMPILED)),
     flag("torch_empty_cache_steps", Value, NoEffect(COMPILED)),
-    flag("bf16", Boolean, Refused(FLOAT32)),
-    flag("fp16", Boolean, Refused(FLOAT32)),
-    flag("bf16_full_eval", Boolean, Refused(FLOAT32)),
-    flag("fp16_full_eval", Boolean, Refused(FLOAT32)),
+    flag("fp16", Boolean, Refused(FLOAT16)),
+    flag("fp16_full_eval", Boolean, Refused(FLOAT16)),
     flag("fp16_opt_level", Value, NoEffect(ONE_PRECISION)).off(&["o1"]),
     flag("fp16_backend", Value, NoEffect(ONE_PRECISION)).off(&["auto"]),
     flag("half_precision_backend", Value, NoEffect(ONE_PRECISION)).off(&["auto"]),
@@ -187,7 +183,8 @@ const QUANTISED: Text = text(
     "not built yet: the frozen model is kept in float32; remove it",
     "尚未实现：冻结的模型以 float32 保存；请去掉",
 );
-const FLOAT32: Text = text("not built yet: training is in float32; remove it", "尚未实现：目前以 float32 训练；请去掉");
+const FLOAT16: Text =
+    text("not built yet; use bf16, which needs no loss scaling", "尚未实现；请用 bf16（无需损失缩放）");
 const CPU: Text =
     text("not built yet: training is on the CPU; give cpu or auto", "尚未实现：目前在 CPU 上训练；请用 cpu 或 auto");
 const CPU_ALREADY: Text = text("training is on the CPU", "本来就在 CPU 上训练");

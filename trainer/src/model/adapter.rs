@@ -15,6 +15,7 @@ use super::{Model, Parameter, tensor_error};
 use crate::ops::cpu::{tensor, values, write};
 use crate::ops::lora::{Dropout, Pair};
 use crate::ops::matmul::{Matrix, Threads, matmul};
+use crate::ops::precision::Precision;
 
 /// An adapter_config.json beyond this is not one.
 const CONFIG_LIMIT: u64 = 1 << 20;
@@ -58,7 +59,13 @@ pub struct Adapters {
 
 impl Adapters {
     /// The pair beside the weight of index `weight`, for training or not.
-    pub(super) fn pair<'a>(&self, parameters: &'a [Parameter], weight: usize, training: bool) -> Option<Pair<'a>> {
+    pub(super) fn pair<'a>(
+        &self,
+        parameters: &'a [Parameter],
+        weight: usize,
+        training: bool,
+        precision: Precision,
+    ) -> Option<Pair<'a>> {
         let (a, b) = *self.pairs.get(&weight)?;
         let rate = self.settings.dropout as f32;
         let dropout = (training && rate > 0.0).then(|| {
@@ -66,7 +73,7 @@ impl Adapters {
             Dropout { rate, stream }
         });
         let scale = self.settings.scale();
-        Some(Pair { a: (&parameters[a].tensor, a), b: (&parameters[b].tensor, b), scale, dropout })
+        Some(Pair { a: (&parameters[a].tensor, a), b: (&parameters[b].tensor, b), scale, dropout, precision })
     }
 }
 

@@ -13,6 +13,7 @@ use super::{Adapters, Batch, Model, Parameter};
 use crate::gradients::Gradients;
 use crate::ops::cross_entropy::{self, Loss};
 use crate::ops::lora::Pair;
+use crate::ops::precision::Precision;
 use crate::ops::rope::{self, Table};
 use crate::ops::{attention, cpu, embedding, heads, linear, rms_norm, swiglu};
 
@@ -85,6 +86,7 @@ struct Decoder<'a> {
     batch_size: usize,
     /// Whether gradients will follow: dropout is on.
     training: bool,
+    precision: Precision,
 }
 
 /// What a layer's backward needs of its forward.
@@ -119,7 +121,7 @@ impl<'a> Decoder<'a> {
     fn new(model: &'a Model, batch_size: usize, training: bool) -> Self {
         let (_, table) = model.table.as_ref().expect("made before every pass");
         let (parameters, adapters) = (&model.parameters, model.adapters.as_ref());
-        Self { config: &model.config, parameters, adapters, table, batch_size, training }
+        Self { config: &model.config, parameters, adapters, table, batch_size, training, precision: model.precision }
     }
 
     fn parameter(&self, index: usize) -> &'a Tensor {
@@ -128,18 +130,18 @@ impl<'a> Decoder<'a> {
 
     fn project(&self, x: &Tensor, projection: Projection) -> Result<Tensor> {
         let bias = projection.bias.map(|bias| self.parameter(bias));
-        let y = linear::forward(x, self.parameter(projection.weight), bias)?;
+        let y = linear::forward(x, self.parameter(projection.weight), bias, self.precision)?;
         self.adapter(projection).map_or(Ok(()), |pair| pair.forward_add(x, &y))?;
         Ok(y)
     }
 
     fn adapter(&self, projection: Projection) -> Option<Pair<'a>> {
-        self.adapters?.pair(self.parameters, projection.weight, self.training)
+        self.adapters?.pair(self.parameters, projection.weight, self.training, self.precision)
     }
 
     fn project_onto(&self, x: &Tensor, projection: Projection, residual: &Tensor) -> Result<Tensor> {
         let bias = projection.bias.map(|bias| self.parameter(bias));
-        let y = linear::forward_add(x, self.parameter(projection.weight), bias, residual)?;
+        let y = linear::forward_add(x, self.parameter(projection.weight), bias, residual, self.precision)?;
         self.adapter(projection).map_or(Ok(()), |pair| pair.forward_add(x, &y))?;
         Ok(y)
     }
@@ -242,6 +244,17 @@ impl<'a> Decoder<'a> {
         rms_norm::backward(&dy, &saved.x, input_norm, &saved.input_scales, dx, true, gradients.slot(layer.input_norm))
     }
 
+    fn parameter_gradients(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        projection: Projection,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        linear::backward_weight(dy, x, gradients.slot(projection.weight), self.precision)?;
+        projection.bias.map_or(Ok(()), |bias| linear::backward_bias(dy, gradients.slot(bias)))
+    }
+
     fn projection_backward(
         &self,
         dy: &Tensor,
@@ -249,8 +262,8 @@ impl<'a> Decoder<'a> {
         projection: Projection,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
-        parameter_gradients(dy, x, projection, gradients)?;
-        let dx = linear::backward_input(dy, self.parameter(projection.weight))?;
+        self.parameter_gradients(dy, x, projection, gradients)?;
+        let dx = linear::backward_input(dy, self.parameter(projection.weight), self.precision)?;
         self.adapter(projection).map_or(Ok(()), |pair| pair.backward(dy, x, &dx, gradients))?;
         Ok(dx)
     }
@@ -263,15 +276,10 @@ impl<'a> Decoder<'a> {
         dx: &Tensor,
         gradients: &mut Gradients,
     ) -> Result<()> {
-        parameter_gradients(dy, x, projection, gradients)?;
-        linear::backward_input_add(dy, self.parameter(projection.weight), dx)?;
+        self.parameter_gradients(dy, x, projection, gradients)?;
+        linear::backward_input_add(dy, self.parameter(projection.weight), dx, self.precision)?;
         self.adapter(projection).map_or(Ok(()), |pair| pair.backward(dy, x, dx, gradients))
     }
-}
-
-fn parameter_gradients(dy: &Tensor, x: &Tensor, projection: Projection, gradients: &mut Gradients) -> Result<()> {
-    linear::backward_weight(dy, x, gradients.slot(projection.weight))?;
-    projection.bias.map_or(Ok(()), |bias| linear::backward_bias(dy, gradients.slot(bias)))
 }
 
 /// The residual stream after the last layer and its norm, without anything kept.
@@ -288,7 +296,7 @@ fn hidden_states(model: &Model, input_ids: &[u32], batch_size: usize) -> Result<
 /// See [`Model::logits`].
 pub(super) fn logits(model: &Model, input_ids: &[u32], batch_size: usize, seq_len: usize) -> Result<Tensor> {
     let (states, head) = hidden_states(model, input_ids, batch_size)?;
-    linear::forward(&states, &model.parameters[head].tensor, None)?.reshape((batch_size, seq_len, ()))
+    linear::forward(&states, &model.parameters[head].tensor, None, model.precision)?.reshape((batch_size, seq_len, ()))
 }
 
 /// See [`Model::next_logits`].
@@ -296,14 +304,15 @@ pub(super) fn next_logits(model: &Model, input_ids: &[u32]) -> Result<Vec<f32>> 
     let (states, head) = hidden_states(model, input_ids, 1)?;
     let width = model.config.hidden_size;
     let last = cpu::values(&states)?[(input_ids.len() - 1) * width..].to_vec();
-    let logits = linear::forward(&cpu::tensor(last, (1, width))?, &model.parameters[head].tensor, None)?;
+    let logits =
+        linear::forward(&cpu::tensor(last, (1, width))?, &model.parameters[head].tensor, None, model.precision)?;
     Ok(cpu::values(&logits)?.to_vec())
 }
 
 /// See [`Model::evaluate`].
 pub(super) fn evaluate(model: &Model, batch: &Batch) -> Result<Loss> {
     let (states, head) = hidden_states(model, &batch.input_ids, batch.batch_size)?;
-    cross_entropy::forward(&states, &model.parameters[head].tensor, &batch.targets())
+    cross_entropy::forward(&states, &model.parameters[head].tensor, &batch.targets(), model.precision)
 }
 
 /// What is kept of a layer until its backward: everything, or its input.
@@ -337,8 +346,8 @@ fn pass(model: &Model, batch: &Batch, scale: f32, recompute: bool, gradients: &m
         &states,
         decoder.parameter(head),
         &batch.targets(),
-        scale,
-        model.label_smoothing,
+        (scale, model.label_smoothing),
+        model.precision,
         gradients.slot(head),
     )?;
     let dx = dstates.zeros_like()?;

@@ -22,9 +22,12 @@ pub use adapter::{Adapters, LoraSettings};
 pub use config::{Config, Family};
 pub use weights::load_tensors;
 
+use crate::arguments::Dtype;
 use crate::gradients::Gradients;
+use crate::ops::cpu::write;
 use crate::ops::cross_entropy::IGNORE;
 pub use crate::ops::cross_entropy::Loss;
+use crate::ops::precision::Precision;
 use crate::ops::rope::Table;
 
 /// A trainable tensor.
@@ -80,6 +83,8 @@ pub struct Model {
     adapters: Option<Adapters>,
     /// Weight of the mean over all tokens in the loss that is differentiated.
     pub label_smoothing: f32,
+    /// Of the projections' products, in training and evaluation.
+    pub precision: Precision,
     /// The rotation table made last, for sequences of so many positions.
     table: Option<(usize, Table)>,
 }
@@ -108,7 +113,15 @@ impl Model {
             .map(|(spec, tensor)| Parameter { name: spec.name, tensor, decay: spec.decay, trainable: true })
             .collect();
         let gradients = Gradients::new([]).map_err(tensor_error)?;
-        let mut model = Self { config, parameters, gradients, adapters: None, label_smoothing: 0.0, table: None };
+        let mut model = Self {
+            config,
+            parameters,
+            gradients,
+            adapters: None,
+            label_smoothing: 0.0,
+            precision: Precision::F32,
+            table: None,
+        };
         model.renew_gradients()?;
         Ok(model)
     }
@@ -119,6 +132,19 @@ impl Model {
         let sizes = self.parameters.iter().map(|parameter| (parameter.name.clone(), size(parameter)));
         self.gradients = Gradients::new(sizes).map_err(tensor_error)?;
         Ok(())
+    }
+
+    /// Rounds all weights to `dtype`, as loading them in it does.
+    pub fn round(&mut self, dtype: Dtype) -> Result<()> {
+        let rounded: fn(f32) -> f32 = match dtype {
+            Dtype::Auto | Dtype::Float32 => return Ok(()),
+            Dtype::Bfloat16 => |value| half::bf16::from_f32(value).to_f32(),
+            Dtype::Float16 => |value| half::f16::from_f32(value).to_f32(),
+        };
+        self.parameters.iter().try_for_each(|parameter| {
+            write(&parameter.tensor, |values| values.iter_mut().for_each(|value| *value = rounded(*value)))
+                .map_err(tensor_error)
+        })
     }
 
     /// The configuration.

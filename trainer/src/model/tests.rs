@@ -100,7 +100,7 @@ fn with_adapters(family: &str, dropout: f64) -> Model {
     // B begins as zero, which would hide A.
     for (number, parameter) in model.parameters().iter().enumerate() {
         if parameter.name.contains("lora_B") {
-            crate::ops::cpu::write(&parameter.tensor, |b| {
+            write(&parameter.tensor, |b| {
                 b.iter_mut().enumerate().for_each(|(at, b)| *b = ((at * 7 + number) % 11) as f32 / 40.0 - 0.1);
             })
             .unwrap();
@@ -147,7 +147,7 @@ fn assert_gradients_are_slopes(model: &mut Model) {
         let value = values(&tensor).unwrap()[at];
         let step = 2e-3;
         let mut loss_at = |shift: f32| {
-            crate::ops::cpu::write(&tensor, |values| values[at] = value + shift).unwrap();
+            write(&tensor, |values| values[at] = value + shift).unwrap();
             model.evaluate(&batch()).unwrap().nll
         };
         let slope = (loss_at(step) - loss_at(-step)) / f64::from(2.0 * step);

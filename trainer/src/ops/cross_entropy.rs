@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::cpu::{tensor, values};
 use super::matmul::{Matrix, Threads, matmul};
+use super::precision::Precision;
 use super::simd::{self, exp_and_sum};
 use crate::gradients::Slot;
 
@@ -52,10 +53,11 @@ fn check(labels: &[u32], rows: usize, vocab: usize) -> Result<()> {
 }
 
 /// Loss and accuracy. `x`: (rows, features); `weight`: (vocab, features); `labels`: an id or [`IGNORE`] for each row.
-pub fn forward(x: &Tensor, weight: &Tensor, labels: &[u32]) -> Result<Loss> {
+pub fn forward(x: &Tensor, weight: &Tensor, labels: &[u32], precision: Precision) -> Result<Loss> {
     let ((rows, width), (vocab, _)) = (x.dims2()?, weight.dims2()?);
     check(labels, rows, vocab)?;
     let (x, weight) = (values(x)?, values(weight)?);
+    let (x, weight) = (precision.operand(&x), precision.operand(&weight));
     let chunk = chunk_rows(vocab).min(rows.max(1));
     let mut logits = vec![0.0; chunk * vocab];
     let mut loss = Loss::default();
@@ -103,13 +105,14 @@ pub fn forward_backward(
     x: &Tensor,
     weight: &Tensor,
     labels: &[u32],
-    scale: f32,
-    smoothing: f32,
+    (scale, smoothing): (f32, f32),
+    precision: Precision,
     slot: Slot<'_>,
 ) -> Result<(Loss, Tensor)> {
     let ((rows, width), (vocab, _)) = (x.dims2()?, weight.dims2()?);
     check(labels, rows, vocab)?;
     let (input, weight) = (values(x)?, values(weight)?);
+    let (input, weight) = (precision.operand(&input), precision.operand(&weight));
     let chunk = chunk_rows(vocab).min(rows.max(1));
     let mut logits = vec![0.0; chunk * vocab];
     let mut dx = vec![0.0; rows * width];
@@ -135,7 +138,8 @@ pub fn forward_backward(
                 loss.smooth += smooth;
                 loss.tokens += 1;
             }
-            let dlogits = Matrix::new(&logits, count, vocab);
+            let dlogits = precision.operand(&logits[..count * vocab]);
+            let dlogits = Matrix::new(&dlogits, count, vocab);
             matmul(dlogits, weight, &mut dx[begin * width..], false, Threads::All);
             if let Some(dw) = dw.as_deref_mut() {
                 matmul(dlogits.t(), x_chunk, dw, add, Threads::All);

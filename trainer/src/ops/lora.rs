@@ -6,12 +6,10 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 use tokenmill_shared::random::Stream;
 
-use super::cpu::{values, write};
+use super::cpu::{PIECE, values, write};
 use super::matmul::{Matrix, Threads, matmul};
+use super::precision::Precision;
 use crate::gradients::Gradients;
-
-/// Values whose mask one task makes.
-const PIECE: usize = 1 << 14;
 
 /// Inverted dropout whose mask is a function of a stream and the position: made again, it is the same.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +44,8 @@ pub struct Pair<'a> {
     pub scale: f32,
     /// On the input of A, while training.
     pub dropout: Option<Dropout>,
+    /// Of the products.
+    pub precision: Precision,
 }
 
 impl Pair<'_> {
@@ -58,8 +58,9 @@ impl Pair<'_> {
             dropped
         });
         let mut u = vec![0.0; rows * rank];
-        let x = Matrix::new(dropped.as_deref().unwrap_or(x), rows, input);
-        matmul(x, Matrix::new(&values(self.a.0)?, rank, input).t(), &mut u, false, Threads::All);
+        let (x, a) = (dropped.as_deref().unwrap_or(x), values(self.a.0)?);
+        let (x, a) = (self.precision.operand(x), self.precision.operand(&a));
+        matmul(Matrix::new(&x, rows, input), Matrix::new(&a, rank, input).t(), &mut u, false, Threads::All);
         u.iter_mut().for_each(|u| *u *= self.scale);
         Ok((dropped, u))
     }
@@ -69,6 +70,7 @@ impl Pair<'_> {
         let ((rows, _), (output, rank)) = (x.dims2()?, self.b.0.dims2()?);
         let (_, u) = self.down(&values(x)?, rows)?;
         let b = values(self.b.0)?;
+        let (u, b) = (self.precision.operand(&u), self.precision.operand(&b));
         write(y, |y| matmul(Matrix::new(&u, rows, rank), Matrix::new(&b, output, rank).t(), y, true, Threads::All))
     }
 
@@ -77,16 +79,18 @@ impl Pair<'_> {
         let ((rows, input), (output, rank)) = (x.dims2()?, self.b.0.dims2()?);
         let (x, dy) = (values(x)?, values(dy)?);
         let (dropped, u) = self.down(&x, rows)?;
-        let x = Matrix::new(dropped.as_deref().unwrap_or(&x), rows, input);
-        let dy = Matrix::new(&dy, rows, output);
-        gradients.slot(self.b.1).write(|db, add| matmul(dy.t(), Matrix::new(&u, rows, rank), db, add, Threads::All))?;
-        let mut du = u;
-        matmul(dy, Matrix::new(&values(self.b.0)?, output, rank), &mut du, false, Threads::All);
+        let (b, a) = (values(self.b.0)?, values(self.a.0)?);
+        let operand = |values| self.precision.operand(values);
+        let (x, dy, b, a, u) =
+            (operand(dropped.as_deref().unwrap_or(&x)), operand(&dy), operand(&b), operand(&a), operand(&u));
+        let (x, dy, u) = (Matrix::new(&x, rows, input), Matrix::new(&dy, rows, output), Matrix::new(&u, rows, rank));
+        gradients.slot(self.b.1).write(|db, add| matmul(dy.t(), u, db, add, Threads::All))?;
+        let mut du = vec![0.0; rows * rank];
+        matmul(dy, Matrix::new(&b, output, rank), &mut du, false, Threads::All);
         du.iter_mut().for_each(|du| *du *= self.scale);
-        let du = Matrix::new(&du, rows, rank);
+        let du = operand(&du);
+        let (du, a) = (Matrix::new(&du, rows, rank), Matrix::new(&a, rank, input));
         gradients.slot(self.a.1).write(|da, add| matmul(du.t(), x, da, add, Threads::All))?;
-        let a = values(self.a.0)?;
-        let a = Matrix::new(&a, rank, input);
         let Some(dropout) = self.dropout else {
             return write(dx, |dx| matmul(du, a, dx, true, Threads::All));
         };

@@ -17,6 +17,7 @@ pub mod linear;
 pub mod lion;
 pub mod lora;
 pub(crate) mod matmul;
+pub mod precision;
 pub mod rms_norm;
 pub mod rope;
 pub mod sgd;

@@ -5,6 +5,7 @@ use candle_nn::ops::{rms_norm as candle_rms_norm, silu, softmax_last_dim};
 use candle_nn::rotary_emb::rope_slow;
 use tokenmill_shared::random::{Purpose, Stream};
 
+use super::precision::Precision;
 use super::rope::{Rope, Scaling};
 use super::{attention, cross_entropy, embedding, heads, linear, rms_norm, rope, swiglu};
 use crate::gradients::Gradients;
@@ -72,17 +73,36 @@ fn linear_with_and_without_bias_and_residual() {
     let (x, w, b, residual) = (random(&[5, 7], 1), random(&[3, 7], 2), random(&[3], 3), random(&[5, 3], 4));
     let reference = |inputs: &[Tensor]| inputs[0].matmul(&inputs[1].t()?)?.broadcast_add(&inputs[2]);
     let expected = reference(&[x.clone(), w.clone(), b.clone()]).unwrap();
-    assert_close(&flat(&linear::forward(&x, &w, Some(&b)).unwrap()), &flat(&expected), 1e-6);
-    let added = linear::forward_add(&x, &w, Some(&b), &residual).unwrap();
+    assert_close(&flat(&linear::forward(&x, &w, Some(&b), Precision::F32).unwrap()), &flat(&expected), 1e-6);
+    let added = linear::forward_add(&x, &w, Some(&b), &residual, Precision::F32).unwrap();
     assert_close(&flat(&added), &flat(&(expected + &residual).unwrap()), 1e-6);
     let dy = random(&[5, 3], 5);
-    let dx = linear::backward_input(&dy, &w).unwrap();
-    let dw = gradient_of(21, |gradients| linear::backward_weight(&dy, &x, gradients.slot(0)).unwrap());
+    let dx = linear::backward_input(&dy, &w, Precision::F32).unwrap();
+    let dw = gradient_of(21, |gradients| linear::backward_weight(&dy, &x, gradients.slot(0), Precision::F32).unwrap());
     let db = gradient_of(3, |gradients| linear::backward_bias(&dy, gradients.slot(0)).unwrap());
     let twice: Vec<f64> = flat(&dx).iter().map(|value| 2.0 * value).collect();
     assert_slopes(&[&x, &w, &b], &[flat(&dx), dw, db], &dy, reference);
-    linear::backward_input_add(&dy, &w, &dx).unwrap();
+    linear::backward_input_add(&dy, &w, &dx, Precision::F32).unwrap();
     assert_close(&flat(&dx), &twice, 1e-6);
+}
+
+/// bfloat16 keeps 8 bits: an operand is off by at most 2⁻⁹, a product of two by about twice that.
+#[test]
+fn products_in_bfloat16_are_near_and_results_are_bfloat16() {
+    let (x, w, b, dy) = (random(&[5, 64], 1), random(&[3, 64], 2), random(&[3], 3), random(&[5, 3], 5));
+    let exact = |precision| {
+        let y = linear::forward(&x, &w, Some(&b), precision).unwrap();
+        let dx = linear::backward_input(&dy, &w, precision).unwrap();
+        let weight =
+            |gradients: &mut Gradients| linear::backward_weight(&dy, &x, gradients.slot(0), precision).unwrap();
+        (flat(&y), flat(&dx), gradient_of(192, weight))
+    };
+    let (near, exact) = (exact(Precision::Bf16), exact(Precision::F32));
+    for (near, exact) in [(&near.0, &exact.0), (&near.1, &exact.1), (&near.2, &exact.2)] {
+        assert_close(near, exact, 2e-2);
+        assert_ne!(near, exact);
+    }
+    assert!(near.0.iter().all(|y| (*y as f32).to_bits() & 0xffff == 0));
 }
 
 #[test]
@@ -188,7 +208,8 @@ fn cross_entropy_is_the_sum_over_labels_and_ignores_the_rest() {
         let dw = gradient_of(180, |gradients| {
             let slot = gradients.slot(0);
             let (loss, gradient) =
-                cross_entropy::forward_backward(&x, &w, &labels, 0.5, smoothing as f32, slot).unwrap();
+                cross_entropy::forward_backward(&x, &w, &labels, (0.5, smoothing as f32), Precision::F32, slot)
+                    .unwrap();
             let found = loss.smoothed(smoothing);
             assert!((found / expected - 1.0).abs() < 1e-6, "{found} {expected}");
             assert_eq!(loss.tokens, count as u64);
@@ -196,15 +217,15 @@ fn cross_entropy_is_the_sum_over_labels_and_ignores_the_rest() {
         });
         let half = Tensor::new(0.5f64, &Device::Cpu).unwrap();
         assert_slopes(&[&x, &w], &[dx.unwrap(), dw], &half, reference);
-        let evaluated = cross_entropy::forward(&x, &w, &labels).unwrap();
+        let evaluated = cross_entropy::forward(&x, &w, &labels, Precision::F32).unwrap();
         assert!((evaluated.smoothed(smoothing) / expected - 1.0).abs() < 1e-6);
     }
 
-    let evaluated = cross_entropy::forward(&x, &w, &labels).unwrap();
+    let evaluated = cross_entropy::forward(&x, &w, &labels, Precision::F32).unwrap();
     let best = x.matmul(&w.t().unwrap()).unwrap().argmax(1).unwrap().to_vec1::<u32>().unwrap();
     let correct = best.iter().zip(&labels).filter(|(best, label)| best == label).count();
     assert_eq!((evaluated.correct, evaluated.tokens), (correct as u64, count as u64));
-    assert!(cross_entropy::forward(&x, &w, &[30; 40]).unwrap_err().to_string().contains("label 30"));
+    assert!(cross_entropy::forward(&x, &w, &[30; 40], Precision::F32).unwrap_err().to_string().contains("label 30"));
 }
 
 #[test]

@@ -128,7 +128,7 @@ struct Run {
 
 impl Run {
     fn new(plan: Plan, dataset: Dataset, mut model: Model, reports: Reports, memory: Stage) -> Result<Self> {
-        model.label_smoothing = plan.arguments.label_smoothing_factor as f32;
+        plan.set_up(&mut model);
         let model_dir = plan.arguments.model_name_or_path.clone().filter(|_| !plan.arguments.use_peft);
         let companions = checkpoint::companions(Some(&dataset.tokenizer_dir()), model_dir.as_deref())?;
         let validation = dataset.split(Split::Validation)?;

@@ -80,7 +80,7 @@ impl Run {
         };
         checkpoint::verify(&dir)?;
         self.model = self.plan.open_resumed(&dir)?;
-        self.model.label_smoothing = self.plan.arguments.label_smoothing_factor as f32;
+        self.plan.set_up(&mut self.model);
         self.evaluated_last = None;
         eprintln!("the weights are those of {}, whose evaluation was the best: {:.4}", dir.display(), best.value);
         Ok(())

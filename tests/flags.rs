@@ -1,9 +1,11 @@
 //! Every parameter that existing scripts pass works, has no effect and says so, or is refused by name; none is
 //! silently ignored.
 
-use clap::{Args, Command};
+use std::process::Command;
+
+use clap::Args;
 use tokenmill_shared::config::{KNOWN, known, with_grammar};
-use tokenmill_tests::data;
+use tokenmill_tests::{Place, TINY_LLAMA, binaries, data, lines, run};
 use tokenmill_trainer::arguments::TrainerArguments;
 
 /// The 120 parameters of MedicalGPT's `pretraining.py` and Hugging Face's TrainingArguments that scripts
@@ -14,7 +16,7 @@ fn parameters() -> Vec<String> {
 
 #[test]
 fn every_parameter_works_or_says_why_not() {
-    let command = with_grammar(TrainerArguments::augment_args(Command::new("trainer")));
+    let command = with_grammar(TrainerArguments::augment_args(clap::Command::new("trainer")));
     let works = |name: &str| {
         command
             .get_arguments()
@@ -28,4 +30,47 @@ fn every_parameter_works_or_says_why_not() {
     for known in KNOWN {
         assert!(!works(known.name), "--{} works and is in the table of those that do not", known.name);
     }
+}
+
+/// The flags of MedicalGPT's `run_pt.sh`, with a small model in place of the hub's and one process in place of two.
+#[test]
+fn the_flags_of_a_published_script_run_to_the_end() {
+    let place = Place::new();
+    place.write("pretrain/a.txt", lines(60, 5));
+    place.write("pretrain/b.jsonl", "{\"text\": \"子曰：學而時習之，不亦說乎\"}\n".repeat(40));
+    place.write("qwen/config.json", TINY_LLAMA.replace("\"llama\"", "\"qwen2\"").replace("Llama", "Qwen2"));
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        place.write(&format!("qwen/{file}"), std::fs::read(data("tokenizers/bytes").join(file)).unwrap());
+    }
+    // Weights to continue from.
+    let model = place.path("qwen");
+    run(&mut place.prepare("data", &["--train_file_dir", place.path("pretrain").to_str().unwrap()])).ok();
+    let mut start = place.train("data", "base", &["--max_steps", "1", "--save_strategy", "no", "--init_from_config"]);
+    run(start.arg(&model)).ok();
+
+    let script = "--do_train --do_eval --use_peft True --seed 42 --max_train_samples 10000 --max_eval_samples 10 \
+        --num_train_epochs 0.5 --learning_rate 2e-4 --warmup_ratio 0.05 --weight_decay 0.01 --logging_strategy steps \
+        --logging_steps 10 --eval_steps 50 --eval_strategy steps --save_steps 500 --save_strategy steps \
+        --save_total_limit 13 --gradient_accumulation_steps 1 --preprocessing_num_workers 10 --block_size 32 \
+        --packing True --group_by_length True --overwrite_output_dir --ddp_timeout 30000 --logging_first_step True \
+        --target_modules all --lora_rank 8 --lora_alpha 16 --lora_dropout 0.05 --torch_dtype bfloat16 --bf16 \
+        --device_map auto --report_to tensorboard --ddp_find_unused_parameters False --gradient_checkpointing True \
+        --per_device_train_batch_size 4 --per_device_eval_batch_size 4 --model_type qwen --use_fast_tokenizer False \
+        --load_in_8bit False --validation_split_percentage 10 --trust_remote_code True";
+    let mut command = Command::new(&binaries().trainer);
+    command.arg("--model_name_or_path").arg(place.path("base")).args(script.split_whitespace());
+    for flag in ["--train_file_dir", "--validation_file_dir"] {
+        command.arg(flag).arg(place.path("pretrain"));
+    }
+    command.arg("--cache_dir").arg(place.path("cache")).arg("--output_dir").arg(place.path("outputs-pt"));
+    let ended = run(&mut command).ok();
+    for flag in ["--ddp_timeout", "--group_by_length", "--trust_remote_code"] {
+        let said = ended.stderr.lines().filter(|line| line.starts_with(&format!("{flag} has no effect here"))).count();
+        assert_eq!(said, 1, "{flag}: {}", ended.stderr);
+    }
+    for file in ["adapter_model.safetensors", "all_results.json", "trainer_state.json", "tokenizer.json", "metrics.jsonl"] {
+        assert!(place.path("outputs-pt").join(file).exists(), "{file}");
+    }
+    command.args(["--model_type", "bloom"]);
+    run(&mut command).fails(2, &["--model_type", "bloom", "qwen2"]);
 }

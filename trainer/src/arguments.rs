@@ -121,6 +121,9 @@ pub struct TrainerArguments {
     /// Start from random weights of this configuration (a directory or config.json)
     #[arg(long, value_name = "PATH", help_heading = "Model")]
     pub init_from_config: Option<PathBuf>,
+    /// The family the model must be of: auto, llama, mistral, qwen (qwen2, qwen3 too), … as in config.json
+    #[arg(long, value_name = "NAME", help_heading = "Model")]
+    pub model_type: Option<String>,
     /// Directory of the tokenizer (default: the model's)
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub tokenizer_name_or_path: Option<PathBuf>,
@@ -326,6 +329,7 @@ impl Default for TrainerArguments {
         Self {
             model_name_or_path: None,
             init_from_config: None,
+            model_type: None,
             tokenizer_name_or_path: None,
             torch_dtype: Dtype::Auto,
             use_peft: true,

@@ -137,6 +137,13 @@ impl Plan {
         Ok(model)
     }
 
+    /// Reads the model's configuration, so that a model that cannot be trained is refused before data is prepared.
+    pub fn check_model(&self) -> Result<()> {
+        let arguments = &self.arguments;
+        let base = arguments.model_name_or_path.as_deref().or(arguments.init_from_config.as_deref());
+        check_model_type(arguments.model_type.as_deref(), &Config::load(base.expect("one of both is given"))?)
+    }
+
     /// What adapters call the model they are beside.
     pub fn base_name(&self) -> String {
         let base = self.arguments.model_name_or_path.as_deref().or(self.arguments.init_from_config.as_deref());
@@ -339,6 +346,24 @@ pub struct ResultSettings {
     pub data_seed: u64,
     /// Whether blocks are drawn in random order.
     pub random_order: bool,
+}
+
+/// MedicalGPT's `--model_type` names families, some of them several of config.json's.
+fn check_model_type(asked: Option<&str>, config: &Config) -> Result<()> {
+    let Some(asked) = asked.map(str::to_lowercase).filter(|asked| !matches!(asked.as_str(), "auto" | "none" | ""))
+    else {
+        return Ok(());
+    };
+    let found = config.json["model_type"].as_str().unwrap_or_default();
+    let names: &[&str] = match asked.as_str() {
+        "qwen" => &["qwen", "qwen2", "qwen3"],
+        "chatglm" => &["chatglm", "glm", "glm4"],
+        other => &[other],
+    };
+    if names.contains(&found) {
+        return Ok(());
+    }
+    Err(Error::config("--model_type", format!("is {asked}, config.json says {found:?}; use auto, or the right model")))
 }
 
 /// A flag for adapters does nothing where there are none, or where an adapter brings its own settings.

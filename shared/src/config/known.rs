@@ -64,7 +64,6 @@ pub const KNOWN: &[Known] = &[
     flag("dataset_config_name", Value, Refused(DATASET_NAME)),
     flag("streaming", Boolean, Refused(STREAMING)),
     flag("packing", Boolean, Refused(PACKING)).off(&["true"]),
-    flag("model_type", Value, NoEffect(MODEL_TYPE)).off(&["", "none", "auto"]),
     flag("model_revision", Value, Refused(LATER)).off(&["", "none", "main"]),
     flag("trust_remote_code", Boolean, NoEffect(REMOTE_CODE)),
     flag("do_predict", Boolean, NoEffect(NO_TEST_SPLIT)),
@@ -126,7 +125,7 @@ pub const KNOWN: &[Known] = &[
     flag("ddp_timeout", Value, NoEffect(NO_BARRIER)),
     flag("average_tokens_across_devices", Boolean, NoEffect(ONE_PROCESS)).off(&["true"]),
     flag("debug", List, Refused(LATER)),
-    flag("group_by_length", Boolean, Refused(EQUAL_LENGTHS)),
+    flag("group_by_length", Boolean, NoEffect(EQUAL_LENGTHS)),
     flag("length_column_name", Value, NoEffect(EQUAL_LENGTHS)).off(&["length"]),
     flag("push_to_hub", Boolean, Refused(HUB)),
     flag("hub_model_id", Value, NoEffect(WITHOUT_HUB)),
@@ -201,7 +200,6 @@ const STREAMING: Text = text(
     "尚未实现：数据只准备一次（内存有界）并可复用；请去掉",
 );
 const PACKING: Text = text("not built yet: documents are always packed; remove it", "尚未实现：目前总是打包；请去掉");
-const MODEL_TYPE: Text = text("config.json says what the model is", "模型类型以 config.json 为准");
 const REMOTE_CODE: Text = text("no code of a checkpoint is ever run", "从不运行检查点里的代码");
 const NO_TEST_SPLIT: Text = text("pretraining has no test split", "预训练没有测试集");
 const RUNNING_SUMS: Text =
@@ -224,8 +222,8 @@ const LABELS: Text =
 const NO_BARRIER: Text =
     text("nothing waits for another process: data is read by position", "没有进程间等待：数据按位置读取");
 const EQUAL_LENGTHS: Text = text(
-    "not built yet: blocks all have one length, so there is nothing to group; remove it",
-    "尚未实现：数据块长度都相同，无需按长度分组；请去掉",
+    "documents are packed into blocks of one length; there is nothing to group",
+    "文档已打包成等长的数据块，无需按长度分组",
 );
 const HUB: Text = text(
     "not built yet: upload --output_dir with `hf upload`; remove it",

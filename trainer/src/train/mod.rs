@@ -52,6 +52,7 @@ pub fn run(arguments: TrainerArguments) -> Result<()> {
     let plan = Plan::new(arguments)?;
     let reports = Reports::parse(&plan.arguments.report_to)?;
     let memory = Stage::begin("init");
+    plan.check_model()?;
     let dataset = plan.open_dataset()?;
     let resume = find_checkpoint(&plan)?;
     let model = match &resume {

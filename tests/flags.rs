@@ -68,9 +68,26 @@ fn the_flags_of_a_published_script_run_to_the_end() {
         let said = ended.stderr.lines().filter(|line| line.starts_with(&format!("{flag} has no effect here"))).count();
         assert_eq!(said, 1, "{flag}: {}", ended.stderr);
     }
-    for file in ["adapter_model.safetensors", "all_results.json", "trainer_state.json", "tokenizer.json", "metrics.jsonl"] {
+    for file in
+        ["adapter_model.safetensors", "all_results.json", "trainer_state.json", "tokenizer.json", "metrics.jsonl"]
+    {
         assert!(place.path("outputs-pt").join(file).exists(), "{file}");
     }
     command.args(["--model_type", "bloom"]);
     run(&mut command).fails(2, &["--model_type", "bloom", "qwen2"]);
+}
+
+/// torchrun starts the program several times; each would train the same model into one directory.
+#[test]
+fn one_of_several_processes_is_refused_and_one_of_one_is_not() {
+    let place = Place::new();
+    place.write("text/a.txt", lines(25, 5));
+    run(&mut place.prepare("data", &[])).ok();
+    let flags = ["--max_steps", "1", "--save_strategy", "no", "--local_rank", "0"];
+    let launched = |size: &str| {
+        let mut command = place.train("data", "out", &flags);
+        run(command.env("WORLD_SIZE", size).env("RANK", "0").env("LOCAL_RANK", "0"))
+    };
+    launched("2").fails(2, &["WORLD_SIZE", "without the launcher"]);
+    launched("1").ok();
 }

@@ -6,15 +6,23 @@ from datasets import load_from_disk
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import (AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM,
-                          PrinterCallback, Trainer, TrainingArguments)
+from transformers import (AutoModelForCausalLM, AutoTokenizer, BloomConfig, BloomForCausalLM, DataCollatorForLanguageModeling, GPT2Config, GPT2LMHeadModel,
+                          LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, PrinterCallback, Trainer, TrainingArguments)
 
 from programs import TESTS, run
 
 SHAPE = dict(vocab_size=1024, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
              initializer_range=0.05, eos_token_id=0, bos_token_id=0)
-FAMILIES = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}
+OTHER = dict(vocab_size=1024, n_layer=3, n_head=4, initializer_range=0.05, eos_token_id=0, bos_token_id=0)
+FAMILIES = {
+    "llama": (LlamaForCausalLM, LlamaConfig(**SHAPE)),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SHAPE)),
+    "gpt2": (GPT2LMHeadModel, GPT2Config(**OTHER, n_embd=64, n_positions=128, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)),
+    "bloom": (BloomForCausalLM, BloomConfig(**OTHER, hidden_size=64)),
+}
 STEPS = 200
+# What PEFT must be told of weights whose input comes first; "all-linear" finds none of them.
+CONV1D = {"gpt2": dict(fan_in_fan_out=True, target_modules=["c_attn", "c_proj", "c_fc"])}
 
 # Name, family, whether adapters are trained, and what differs from COMMON. In bfloat16 the two round in different places.
 CURVES = [
@@ -23,6 +31,10 @@ CURVES = [
     ("full, adafactor", "llama", False, dict(optim="adafactor", lr_scheduler_type="constant")),
     ("LoRA, polynomial", "llama", True, dict(lr_scheduler_type="polynomial", warmup_steps=10, learning_rate=5e-3)),
     ("LoRA, constant with warm-up", "qwen2", True, dict(lr_scheduler_type="constant_with_warmup", warmup_steps=10, learning_rate=5e-3)),
+    ("full, linear", "gpt2", False, dict(lr_scheduler_type="linear", warmup_steps=5)),
+    ("full, cosine", "bloom", False, dict(lr_scheduler_type="cosine", warmup_steps=5)),
+    ("LoRA, linear", "gpt2", True, dict(lr_scheduler_type="linear", learning_rate=5e-3)),
+    ("LoRA, constant with warm-up", "bloom", True, dict(lr_scheduler_type="constant_with_warmup", warmup_steps=10, learning_rate=5e-3)),
     ("LoRA, bfloat16, recomputing", "llama", True, dict(bf16=True, gradient_checkpointing=True, learning_rate=5e-3)),
 ]
 COMMON = dict(max_steps=STEPS, per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-3, weight_decay=0.05, logging_steps=1, seed=1)
@@ -44,8 +56,8 @@ def base_model(work, family):
     directory = work / f"base-{family}"
     if not directory.exists():
         torch.manual_seed(3)
-        model_class, config_class = FAMILIES[family]
-        model_class(config_class(**SHAPE)).save_pretrained(directory)
+        model_class, config = FAMILIES[family]
+        model_class(config).save_pretrained(directory)
         AutoTokenizer.from_pretrained(TESTS / "data/tokenizers/bytes").save_pretrained(directory)
     return directory
 
@@ -57,7 +69,7 @@ def load(directory):
 def fresh_adapter(base, directory, **more):
     """An adapter that both sides begin with; B is not zero, so that A matters from the first step."""
     torch.manual_seed(4)
-    model = get_peft_model(load(base), LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", **more))
+    model = get_peft_model(load(base), LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.0, **{"target_modules": "all-linear"} | more))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
@@ -76,7 +88,7 @@ def losses(history):
 def check_curve(programs, work, dataset, number, name, family, lora, settings):
     """Steps of training follow the Trainer's, loss by loss."""
     base, out, settings = base_model(work, family), work / f"curve-{number}", COMMON | settings
-    adapter = fresh_adapter(base, work / f"adapter-{number}") if lora else None
+    adapter = fresh_adapter(base, work / f"adapter-{number}", **CONV1D.get(family, {})) if lora else None
     command = [programs["trainer"], "--model_name_or_path", base, "--dataset_dir", dataset, "--output_dir", out, "--do_train", "--train_sampling_strategy", "sequential",
                "--save_strategy", "no", "--report_to", "tensorboard", "--use_peft", lora, *flags(settings)]
     run(*command, *(["--peft_path", adapter] if lora else []))
@@ -115,12 +127,15 @@ def check_board(out, ours):
     print(f"ok   TensorBoard reads {len(scalars)} losses, and the arguments as text")
 
 
-def check_adapter(programs, work, dataset):
+def check_adapter(programs, work, dataset, family):
     """Our adapter opens in PEFT, and PEFT's in ours: the same logits."""
-    base, out = base_model(work, "llama"), work / "lora"
+    base, work = base_model(work, family), work / f"adapters-{family}"
+    work.mkdir()
+    out = work / "lora"
     run(programs["trainer"], "--model_name_or_path", base, "--dataset_dir", dataset, "--output_dir", out, "--do_train", "--max_steps", 6, "--learning_rate", "1e-2",
-        "--lora_rank", 6, "--modules_to_save", "embed_tokens,lm_head", "--save_strategy", "no")
-    made = fresh_adapter(base, work / "theirs", modules_to_save=["lm_head"], use_rslora=True)
+        "--lora_rank", 6, "--modules_to_save", "embeddings,lm_head", "--save_strategy", "no")
+    tied = load(base).config.tie_word_embeddings
+    made = fresh_adapter(base, work / "theirs", modules_to_save=None if tied else ["lm_head"], use_rslora=True, **CONV1D.get(family, {}))
     ids = torch.randint(0, 600, (2, 32), generator=torch.Generator().manual_seed(1))
     save_file({"input_ids": ids}, work / "ids.safetensors")
     for name, adapter in (("ours", out), ("theirs", made)):
@@ -135,7 +150,7 @@ def check_adapter(programs, work, dataset):
             merged = load(work / f"merged-{name}")(input_ids=ids).logits
         worst = max((load_file(work / "logits.safetensors")["logits"] - expected).abs().max().item(), (merged - expected).abs().max().item())
         assert worst <= 2e-5 and (changed - expected).abs().max() > 1e-3, f"{name}: {worst}"
-        print(f"ok   PEFT and we read the same adapter ({name}), also merged: logits within {worst:.1e}")
+        print(f"ok   PEFT and we read the same adapter ({family}, {name}), also merged: logits within {worst:.1e}")
 
 
 def check(programs, work, dataset):
@@ -143,4 +158,5 @@ def check(programs, work, dataset):
         out, ours = check_curve(programs, work, dataset, number, name, family, lora, settings)
         if number == 0:
             check_board(out, ours)
-    check_adapter(programs, work, dataset)
+    for family in FAMILIES:
+        check_adapter(programs, work, dataset, family)

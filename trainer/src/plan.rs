@@ -10,7 +10,7 @@ use tokenmill_shared::dataset::{Dataset, Split};
 use tokenmill_shared::{Error, Result, progress};
 
 use crate::arguments::{LogLevel, Sampling, SaveStrategy, Shuffle, Strategy, TrainerArguments};
-use crate::model::{Config, Model};
+use crate::model::{Config, Model, Positions};
 use crate::ops::precision::Precision;
 use crate::optimizer::Rule;
 use crate::schedule::Schedule;
@@ -141,7 +141,9 @@ impl Plan {
     pub fn check_model(&self) -> Result<()> {
         let arguments = &self.arguments;
         let base = arguments.model_name_or_path.as_deref().or(arguments.init_from_config.as_deref());
-        check_model_type(arguments.model_type.as_deref(), &Config::load(base.expect("one of both is given"))?)
+        let config = Config::load(base.expect("one of both is given"))?;
+        check_model_type(arguments.model_type.as_deref(), &config)?;
+        if arguments.dataset_dir.is_none() { check_positions(&config, arguments.data.block_size) } else { Ok(()) }
     }
 
     /// What adapters call the model they are beside.
@@ -201,6 +203,7 @@ impl Plan {
         let arguments = &self.arguments;
         let rounded = arguments.bf16 || arguments.bf16_full_eval && !self.train;
         model.precision = if rounded { Precision::Bf16 } else { Precision::F32 };
+        model.set_seed(arguments.seed);
         model.label_smoothing = arguments.label_smoothing_factor as f32;
     }
 
@@ -222,13 +225,7 @@ impl Plan {
                 "must be 2 or more to train: a block of one token predicts nothing",
             ));
         }
-        if manifest.block_size > config.max_position_embeddings {
-            let (block, positions) = (manifest.block_size, config.max_position_embeddings);
-            eprintln!(
-                "blocks of {block} tokens are longer than the {positions} positions this model was made for; rotary embedding goes on beyond them"
-            );
-        }
-        Ok(())
+        check_positions(config, manifest.block_size)
     }
 
     /// Blocks of a split that are used.
@@ -348,21 +345,39 @@ pub struct ResultSettings {
     pub random_order: bool,
 }
 
+/// Blocks may be longer than a model was made for, but not than its table of positions.
+fn check_positions(config: &Config, block_size: usize) -> Result<()> {
+    let positions = config.max_position_embeddings;
+    if block_size <= positions {
+        return Ok(());
+    }
+    let go_on = match config.positions {
+        Positions::Learned => {
+            let reason = format!(
+                "{block_size} is beyond the {positions} positions that this model ({}) has vectors for; use --block_size {positions} or less",
+                config.family.model_type()
+            );
+            return Err(Error::config("--block_size", reason));
+        }
+        Positions::Rotary(_) => "rotary embedding goes on beyond them",
+        Positions::Alibi => "ALiBi goes on beyond them",
+    };
+    eprintln!(
+        "blocks of {block_size} tokens are longer than the {positions} positions this model was made for; {go_on}"
+    );
+    Ok(())
+}
+
 /// MedicalGPT's `--model_type` names families, some of them several of config.json's.
 fn check_model_type(asked: Option<&str>, config: &Config) -> Result<()> {
     let Some(asked) = asked.map(str::to_lowercase).filter(|asked| !matches!(asked.as_str(), "auto" | "none" | ""))
     else {
         return Ok(());
     };
-    let found = config.json["model_type"].as_str().unwrap_or_default();
-    let names: &[&str] = match asked.as_str() {
-        "qwen" => &["qwen", "qwen2", "qwen3"],
-        "chatglm" => &["chatglm", "glm", "glm4"],
-        other => &[other],
-    };
-    if names.contains(&found) {
+    if config.family.is_called(&asked) {
         return Ok(());
     }
+    let found = config.family.model_type();
     Err(Error::config("--model_type", format!("is {asked}, config.json says {found:?}; use auto, or the right model")))
 }
 

@@ -11,9 +11,11 @@ use serde_json::{Value, json};
 use tokenmill_shared::random::{Purpose, Stream};
 use tokenmill_shared::{Error, Result, storage};
 
+use super::dropout::{Place, Seed};
 use super::{Model, Parameter, tensor_error};
 use crate::ops::cpu::{tensor, values, write};
-use crate::ops::lora::{Dropout, Pair};
+use crate::ops::linear::Weight;
+use crate::ops::lora::Pair;
 use crate::ops::matmul::{Matrix, Threads, matmul};
 use crate::ops::precision::Precision;
 
@@ -52,26 +54,19 @@ pub struct Adapters {
     settings: LoraSettings,
     /// For the index of a weight, those of its A and B.
     pairs: BTreeMap<usize, (usize, usize)>,
-    seed: u64,
-    /// Which micro-batch of which step is being trained on: what dropout depends on.
-    pass: u64,
 }
 
 impl Adapters {
-    /// The pair beside the weight of index `weight`, for training or not.
+    /// The pair beside the weight of index `weight`, with dropout if there is a seed for it.
     pub(super) fn pair<'a>(
         &self,
         parameters: &'a [Parameter],
         weight: usize,
-        training: bool,
+        seed: Option<Seed>,
         precision: Precision,
     ) -> Option<Pair<'a>> {
         let (a, b) = *self.pairs.get(&weight)?;
-        let rate = self.settings.dropout as f32;
-        let dropout = (training && rate > 0.0).then(|| {
-            let stream = Stream::new(self.seed ^ self.pass.rotate_left(32), Purpose::Dropout, weight as u64);
-            Dropout { rate, stream }
-        });
+        let dropout = seed.and_then(|seed| seed.dropout(self.settings.dropout as f32, Place::Adapter(weight)));
         let scale = self.settings.scale();
         Some(Pair { a: (&parameters[a].tensor, a), b: (&parameters[b].tensor, b), scale, dropout, precision })
     }
@@ -82,16 +77,17 @@ impl Model {
     ///
     /// # Errors
     /// A target or module that the model does not have.
-    pub fn add_adapters(&mut self, settings: LoraSettings, seed: u64) -> Result<()> {
+    pub fn add_adapters(&mut self, mut settings: LoraSettings, seed: u64) -> Result<()> {
         let targets = self.targets(&settings.target_modules)?;
-        let whole = self.modules_to_save(&settings.modules_to_save)?;
+        let whole;
+        (settings.modules_to_save, whole) = self.modules_to_save(&settings.modules_to_save)?;
         for (index, parameter) in self.parameters.iter_mut().enumerate() {
             parameter.trainable = whole.contains(&index);
         }
         let mut pairs = BTreeMap::new();
-        for index in targets.into_iter().filter(|index| !whole.contains(index)) {
+        for (index, input_first) in targets.into_iter().filter(|(index, _)| !whole.contains(index)) {
             let weight = &self.parameters[index];
-            let (output, input) = weight.tensor.dims2().map_err(tensor_error)?;
+            let (output, input) = Weight { tensor: &weight.tensor, input_first }.dims().map_err(tensor_error)?;
             let module = weight.name.trim_end_matches(".weight").to_owned();
             let (stream, rank) = (Stream::new(seed, Purpose::Adapter, index as u64), settings.rank);
             let bound = 1.0 / (input as f64).sqrt();
@@ -106,7 +102,7 @@ impl Model {
             }
             pairs.insert(index, (first, first + 1));
         }
-        self.adapters = Some(Adapters { settings, pairs, seed, pass: 0 });
+        self.adapters = Some(Adapters { settings, pairs });
         self.renew_gradients()
     }
 
@@ -115,31 +111,23 @@ impl Model {
         self.adapters.as_ref().map(|adapters| &adapters.settings)
     }
 
-    /// Says which micro-batch of which step comes next, so that dropout masks are a function of it.
-    pub fn set_pass(&mut self, step: u64, micro_batch: usize) {
-        if let Some(adapters) = &mut self.adapters {
-            adapters.pass = step << 20 | micro_batch as u64;
-        }
-    }
-
-    /// Projections that may have a pair: matrices but the embeddings and the output projection.
-    fn linear_modules(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.parameters.iter().enumerate().filter_map(|(index, parameter)| {
-            let module = parameter.name.strip_suffix(".weight")?;
-            let is_matrix = parameter.tensor.rank() == 2 && parameter.decay;
-            let is_projection = !module.contains("embed") && !module.ends_with("lm_head");
-            (is_matrix && is_projection).then_some((index, module))
+    /// Projections that may have a pair: the index and module of the weight, and whether its input comes first.
+    fn linear_modules(&self) -> impl Iterator<Item = (usize, &str, bool)> {
+        self.layout.projections().into_iter().filter_map(|projection| {
+            let module = self.parameters[projection.weight].name.strip_suffix(".weight")?;
+            Some((projection.weight, module, projection.input_first))
         })
     }
 
-    fn targets(&self, wanted: &[String]) -> Result<BTreeSet<usize>> {
+    /// The weights that `wanted` means, and whether their inputs come first.
+    fn targets(&self, wanted: &[String]) -> Result<BTreeMap<usize, bool>> {
         let flag = "--target_modules";
         if let [one] = wanted
             && matches!(one.as_str(), "all" | "all-linear")
         {
-            return Ok(self.linear_modules().map(|(index, _)| index).collect());
+            return Ok(self.linear_modules().map(|(index, _, input_first)| (index, input_first)).collect());
         }
-        let mut targets = BTreeSet::new();
+        let mut targets = BTreeMap::new();
         for name in wanted {
             // As PEFT reads a single string: a regular expression for whole names, if it can be nothing else.
             let pattern = name
@@ -151,11 +139,11 @@ impl Model {
                 Some(pattern) => pattern.is_match(module),
                 None => is_named(module, name),
             };
-            let found: Vec<_> =
-                self.linear_modules().filter(|(_, module)| matches(module)).map(|(index, _)| index).collect();
+            let found = self.linear_modules().filter(|(_, module, _)| matches(module));
+            let found: Vec<_> = found.map(|(index, _, input_first)| (index, input_first)).collect();
             if found.is_empty() {
                 let leaves: BTreeSet<&str> =
-                    self.linear_modules().filter_map(|(_, module)| module.rsplit('.').next()).collect();
+                    self.linear_modules().filter_map(|(_, module, _)| module.rsplit('.').next()).collect();
                 let leaves: Vec<_> = leaves.into_iter().collect();
                 let reason = format!("{name:?} is no projection of this model; it has {}", leaves.join(", "));
                 return Err(Error::config(flag, reason));
@@ -165,30 +153,39 @@ impl Model {
         Ok(targets)
     }
 
-    fn modules_to_save(&self, wanted: &[String]) -> Result<BTreeSet<usize>> {
-        let mut whole = BTreeSet::new();
-        for name in wanted {
+    /// The modules that `wanted` means, by the names they have in this family, and their parameters.
+    fn modules_to_save(&self, wanted: &[String]) -> Result<(Vec<String>, BTreeSet<usize>)> {
+        let (mut names, mut whole) = (Vec::new(), BTreeSet::new());
+        let leaf = |name: &str| name.trim_end_matches(".weight").rsplit('.').next().unwrap_or_default().to_owned();
+        let (embedding, head) = (leaf(self.layout.embedding_name()), leaf(&self.layout.head_name));
+        for asked in wanted {
             // By role: the input and the output embedding, whatever the family calls them.
-            let name = if name == "embeddings" { "embed_tokens" } else { name.as_str() };
-            let tied = name == "lm_head" && self.config.tie_word_embeddings;
-            if tied {
+            let mut name = match asked.as_str() {
+                "embeddings" => &embedding,
+                "lm_head" => &head,
+                other => other,
+            };
+            if name == head && self.config.tie_word_embeddings {
                 eprintln!(
-                    "--modules_to_save {name}: it is tied to the embedding and stays so; the embedding is trained"
+                    "--modules_to_save {asked}: it is tied to the embedding and stays so; the embedding is trained"
                 );
+                name = &embedding;
             }
-            let name = if tied { "embed_tokens" } else { name };
             let of_module = |parameter: &Parameter| {
                 parameter.name.rsplit_once('.').is_some_and(|(module, _)| is_named(module, name))
             };
             let found = self.parameters.iter().enumerate().filter(|(_, parameter)| of_module(parameter));
             let found: Vec<_> = found.map(|(index, _)| index).collect();
             if found.is_empty() {
-                let reason = format!("{name:?} is no module of this model; usual are embed_tokens and lm_head");
+                let reason = format!("{name:?} is no module of this model; usual are {embedding} and {head}");
                 return Err(Error::config("--modules_to_save", reason));
             }
             whole.extend(found);
+            if !names.iter().any(|known| known == name) {
+                names.push(name.to_owned());
+            }
         }
-        Ok(whole)
+        Ok((names, whole))
     }
 
     /// What an adapter file holds: PEFT's name and the tensor of every trained parameter.
@@ -208,8 +205,9 @@ impl Model {
         // Leaf names say what was adapted unless a regular expression chose among equals.
         let leaves: BTreeSet<String> = adapters.clone().map(leaf).collect();
         let chosen: BTreeSet<&usize> = adapters.collect();
+        let input_first = self.linear_modules().any(|(index, _, input_first)| input_first && chosen.contains(&index));
         let all_of_them =
-            self.linear_modules().filter(|(index, _)| leaves.contains(&leaf(index))).count() == chosen.len();
+            self.linear_modules().filter(|(index, ..)| leaves.contains(&leaf(index))).count() == chosen.len();
         let targets = if all_of_them {
             leaves.into_iter().collect::<Vec<_>>()
         } else {
@@ -220,7 +218,7 @@ impl Model {
             "auto_mapping": null,
             "base_model_name_or_path": base,
             "bias": "none",
-            "fan_in_fan_out": false,
+            "fan_in_fan_out": input_first,
             "inference_mode": true,
             "init_lora_weights": true,
             "layers_pattern": null,
@@ -266,7 +264,9 @@ impl Model {
         let stranger = found.keys().find(|name| {
             let base_copy = name.contains(".original_module.");
             // Rows of the base, saved because its vocabulary had been resized.
-            let base_rows = name.ends_with("embed_tokens.weight") || name.ends_with("lm_head.weight");
+            let base_rows = [self.layout.embedding_name(), &*self.layout.head_name, "lm_head.weight"]
+                .iter()
+                .any(|rows| name.ends_with(rows));
             !used.contains(*name) && !base_copy && !base_rows
         });
         match stranger {
@@ -275,18 +275,22 @@ impl Model {
         }
     }
 
-    /// Folds the adapters into the weights they stand beside: `W += s · B A`. Every parameter is trainable again.
+    /// Folds the adapters into the weights they stand beside: `W += s · B A`, or its transpose. Every parameter is trainable again.
     pub fn merge_adapters(&mut self) -> Result<()> {
         let Some(adapters) = self.adapters.take() else { return Ok(()) };
         let scale = adapters.settings.scale();
-        for (weight, (a, b)) in &adapters.pairs {
-            let [weight, a, b] = [weight, a, b].map(|index| &self.parameters[*index].tensor);
+        let input_first = self.linear_modules().filter(|(.., input_first)| *input_first);
+        let input_first: BTreeSet<usize> = input_first.map(|(index, ..)| index).collect();
+        for (index, (a, b)) in &adapters.pairs {
+            let [weight, a, b] = [index, a, b].map(|index| &self.parameters[*index].tensor);
             let ((rank, input), (output, _)) = (a.dims2().map_err(tensor_error)?, b.dims2().map_err(tensor_error)?);
             let mut scaled = values(b).map_err(tensor_error)?.to_vec();
             scaled.iter_mut().for_each(|b| *b *= scale);
             let a = values(a).map_err(tensor_error)?;
             let (a, b) = (Matrix::new(&a, rank, input), Matrix::new(&scaled, output, rank));
-            write(weight, |weight| matmul(b, a, weight, true, Threads::All)).map_err(tensor_error)?;
+            // (B A)ᵀ = Aᵀ Bᵀ where the input comes first.
+            let (left, right) = if input_first.contains(index) { (a.t(), b.t()) } else { (b, a) };
+            write(weight, |weight| matmul(left, right, weight, true, Threads::All)).map_err(tensor_error)?;
         }
         if let Some((first, _)) = adapters.pairs.values().min() {
             self.parameters.truncate(*first);

@@ -5,7 +5,10 @@
 mod adapter;
 mod config;
 mod decoder;
+mod dropout;
+mod families;
 mod initialise;
+mod layout;
 mod weights;
 
 #[cfg(test)]
@@ -19,8 +22,12 @@ use candle_core::Tensor;
 use tokenmill_shared::{Error, Result};
 
 pub use adapter::{Adapters, LoraSettings};
-pub use config::{Config, Family};
+pub use config::{Config, DropoutRates, LayerKind, NormKind, Positions, Residual, Resolved};
+pub use families::Family;
 pub use weights::load_tensors;
+
+use self::dropout::Seed;
+use self::layout::Layout;
 
 use crate::arguments::Dtype;
 use crate::gradients::Gradients;
@@ -77,6 +84,7 @@ impl Batch {
 #[derive(Debug)]
 pub struct Model {
     config: Config,
+    layout: Layout,
     parameters: Vec<Parameter>,
     gradients: Gradients,
     /// Low-rank pairs beside frozen projections.
@@ -85,8 +93,10 @@ pub struct Model {
     pub label_smoothing: f32,
     /// Of the projections' products, in training and evaluation.
     pub precision: Precision,
-    /// The rotation table made last, for sequences of so many positions.
-    table: Option<(usize, Table)>,
+    /// What dropout depends on.
+    dropout_seed: Seed,
+    /// The rotation tables made last, for sequences of so many positions.
+    tables: Option<(usize, Vec<Table>)>,
 }
 
 impl Model {
@@ -97,30 +107,34 @@ impl Model {
     pub fn load(dir: &Path) -> Result<Self> {
         let mut config = Config::load(dir)?;
         let tensors = weights::load(dir, &mut config)?;
-        Self::assemble(config, tensors)
+        let layout = config.layout();
+        Self::assemble(config, layout, tensors)
     }
 
-    /// A new model with seeded random weights: normal with the configuration's `initializer_range`, norms 1,
-    /// biases 0.
+    /// A new model with seeded random weights: normal with the configuration's `initializer_range` unless the family has
+    /// another rule, norms 1, biases 0.
     pub fn init(config: Config, seed: u64) -> Result<Self> {
-        let tensors = initialise::tensors(&config, seed).map_err(tensor_error)?;
-        Self::assemble(config, tensors)
+        let layout = config.layout();
+        let tensors = initialise::tensors(&layout.specs, seed).map_err(tensor_error)?;
+        Self::assemble(config, layout, tensors)
     }
 
-    fn assemble(config: Config, tensors: Vec<Tensor>) -> Result<Self> {
-        let specs = config.parameters().into_iter().zip(tensors);
+    fn assemble(config: Config, layout: Layout, tensors: Vec<Tensor>) -> Result<Self> {
+        let specs = layout.specs.iter().zip(tensors);
         let parameters = specs
-            .map(|(spec, tensor)| Parameter { name: spec.name, tensor, decay: spec.decay, trainable: true })
+            .map(|(spec, tensor)| Parameter { name: spec.name.clone(), tensor, decay: spec.decay, trainable: true })
             .collect();
         let gradients = Gradients::new([]).map_err(tensor_error)?;
         let mut model = Self {
             config,
+            layout,
             parameters,
             gradients,
             adapters: None,
             label_smoothing: 0.0,
             precision: Precision::F32,
-            table: None,
+            dropout_seed: Seed { seed: 0, pass: 0 },
+            tables: None,
         };
         model.renew_gradients()?;
         Ok(model)
@@ -141,6 +155,7 @@ impl Model {
             Dtype::Bfloat16 => |value| half::bf16::from_f32(value).to_f32(),
             Dtype::Float16 => |value| half::f16::from_f32(value).to_f32(),
         };
+        self.config.embedding_scale = rounded(self.config.embedding_scale);
         self.parameters.iter().try_for_each(|parameter| {
             write(&parameter.tensor, |values| values.iter_mut().for_each(|value| *value = rounded(*value)))
                 .map_err(tensor_error)
@@ -170,31 +185,42 @@ impl Model {
     /// Adds the gradients of `scale × loss` of one micro-batch, the loss being its summed −log p, smoothed. With `recompute`, layers keep only their
     /// input and run forward again in the backward (gradient checkpointing): the same bits, less memory.
     pub fn forward_backward(&mut self, batch: &Batch, scale: f32, recompute: bool) -> Result<Loss> {
-        self.prepare_table(batch.seq_len);
+        self.prepare_tables(batch.seq_len);
         decoder::forward_backward(self, batch, scale, recompute).map_err(tensor_error)
     }
 
     /// Loss and accuracy of one micro-batch, without gradients.
     pub fn evaluate(&mut self, batch: &Batch) -> Result<Loss> {
-        self.prepare_table(batch.seq_len);
+        self.prepare_tables(batch.seq_len);
         decoder::evaluate(self, batch).map_err(tensor_error)
     }
 
     /// Logits of all positions: (batch, time, vocab).
     pub fn logits(&mut self, input_ids: &[u32], batch_size: usize, seq_len: usize) -> Result<Tensor> {
-        self.prepare_table(seq_len);
+        self.prepare_tables(seq_len);
         decoder::logits(self, input_ids, batch_size, seq_len).map_err(tensor_error)
     }
 
     /// Logits of the last position of one sequence: (vocab).
     pub fn next_logits(&mut self, input_ids: &[u32]) -> Result<Vec<f32>> {
-        self.prepare_table(input_ids.len());
+        self.prepare_tables(input_ids.len());
         decoder::next_logits(self, input_ids).map_err(tensor_error)
     }
 
-    fn prepare_table(&mut self, time: usize) {
-        if self.table.as_ref().is_none_or(|(made_for, _)| *made_for != time) {
-            self.table = Some((time, self.config.rope().table(time)));
+    /// The seed of dropout.
+    pub fn set_seed(&mut self, seed: u64) {
+        self.dropout_seed.seed = seed;
+    }
+
+    /// Says which micro-batch of which step comes next, so that dropout masks are a function of it.
+    pub fn set_pass(&mut self, step: u64, micro_batch: usize) {
+        self.dropout_seed.pass = step << 20 | micro_batch as u64;
+    }
+
+    fn prepare_tables(&mut self, time: usize) {
+        if self.tables.as_ref().is_none_or(|(made_for, _)| *made_for != time) {
+            let ropes = if let Positions::Rotary(ropes) = &self.config.positions { &ropes[..] } else { &[] };
+            self.tables = Some((time, ropes.iter().map(|rope| rope.table(time)).collect()));
         }
     }
 }

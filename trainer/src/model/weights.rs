@@ -24,28 +24,47 @@ struct Shard {
     data_start: u64,
 }
 
+/// What checkpoints hold beside parameters, by the end of its name: causal masks and rotary frequencies, which are
+/// computed, not learned.
+const BUFFERS: [&str; 5] =
+    ["rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"];
+
 /// Loads the tensors of all parameters, in parameter order. Resolves tying: a configuration that ties is
 /// obeyed unless the file holds a different head; a head that is missing is tied.
 pub(super) fn load(dir: &Path, config: &mut Config) -> Result<Vec<Tensor>> {
     let shards = open_shards(dir, "model")?;
-    let places = places(&shards)?;
+    let places = renamed(places(&shards)?, config);
     resolve_tying(config, &places)?;
-    let specs = config.parameters();
-    let mut known: BTreeSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
-    if config.tie_word_embeddings {
-        known.insert("lm_head.weight");
-    }
-    // Old llama checkpoints carry rotary buffers; they are computed, not learned.
-    let unknown = places.keys().find(|name| !known.contains(**name) && !name.ends_with("rotary_emb.inv_freq"));
-    if let Some(name) = unknown {
+    let layout = config.layout();
+    let known: BTreeSet<&str> =
+        layout.specs.iter().map(|spec| spec.name.as_str()).chain([&*layout.head_name]).collect();
+    let is_buffer = |name: &str| BUFFERS.iter().any(|buffer| name.ends_with(buffer));
+    let unknown = places.iter().find(|(name, _)| !known.contains(name.as_str()) && !is_buffer(name));
+    if let Some((name, place)) = unknown {
         let reason = format!(
             "tensor {name} is not part of a {} model; it would be lost, so nothing is loaded",
-            config.architecture()
+            config.family.architecture()
         );
-        return Err(Error::corrupt(&places[*name].path, reason));
+        return Err(Error::corrupt(&place.shard.path, reason));
     }
-    let wanted: Vec<_> = specs.into_iter().map(|spec| (spec.name, spec.shape)).collect();
+    let wanted: Vec<_> = layout.specs.into_iter().map(|spec| (spec.name, spec.shape)).collect();
     read_all(dir, &places, &wanted)
+}
+
+/// The places under the names that the layout has: old files of some families leave out what all names begin with, and
+/// transformers 5 calls every head `lm_head`.
+fn renamed<'a>(places: Places<'a>, config: &Config) -> Places<'a> {
+    let layout = config.layout();
+    let known: BTreeSet<&str> = layout.specs.iter().map(|spec| spec.name.as_str()).collect();
+    let name = |name: String| {
+        let whole = format!("{}{name}", config.family.prefix());
+        match name.as_str() {
+            "lm_head.weight" => layout.head_name.clone(),
+            _ if known.contains(whole.as_str()) => whole,
+            _ => name,
+        }
+    };
+    places.into_iter().map(|(found, place)| (name(found), place)).collect()
 }
 
 /// Loads the named tensors from `<stem>.safetensors` in `dir`, or its shards, each of the given shape.
@@ -58,18 +77,35 @@ pub fn load_tensors(dir: &Path, stem: &str, wanted: &[(String, Vec<usize>)]) -> 
 pub(super) fn read_all_tensors(dir: &Path, stem: &str) -> Result<BTreeMap<String, Tensor>> {
     let shards = open_shards(dir, stem)?;
     let places = places(&shards)?;
-    let wanted: Vec<_> =
-        places.iter().map(|(name, shard)| ((*name).to_owned(), shard.tensors[*name].shape.clone())).collect();
+    let wanted: Vec<_> = places.iter().map(|(name, place)| (name.clone(), place.info().shape.clone())).collect();
     let tensors = read_all(dir, &places, &wanted)?;
     Ok(wanted.into_iter().map(|(name, _)| name).zip(tensors).collect())
 }
 
+/// A tensor's name in a file.
+struct TensorPlace<'a> {
+    shard: &'a Shard,
+    name: &'a str,
+}
+
+impl TensorPlace<'_> {
+    fn info(&self) -> &TensorInfo {
+        &self.shard.tensors[self.name]
+    }
+
+    fn read(&self) -> Result<Vec<f32>> {
+        self.shard.read(self.name, self.info())
+    }
+}
+
 /// Which file holds each tensor.
-fn places(shards: &[Shard]) -> Result<BTreeMap<&str, &Shard>> {
+type Places<'a> = BTreeMap<String, TensorPlace<'a>>;
+
+fn places(shards: &[Shard]) -> Result<Places<'_>> {
     let mut places = BTreeMap::new();
     for shard in shards {
         for name in shard.tensors.keys() {
-            if places.insert(name.as_str(), shard).is_some() {
+            if places.insert(name.clone(), TensorPlace { shard, name }).is_some() {
                 return Err(Error::corrupt(
                     &shard.path,
                     format!("tensor {name} is also in another file of this checkpoint"),
@@ -80,33 +116,31 @@ fn places(shards: &[Shard]) -> Result<BTreeMap<&str, &Shard>> {
     Ok(places)
 }
 
-fn read_all(dir: &Path, places: &BTreeMap<&str, &Shard>, wanted: &[(String, Vec<usize>)]) -> Result<Vec<Tensor>> {
+fn read_all(dir: &Path, places: &Places<'_>, wanted: &[(String, Vec<usize>)]) -> Result<Vec<Tensor>> {
     let mut tensors = Vec::new();
     for (name, shape) in wanted {
-        let Some(shard) = places.get(name.as_str()) else {
+        let Some(place) = places.get(name.as_str()) else {
             return Err(Error::corrupt(
                 dir,
                 format!("tensor {name} is in none of the checkpoint's files; fetch it again"),
             ));
         };
-        let info = &shard.tensors[name];
-        if info.shape != *shape {
-            let reason = format!("tensor {name} has shape {:?}, {shape:?} is called for", info.shape);
-            return Err(Error::corrupt(&shard.path, reason));
+        let found = &place.info().shape;
+        if found != shape {
+            let reason = format!("tensor {name} has shape {found:?}, {shape:?} is called for");
+            return Err(Error::corrupt(&place.shard.path, reason));
         }
-        tensors.push(tensor(shard.read(name, info)?, shape.as_slice()).map_err(tensor_error)?);
+        tensors.push(tensor(place.read()?, shape.as_slice()).map_err(tensor_error)?);
     }
     Ok(tensors)
 }
 
-fn resolve_tying(config: &mut Config, places: &BTreeMap<&str, &Shard>) -> Result<()> {
-    let (head, embedding) = ("lm_head.weight", "model.embed_tokens.weight");
-    let tie = match (places.get(head), places.get(embedding)) {
+fn resolve_tying(config: &mut Config, places: &Places<'_>) -> Result<()> {
+    let layout = config.layout();
+    let (head, embedding) = (places.get(&layout.head_name), places.get(layout.embedding_name()));
+    let tie = match (head, embedding) {
         (None, _) => true,
-        (Some(head_shard), Some(embedding_shard)) if config.tie_word_embeddings => {
-            let read = |name: &str, shard: &Shard| shard.read(name, &shard.tensors[name]);
-            read(head, head_shard)? == read(embedding, embedding_shard)?
-        }
+        (Some(head), Some(embedding)) if config.tie_word_embeddings => head.read()? == embedding.read()?,
         _ => config.tie_word_embeddings,
     };
     if tie != config.tie_word_embeddings {

@@ -6,23 +6,27 @@
 //! Every reduction that crosses rows is done in pieces of fixed size summed in index order: no bit of a
 //! result depends on the number of threads.
 
+pub mod activation;
 pub mod adafactor;
 pub mod adamw;
+pub mod alibi;
 pub mod attention;
 pub mod cpu;
 pub mod cross_entropy;
+pub mod dropout;
 pub mod embedding;
 pub mod heads;
+pub mod layer_norm;
 pub mod linear;
 pub mod lion;
 pub mod lora;
 pub(crate) mod matmul;
+pub mod normalize;
 pub mod precision;
 pub mod rms_norm;
 pub mod rope;
 pub mod sgd;
 mod simd;
-pub mod swiglu;
 
 #[cfg(test)]
 mod tests;

@@ -114,16 +114,12 @@ pub(super) struct Layout {
     pub final_norm: Norm,
     /// The output projection; in a tied model the embedding.
     pub head: usize,
-    /// What a head of its own is called.
-    pub head_name: String,
+    /// The module of the embedding, and that of a head of its own; their weights are `<module>.weight`.
+    pub embedding_module: String,
+    pub head_module: String,
 }
 
 impl Layout {
-    /// The name of the embedding.
-    pub fn embedding_name(&self) -> &str {
-        &self.specs[self.embedding].name
-    }
-
     /// The projections of all layers, in parameter order.
     pub fn projections(&self) -> Vec<Projection> {
         let mut all: Vec<_> = self.layers.iter().flat_map(Layer::projections).collect();
@@ -232,7 +228,7 @@ impl Builder {
     /// The layout, with a head of this name unless the model is tied.
     pub fn finish(mut self, config: &Config, head: &str, parts: Parts) -> Layout {
         let Parts { embedding, positions, embedding_norm, layers, final_norm } = parts;
-        let head_name = format!("{head}.weight");
+        let embedding_module = self.specs[embedding].name.trim_end_matches(".weight").to_owned();
         let mut head_index = embedding;
         if !config.tie_word_embeddings {
             head_index = self.matrix(head, config.vocab_size, config.hidden_size);
@@ -240,8 +236,17 @@ impl Builder {
         if config.normalized_head {
             self.specs[head_index].start = Start::Uniform(1.0 / (config.hidden_size as f64).sqrt());
         }
-        let specs = self.specs;
-        Layout { specs, embedding, positions, embedding_norm, layers, final_norm, head: head_index, head_name }
+        Layout {
+            specs: self.specs,
+            embedding,
+            positions,
+            embedding_norm,
+            layers,
+            final_norm,
+            head: head_index,
+            embedding_module,
+            head_module: head.to_owned(),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`Model::forward_backward`] is the whole of training but the update; it accumulates into [`Gradients`].
 
 mod adapter;
+mod adapter_rows;
 mod config;
 mod decoder;
 mod dropout;

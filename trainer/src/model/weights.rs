@@ -36,8 +36,8 @@ pub(super) fn load(dir: &Path, config: &mut Config) -> Result<Vec<Tensor>> {
     let places = renamed(places(&shards)?, config);
     resolve_tying(config, &places)?;
     let layout = config.layout();
-    let known: BTreeSet<&str> =
-        layout.specs.iter().map(|spec| spec.name.as_str()).chain([&*layout.head_name]).collect();
+    let head = format!("{}.weight", layout.head_module);
+    let known: BTreeSet<&str> = layout.specs.iter().map(|spec| spec.name.as_str()).chain([head.as_str()]).collect();
     let is_buffer = |name: &str| BUFFERS.iter().any(|buffer| name.ends_with(buffer));
     let unknown = places.iter().find(|(name, _)| !known.contains(name.as_str()) && !is_buffer(name));
     if let Some((name, place)) = unknown {
@@ -59,7 +59,7 @@ fn renamed<'a>(places: Places<'a>, config: &Config) -> Places<'a> {
     let name = |name: String| {
         let whole = format!("{}{name}", config.family.prefix());
         match name.as_str() {
-            "lm_head.weight" => layout.head_name.clone(),
+            "lm_head.weight" => format!("{}.weight", layout.head_module),
             _ if known.contains(whole.as_str()) => whole,
             _ => name,
         }
@@ -137,7 +137,8 @@ fn read_all(dir: &Path, places: &Places<'_>, wanted: &[(String, Vec<usize>)]) ->
 
 fn resolve_tying(config: &mut Config, places: &Places<'_>) -> Result<()> {
     let layout = config.layout();
-    let (head, embedding) = (places.get(&layout.head_name), places.get(layout.embedding_name()));
+    let of = |module: &str| places.get(&format!("{module}.weight"));
+    let (head, embedding) = (of(&layout.head_module), of(&layout.embedding_module));
     let tie = match (head, embedding) {
         (None, _) => true,
         (Some(head), Some(embedding)) if config.tie_word_embeddings => head.read()? == embedding.read()?,

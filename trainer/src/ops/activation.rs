@@ -94,7 +94,7 @@ impl Function for Gelu {
 struct GeluTanh;
 
 /// 2 √(2/π).
-const TWICE_ROOT: f32 = 1.595_769_1;
+const TWICE_ROOT: f32 = 1.595_769;
 const CUBIC: f32 = 0.044_715;
 
 impl Function for GeluTanh {

@@ -39,7 +39,7 @@ pub fn tanh(x: f32) -> f32 {
     let p = 2.063_908_8e-2 + z * p;
     let p = -5.373_971_6e-2 + z * p;
     let p = 0.133_314_42 + z * p;
-    let p = -0.333_332_82 + z * p;
+    let p = -0.333_332_8 + z * p;
     let near = x + x * z * p;
     let far = (1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0)).copysign(x);
     if x.abs() < 0.625 { near } else { far }

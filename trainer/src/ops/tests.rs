@@ -168,7 +168,7 @@ fn layer_norm_of_widths_with_and_without_a_rest() {
 fn rows_are_scaled_to_length_one() {
     let (x, dy) = (random(&[5, 19], 1), random(&[5, 19], 2));
     let reference = |inputs: &[Tensor]| inputs[0].broadcast_div(&inputs[0].sqr()?.sum_keepdim(1)?.sqrt()?);
-    assert_close(&flat(&normalize::forward(&x).unwrap()), &flat(&reference(&[x.clone()]).unwrap()), 1e-6);
+    assert_close(&flat(&normalize::forward(&x).unwrap()), &flat(&reference(std::slice::from_ref(&x)).unwrap()), 1e-6);
     let values: Vec<f32> = flat(&dy).into_iter().map(|value| value as f32).collect();
     let dx = gradient_of(95, |gradients| normalize::backward(&values, &x, gradients.slot(0)).unwrap());
     assert_slopes(&[&x], &[dx], &dy, reference);
@@ -190,7 +190,7 @@ fn activations_alone_and_gated() {
     ];
     for (kind, reference) in kinds {
         let alone = |inputs: &[Tensor]| reference(&inputs[0]);
-        let expected = alone(&[gate.clone()]).unwrap();
+        let expected = alone(std::slice::from_ref(&gate)).unwrap();
         assert_close(&flat(&activation::forward(kind, &gate).unwrap()), &flat(&expected), 1e-6);
         assert_slopes(&[&gate], &[flat(&activation::backward(kind, &dy, &gate).unwrap())], &dy, alone);
         let gated = |inputs: &[Tensor]| reference(&inputs[0])? * &inputs[1];
@@ -374,7 +374,7 @@ fn embedding_sums_the_gradients_of_repeated_ids() {
     let index = Tensor::new(&ids, &Device::Cpu).unwrap();
     let expected = |inputs: &[Tensor]| inputs[0].index_select(&index, 0)? * 1.5;
     let found = embedding::forward(&ids, &weight, 1.5).unwrap();
-    assert_eq!(flat(&found), flat(&expected(&[weight.clone()]).unwrap()));
+    assert_eq!(flat(&found), flat(&expected(std::slice::from_ref(&weight)).unwrap()));
     let dy = random(&[5, 4], 2);
     let dw = gradient_of(36, |gradients| embedding::backward(&dy, &ids, 1.5, gradients.slot(0)).unwrap());
     assert_slopes(&[&weight], &[dw], &dy, expected);

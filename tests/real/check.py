@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling, LlamaConfig,
                           LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, TrainerState, default_data_collator)
 
-import training
+import resuming, training
 from programs import TESTS, binaries, run
 
 BLOCK = 32
@@ -107,4 +107,5 @@ if __name__ == "__main__":
         datasets = {name: check_dataset(programs, work, name) for name in ("bytes", "pieces")}
         check_checkpoint(programs, work, datasets["bytes"])
         training.check(programs, work, datasets["bytes"])
+        resuming.check(programs, work, datasets["bytes"])
     print("all passed")

@@ -15,4 +15,5 @@ mod kills;
 mod resume;
 mod reuse;
 mod strategies;
+mod tokenizer_extend;
 mod two_way;

@@ -66,10 +66,10 @@ def check_run(programs, work, dataset, number, name, family, adapter_settings, s
     we = ours(programs, base, dataset, adapter, place / "we-go-on", settings, "--resume_from_checkpoint", "true")
     they = theirs(base, dataset, adapter, place / "they-go-on", settings, resume=place / "ours" / half)
     assert torch.load(place / "ours" / half / "optimizer.pt", weights_only=True)["param_groups"][0]["params"]
-    worst = {"we go on from the Trainer's": apart(reference, we), "the Trainer goes on from ours": apart(reference, they)}
+    worst = {"we go on from the Trainer's checkpoint": apart(reference, we), "the Trainer from ours": apart(reference, they)}
     for direction, found in worst.items():
-        assert found <= 1e-4, f"{name}: {direction} checkpoint: losses differ by {found:.2e} relative"
-    print(f"ok   {', '.join(f'{direction} checkpoint within {found:.1e}' for direction, found in worst.items())} ({family}, {name})")
+        assert found <= 1e-4, f"{name}: {direction}: losses differ by {found:.2e} relative"
+    print(f"ok   {', '.join(f'{direction}, losses within {found:.1e}' for direction, found in worst.items())} ({family}, {name})")
 
 
 def check(programs, work, dataset):

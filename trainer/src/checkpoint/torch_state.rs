@@ -81,7 +81,7 @@ fn settings(optimizer: &Optimizer, weight_decay: f64) -> Option<Vec<(&'static st
     })
 }
 
-/// Whether [`write`] can hold the state of `optimizer`.
+/// Whether [`write()`] can hold the state of `optimizer`.
 pub(super) fn holds(optimizer: &Optimizer) -> bool {
     settings(optimizer, 0.0).is_some()
 }

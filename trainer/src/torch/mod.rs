@@ -7,7 +7,7 @@
 //! NAME/version      3
 //! ```
 //! A pickle is a program. The one that reads it here runs nothing: it knows the few calls that make up tensors and
-//! plain data, and refuses every other by name ([`unpickle`]). What is written opens with `weights_only=True`.
+//! plain data, and refuses every other by name ([`unpickle()`]). What is written opens with `weights_only=True`.
 //! Source: torch/serialization.py and torch/_weights_only_unpickler.py of PyTorch 2.
 
 mod archive;

@@ -1,12 +1,12 @@
 //! The reference engine: the `tokenizers` crate, behind a guard against its panics.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use tokenizers::{ModelWrapper, Tokenizer};
 use tokenmill_shared::{Error, Result};
 
 use super::Engine;
+use super::guard::guarded;
 
 /// A tokenizer.json loaded by `tokenizers`.
 pub(super) struct Reference {
@@ -20,12 +20,13 @@ impl Reference {
     pub(super) fn load(path: &Path, json: &[u8]) -> Result<Self> {
         let refuse =
             |why: &str| Error::config(path.display().to_string(), format!("cannot be loaded as a tokenizer ({why})"));
-        let loaded = catch_unwind(AssertUnwindSafe(|| Tokenizer::from_bytes(json)));
-        let mut tokenizer =
-            loaded.map_err(|_| refuse("the loader panicked"))?.map_err(|error| refuse(&error.to_string()))?;
+        let loaded = guarded(|| Tokenizer::from_bytes(json));
+        let mut tokenizer = loaded.map_err(|why| refuse(&why))?.map_err(|error| refuse(&error.to_string()))?;
         // Truncation and padding are batch settings that users save by accident; they would lose tokens.
         tokenizer.with_truncation(None).map_err(|error| refuse(&error.to_string()))?;
         tokenizer.with_padding(None);
+        // A template that names an absent token loads, and panics with every text.
+        guarded(|| tokenizer.encode_fast("a", true)).map_err(|why| refuse(&why))?.ok();
         let largest_id =
             tokenizer.get_vocab(true).into_values().max().ok_or_else(|| refuse("its vocabulary is empty"))?;
         Ok(Self { tokenizer, largest_id })
@@ -39,15 +40,14 @@ impl Reference {
 
 impl Engine for Reference {
     fn encode(&self, text: &str, add_special_tokens: bool, ids: &mut Vec<u32>) -> std::result::Result<(), String> {
-        let encoded = catch_unwind(AssertUnwindSafe(|| self.tokenizer.encode_fast(text, add_special_tokens)));
-        let encoding = encoded.map_err(|_| "the tokenizer panicked".to_owned())?.map_err(|error| error.to_string())?;
+        let encoded = guarded(|| self.tokenizer.encode_fast(text, add_special_tokens));
+        let encoding = encoded?.map_err(|error| error.to_string())?;
         ids.extend_from_slice(encoding.get_ids());
         Ok(())
     }
 
     fn decode(&self, ids: &[u32]) -> std::result::Result<String, String> {
-        let decoded = catch_unwind(AssertUnwindSafe(|| self.tokenizer.decode(ids, false)));
-        decoded.map_err(|_| "the tokenizer panicked".to_owned())?.map_err(|error| error.to_string())
+        guarded(|| self.tokenizer.decode(ids, false))?.map_err(|error| error.to_string())
     }
 
     fn id_of(&self, token: &str) -> Option<u32> {

@@ -16,3 +16,4 @@ mod loading;
 mod resume;
 mod reuse;
 mod strategies;
+mod tokenizer_extend;

@@ -6,6 +6,7 @@
 
 mod cached;
 mod convert;
+pub mod extend;
 mod guard;
 mod reference;
 
@@ -153,6 +154,11 @@ impl Tokenizer {
             tokenizer.eos_token_id = model_eos(dir)?;
         }
         Ok(tokenizer)
+    }
+
+    /// Its tokenizer.json, converted where the directory has none.
+    pub fn json(&self) -> &[u8] {
+        &self.files[0].1
     }
 
     /// Appends the ids of one document.

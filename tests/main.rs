@@ -12,6 +12,7 @@ mod flags;
 mod formats;
 mod golden;
 mod kills;
+mod loading;
 mod resume;
 mod reuse;
 mod strategies;

@@ -14,6 +14,8 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, Bloom
                           GlmForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
                           MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, TrainerState, default_data_collator)
 
+import loading
+import resuming
 import training
 from programs import TESTS, binaries, run
 
@@ -124,6 +126,8 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as directory:
         work = pathlib.Path(directory)
         datasets = {name: check_dataset(programs, work, name) for name in ("bytes", "pieces")}
+        loading.check(programs, work)
         check_checkpoint(programs, work, datasets["bytes"])
         training.check(programs, work, datasets["bytes"])
+        resuming.check(programs, work, datasets["bytes"])
     print("all passed")

@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     let real = RealText::load();
     let mut failed = false;
     for dir in directories() {
-        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = name_of(&dir);
         if !named.is_empty() && !named.contains(&&name) {
             continue;
         }
@@ -76,6 +76,13 @@ fn directories() -> Vec<PathBuf> {
     found.retain(|path| !path.ends_with("unconverted"));
     found.sort();
     found
+}
+
+/// The directory's name; that of one in `unconverted` with it, because the real one may be there too.
+fn name_of(dir: &Path) -> String {
+    let last = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let is_unconverted = dir.parent().is_some_and(|parent| parent.ends_with("unconverted"));
+    if is_unconverted { format!("unconverted/{last}") } else { last }
 }
 
 /// A tokenizer as we load it, and its tokenizer.json in the reference.

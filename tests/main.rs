@@ -17,3 +17,4 @@ mod resume;
 mod reuse;
 mod strategies;
 mod tokenizer_extend;
+mod two_way;

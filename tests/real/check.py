@@ -13,6 +13,7 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, DataC
                           LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, TrainerState, default_data_collator)
 
 import loading
+import resuming
 import training
 from programs import TESTS, binaries, run
 
@@ -109,4 +110,5 @@ if __name__ == "__main__":
         loading.check(programs, work)
         check_checkpoint(programs, work, datasets["bytes"])
         training.check(programs, work, datasets["bytes"])
+        resuming.check(programs, work, datasets["bytes"])
     print("all passed")

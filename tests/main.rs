@@ -12,6 +12,7 @@ mod flags;
 mod formats;
 mod golden;
 mod kills;
+mod numerics;
 mod resume;
 mod reuse;
 mod strategies;

@@ -1,12 +1,13 @@
 """Our ids beside those of Python's `tokenizers` on whole corpora, document by document.
 
-usage: exact_corpora.py [TOKENIZER...] [--corpora nasty,en,zh,code,longline]      needs tokenizers, numpy, zstandard
+usage: exact_corpora.py [TOKENIZER...] [--corpora nasty,en,zh,code,longline] [--documents N]
+needs tokenizers, numpy, zstandard
 
 Reads TOKENMILL_SHARED (or `shared` beside the repository): data/tokenizers/*/tokenizer.json and data/corpora/*.jsonl.zst.
 Prints a line for each tokenizer and corpus, and fails if one document differs. TOKENMILL_FUZZ may name a built
 `fuzz_tokenizers`; otherwise cargo builds it.
 """
-import io, json, os, pathlib, subprocess, sys, time
+import argparse, io, itertools, json, os, pathlib, subprocess, sys, time
 
 import numpy as np
 import tokenizers
@@ -40,15 +41,15 @@ def batches(texts, size):
         yield batch
 
 
-def compare(name, corpus):
-    """How many documents there are, and how many differ; prints the first of these."""
+def compare(name, corpus, limit):
+    """How many documents were compared, at most `limit`, and how many differ; prints the first of these."""
     directory = shared / "data/tokenizers" / name
     reference = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
     reference.no_truncation()
     reference.no_padding()
     ours = subprocess.Popen([*program(), f"ids={directory}", f"corpus={corpus}"], stdout=subprocess.PIPE, cwd=root)
     count = different = 0
-    for batch in batches(documents(corpus), 1 << 20):
+    for batch in batches(itertools.islice(documents(corpus), limit), 1 << 20):
         for text, encoding in zip(batch, reference.encode_batch_fast(batch)):
             length = int.from_bytes(ours.stdout.read(4), "little")
             found = np.frombuffer(ours.stdout.read(4 * length), np.uint32)
@@ -57,23 +58,25 @@ def compare(name, corpus):
                 different += 1
                 if different <= 3:
                     print(f"{name} {corpus} document {count}: {text[:200]!r}", flush=True)
-    assert not ours.stdout.read() and ours.wait() == 0, "the program wrote more documents, or failed"
+    if limit is None:
+        assert not ours.stdout.read() and ours.wait() == 0, "the program wrote more documents, or failed"
+    else:
+        ours.kill()
     return count, different
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    corpora = ["nasty", "en", "zh", "code", "longline"]
-    if "--corpora" in words:
-        at = words.index("--corpora")
-        corpora = words[at + 1].split(",")
-        del words[at : at + 2]
-    names = words or sorted(path.parent.name for path in (shared / "data/tokenizers").glob("*/tokenizer.json"))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("tokenizers", nargs="*")
+    parser.add_argument("--corpora", default="nasty,en,zh,code,longline")
+    parser.add_argument("--documents", type=int)
+    arguments = parser.parse_args()
+    names = arguments.tokenizers or sorted(path.parent.name for path in (shared / "data/tokenizers").glob("*/tokenizer.json"))
     wrong = 0
     for name in names:
-        for corpus in corpora:
+        for corpus in arguments.corpora.split(","):
             began = time.time()
-            count, different = compare(name, corpus)
+            count, different = compare(name, corpus, arguments.documents)
             wrong += different
             print(f"{name} {corpus}: {different} of {count} documents differ ({time.time() - began:.0f} s)", flush=True)
     sys.exit(wrong > 0)

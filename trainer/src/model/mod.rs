@@ -10,6 +10,7 @@ mod dropout;
 mod families;
 mod initialise;
 mod layout;
+mod noise;
 mod weights;
 
 #[cfg(test)]
@@ -25,6 +26,7 @@ use tokenmill_shared::{Error, Result};
 pub use adapter::{Adapters, LoraSettings};
 pub use config::{Config, DropoutRates, LayerKind, NormKind, Positions, Residual, Resolved};
 pub use families::Family;
+pub use noise::EmbeddingNoise;
 pub use weights::load_tensors;
 
 use self::dropout::Seed;
@@ -92,6 +94,8 @@ pub struct Model {
     adapters: Option<Adapters>,
     /// Weight of the mean over all tokens in the loss that is differentiated.
     pub label_smoothing: f32,
+    /// On the embeddings while training.
+    pub embedding_noise: Option<EmbeddingNoise>,
     /// Of the projections' products, in training and evaluation.
     pub precision: Precision,
     /// What dropout depends on.
@@ -133,6 +137,7 @@ impl Model {
             gradients,
             adapters: None,
             label_smoothing: 0.0,
+            embedding_noise: None,
             precision: Precision::F32,
             dropout_seed: Seed { seed: 0, pass: 0 },
             tables: None,
@@ -213,9 +218,13 @@ impl Model {
         self.dropout_seed.seed = seed;
     }
 
-    /// Says which micro-batch of which step comes next, so that dropout masks are a function of it.
+    /// Says which micro-batch of which step comes next, so that dropout masks and noise are a function of it.
     pub fn set_pass(&mut self, step: u64, micro_batch: usize) {
-        self.dropout_seed.pass = step << 20 | micro_batch as u64;
+        let pass = step << 20 | micro_batch as u64;
+        self.dropout_seed.pass = pass;
+        if let Some(noise) = &mut self.embedding_noise {
+            noise.pass = pass;
+        }
     }
 
     fn prepare_tables(&mut self, time: usize) {

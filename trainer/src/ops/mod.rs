@@ -11,6 +11,7 @@ pub mod adafactor;
 pub mod adamw;
 pub mod alibi;
 pub mod attention;
+pub mod blockwise;
 pub mod cpu;
 pub mod cross_entropy;
 pub mod dropout;

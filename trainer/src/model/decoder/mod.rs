@@ -19,7 +19,7 @@ use self::parts::{End, SavedEnd, Statistics};
 use super::config::{Config, Positions, Residual};
 use super::dropout::{Place, Seed};
 use super::layout::{Layer, Layout};
-use super::{Adapters, Batch, Model, Parameter};
+use super::{Adapters, Batch, EmbeddingNoise, Model, Parameter};
 use crate::gradients::Gradients;
 use crate::ops::cross_entropy::{self, Head, Loss};
 use crate::ops::dropout::Dropout;
@@ -40,6 +40,8 @@ struct Decoder<'a> {
     batch_size: usize,
     /// What is dropped, if gradients will follow.
     dropout_seed: Option<Seed>,
+    /// On the embedded tokens, if gradients will follow.
+    noise: Option<EmbeddingNoise>,
     precision: Precision,
 }
 
@@ -75,6 +77,7 @@ impl<'a> Decoder<'a> {
             slopes: (model.config.positions == Positions::Alibi).then(slopes),
             batch_size,
             dropout_seed: training.then_some(model.dropout_seed),
+            noise: model.embedding_noise.filter(|_| training),
             precision: model.precision,
         }
     }
@@ -87,6 +90,7 @@ impl<'a> Decoder<'a> {
     fn embed(&self, ids: &[u32]) -> Result<(Tensor, SavedEnd)> {
         let layout = self.layout;
         let mut x = embedding::forward(ids, self.parameter(layout.embedding), self.config.embedding_scale)?;
+        self.noise.map_or(Ok(()), |noise| noise.add_to(&x, ids.len() / self.batch_size))?;
         if let Some(positions) = layout.positions {
             x = (x + embedding::forward(&self.positions(ids.len()), self.parameter(positions), 1.0)?)?;
         }

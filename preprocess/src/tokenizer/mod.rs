@@ -4,7 +4,13 @@
 //! program sees only [`Tokenizer`]; other engines stand behind [`Engine`] and are used where they are
 //! provably the same.
 
-mod cached;
+mod added;
+mod bpe;
+mod byte_level;
+mod cache;
+mod crossing;
+mod metaspace;
+mod probe;
 mod reference;
 
 use std::path::Path;
@@ -99,10 +105,7 @@ impl Tokenizer {
         let json = &files[0].1;
         let blake3 = blake3::hash(json).to_hex().to_string();
         let reference = Box::new(reference::Reference::load(&path, json)?);
-        let engine: Box<dyn Engine> = match cached::Cached::new(reference, json) {
-            Ok(cached) => Box::new(cached),
-            Err(reference) => reference,
-        };
+        let engine = fastest(reference, json);
         let config = json_file(dir, "tokenizer_config.json")?;
         let special = json_file(dir, "special_tokens_map.json")?;
         let named = |key: &str| {
@@ -138,6 +141,19 @@ impl Tokenizer {
     /// The largest id it can produce.
     pub fn largest_id(&self) -> u32 {
         self.engine.largest_id()
+    }
+}
+
+/// The fast engine that recognises this tokenizer.json, or else the reference.
+fn fastest(reference: Box<reference::Reference>, json: &[u8]) -> Box<dyn Engine> {
+    let Ok(json) = serde_json::from_slice(json) else { return reference };
+    let reference = match byte_level::ByteLevel::new(reference, &json) {
+        Ok(engine) => return Box::new(engine),
+        Err(reference) => reference,
+    };
+    match metaspace::Metaspace::new(reference, &json) {
+        Ok(engine) => Box::new(engine),
+        Err(reference) => reference,
     }
 }
 

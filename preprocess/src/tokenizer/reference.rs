@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use tokenizers::{ModelWrapper, Tokenizer};
+use tokenizers::Tokenizer;
 use tokenmill_shared::{Error, Result};
 
 use super::Engine;
@@ -29,11 +29,6 @@ impl Reference {
         let largest_id =
             tokenizer.get_vocab(true).into_values().max().ok_or_else(|| refuse("its vocabulary is empty"))?;
         Ok(Self { tokenizer, largest_id })
-    }
-
-    /// What turns one pre-token into ids.
-    pub(super) fn model(&self) -> &ModelWrapper {
-        self.tokenizer.get_model()
     }
 }
 

@@ -115,27 +115,67 @@ def check_board(out, ours):
     print(f"ok   TensorBoard reads {len(scalars)} losses, and the arguments as text")
 
 
+def same_logits(programs, work, base, adapter, model, ids):
+    """We read the adapter as PEFT does: the merged model computes what PEFT computes."""
+    merged = work / f"merged-{adapter.name}"
+    run(programs["trainer"], "merge", "--base_model", base, "--lora_model", adapter, "--output_dir", merged)
+    run(programs["logits"], merged, work / "ids.safetensors", work / "logits.safetensors")
+    with torch.no_grad():
+        expected, theirs = model(input_ids=ids).logits, load(merged)(input_ids=ids).logits
+        changed = load(base)(input_ids=ids).logits[..., :expected.shape[-1]]
+    worst = max((load_file(work / "logits.safetensors")["logits"] - expected).abs().max().item(), (theirs - expected).abs().max().item())
+    assert worst <= 2e-5 and (changed - expected[..., :changed.shape[-1]]).abs().max() > 1e-3, f"{adapter.name}: {worst}"
+    return worst
+
+
 def check_adapter(programs, work, dataset):
     """Our adapter opens in PEFT, and PEFT's in ours: the same logits."""
-    base, out = base_model(work, "llama"), work / "lora"
-    run(programs["trainer"], "--model_name_or_path", base, "--dataset_dir", dataset, "--output_dir", out, "--do_train", "--max_steps", 6, "--learning_rate", "1e-2",
-        "--lora_rank", 6, "--modules_to_save", "embed_tokens,lm_head", "--save_strategy", "no")
-    made = fresh_adapter(base, work / "theirs", modules_to_save=["lm_head"], use_rslora=True)
     ids = torch.randint(0, 600, (2, 32), generator=torch.Generator().manual_seed(1))
     save_file({"input_ids": ids}, work / "ids.safetensors")
-    for name, adapter in (("ours", out), ("theirs", made)):
+    untied, tied = base_model(work, "llama"), work / "base-tied"
+    torch.manual_seed(3)
+    LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True)).save_pretrained(tied)
+    AutoTokenizer.from_pretrained(untied).save_pretrained(tied)
+    ours = {"untied": (untied, "embed_tokens,lm_head"), "tied": (tied, "embeddings")}
+    adapters = {}
+    for name, (base, modules) in ours.items():
+        out = work / f"ours-{name}"
+        run(programs["trainer"], "--model_name_or_path", base, "--dataset_dir", dataset, "--output_dir", out, "--do_train", "--max_steps", 6, "--learning_rate", "1e-2",
+            "--lora_rank", 6, "--modules_to_save", modules, "--save_strategy", "no")
+        adapters[out.name] = (base, out)
+    adapters["theirs"] = (untied, fresh_adapter(untied, work / "theirs", modules_to_save=["lm_head"], use_rslora=True))
+    for name, (base, adapter) in adapters.items():
         model = PeftModel.from_pretrained(load(base), adapter)
-        loaded = {key.replace(".modules_to_save.default", "").replace(".default", ""): value for key, value in model.named_parameters()}
+        loaded = {key.replace(".modules_to_save.default", "").replace(".default", ""): value for key, value in model.named_parameters(remove_duplicate=False)}
         for key, value in load_file(adapter / "adapter_model.safetensors").items():
             assert torch.equal(loaded[key], value), key
-        run(programs["trainer"], "merge", "--base_model", base, "--lora_model", adapter, "--output_dir", work / f"merged-{name}")
-        run(programs["logits"], work / f"merged-{name}", work / "ids.safetensors", work / "logits.safetensors")
-        with torch.no_grad():
-            expected, changed = model(input_ids=ids).logits, load(base)(input_ids=ids).logits
-            merged = load(work / f"merged-{name}")(input_ids=ids).logits
-        worst = max((load_file(work / "logits.safetensors")["logits"] - expected).abs().max().item(), (merged - expected).abs().max().item())
-        assert worst <= 2e-5 and (changed - expected).abs().max() > 1e-3, f"{name}: {worst}"
+        worst = same_logits(programs, work, base, adapter, model, ids)
         print(f"ok   PEFT and we read the same adapter ({name}), also merged: logits within {worst:.1e}")
+
+
+def check_adapter_shapes(programs, work):
+    """Every shape in which PEFT saves rows of embeddings is read: trained, with copies, untrained, single rows."""
+    ids = torch.randint(0, 600, (2, 32), generator=torch.Generator().manual_seed(1))
+    both, rows = ["embed_tokens", "lm_head"], [3, 17, 590]
+    shapes = [("whole", 0, dict(modules_to_save=both)), ("copies", 8, dict(modules_to_save=both)), ("untrained", 8, {}), ("rows", 0, dict(trainable_token_indices=rows)),
+              ("one-of-two", 0, dict(modules_to_save=["embed_tokens"])), ("as-one", 0, dict(modules_to_save=both, ensure_weight_tying=True))]
+    for tied in (False, True):
+        base = work / ("base-tied" if tied else "base-llama")
+        for name, more_tokens, settings in shapes:
+            if name == "as-one" and not tied:
+                continue
+            torch.manual_seed(5)
+            model = load(base)
+            if more_tokens:
+                model.resize_token_embeddings(SHAPE["vocab_size"] + more_tokens)
+            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "down_proj"], **settings))
+            for key, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    torch.nn.init.normal_(parameter, std=0.05)
+            adapter = work / f"{name}-{'tied' if tied else 'untied'}"
+            model.save_pretrained(adapter)
+            same_logits(programs, work, base, adapter, model.eval(), ids)
+    print(f"ok   adapters with rows of embeddings, as PEFT saves them: {', '.join(name for name, *_ in shapes)}; tied and untied")
 
 
 def check(programs, work, dataset):
@@ -144,3 +184,4 @@ def check(programs, work, dataset):
         if number == 0:
             check_board(out, ours)
     check_adapter(programs, work, dataset)
+    check_adapter_shapes(programs, work)

@@ -1,6 +1,7 @@
 //! Adapters: which projections have a low-rank pair beside them, which modules are trained whole, and PEFT's files.
 //!
-//! Source of names and files: peft 0.21 (`adapter_config.json`, `adapter_model.safetensors`).
+//! Source of names and files: peft 0.21 (`adapter_config.json`, `adapter_model.safetensors`). Adapters with rows of
+//! embeddings come in several shapes; [`super::adapter_rows`] makes one of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -9,18 +10,16 @@ use candle_core::Tensor;
 use regex::Regex;
 use serde_json::{Value, json};
 use tokenmill_shared::random::{Purpose, Stream};
-use tokenmill_shared::{Error, Result, storage};
+use tokenmill_shared::{Error, Result};
 
-use super::{Model, Parameter, tensor_error};
+use super::adapter_rows::AdapterFile;
+use super::{EMBEDDING, HEAD, Model, Parameter, tensor_error};
 use crate::ops::cpu::{tensor, values, write};
 use crate::ops::lora::{Dropout, Pair};
 use crate::ops::matmul::{Matrix, Threads, matmul};
 use crate::ops::precision::Precision;
 
-/// An adapter_config.json beyond this is not one.
-const CONFIG_LIMIT: u64 = 1 << 20;
-
-const PREFIX: &str = "base_model.model.";
+pub(super) const PREFIX: &str = "base_model.model.";
 
 /// What adapters are like.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,6 +51,8 @@ pub struct Adapters {
     settings: LoraSettings,
     /// For the index of a weight, those of its A and B.
     pairs: BTreeMap<usize, (usize, usize)>,
+    /// Frozen parameters whose values came with an adapter instead of the base: they are saved with it again.
+    kept: BTreeSet<usize>,
     seed: u64,
     /// Which micro-batch of which step is being trained on: what dropout depends on.
     pass: u64,
@@ -82,8 +83,12 @@ impl Model {
     ///
     /// # Errors
     /// A target or module that the model does not have.
-    pub fn add_adapters(&mut self, settings: LoraSettings, seed: u64) -> Result<()> {
+    pub fn add_adapters(&mut self, mut settings: LoraSettings, seed: u64) -> Result<()> {
         let targets = self.targets(&settings.target_modules)?;
+        settings.modules_to_save = self.module_names(settings.modules_to_save);
+        if self.config.tie_word_embeddings && settings.modules_to_save.iter().any(|name| is_named(HEAD, name)) {
+            eprintln!("--modules_to_save: embedding and head are tied and stay so; they are trained as one");
+        }
         let whole = self.modules_to_save(&settings.modules_to_save)?;
         for (index, parameter) in self.parameters.iter_mut().enumerate() {
             parameter.trainable = whole.contains(&index);
@@ -106,13 +111,26 @@ impl Model {
             }
             pairs.insert(index, (first, first + 1));
         }
-        self.adapters = Some(Adapters { settings, pairs, seed, pass: 0 });
+        self.adapters = Some(Adapters { settings, pairs, kept: BTreeSet::new(), seed, pass: 0 });
         self.renew_gradients()
     }
 
     /// The settings of the adapters, if there are any.
     pub fn lora_settings(&self) -> Option<&LoraSettings> {
         self.adapters.as_ref().map(|adapters| &adapters.settings)
+    }
+
+    /// Indices of the trained parameters in the order of torch's `named_parameters()`: a pair comes where the
+    /// projection it stands beside does.
+    pub fn trained_in_order(&self) -> Vec<usize> {
+        let mut places: Vec<_> = (0..self.parameters.len()).map(|index| (index, 0)).collect();
+        for (weight, (a, b)) in self.adapters.iter().flat_map(|adapters| &adapters.pairs) {
+            (places[*a], places[*b]) = ((*weight, 1), (*weight, 2));
+        }
+        let trained = self.parameters.iter().enumerate().filter(|(_, parameter)| parameter.trainable);
+        let mut order: Vec<usize> = trained.map(|(index, _)| index).collect();
+        order.sort_by_key(|index| places[*index]);
+        order
     }
 
     /// Says which micro-batch of which step comes next, so that dropout masks are a function of it.
@@ -165,25 +183,36 @@ impl Model {
         Ok(targets)
     }
 
+    /// Resolves the role `embeddings` into the family's name. Tied weights stay tied: PEFT is told both names.
+    fn module_names(&self, wanted: Vec<String>) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for asked in wanted {
+            let name = if asked == "embeddings" { leaf(EMBEDDING).to_owned() } else { asked };
+            let is_either = is_named(EMBEDDING, &name) || is_named(HEAD, &name);
+            let meant = if is_either && self.config.tie_word_embeddings {
+                vec![leaf(EMBEDDING).to_owned(), leaf(HEAD).to_owned()]
+            } else {
+                vec![name]
+            };
+            names.extend(meant.into_iter().filter(|name| !names.contains(name)).collect::<Vec<_>>());
+        }
+        names
+    }
+
+    /// The parameters of the named modules.
     fn modules_to_save(&self, wanted: &[String]) -> Result<BTreeSet<usize>> {
+        let tied = self.config.tie_word_embeddings;
         let mut whole = BTreeSet::new();
         for name in wanted {
-            // By role: the input and the output embedding, whatever the family calls them.
-            let name = if name == "embeddings" { "embed_tokens" } else { name.as_str() };
-            let tied = name == "lm_head" && self.config.tie_word_embeddings;
-            if tied {
-                eprintln!(
-                    "--modules_to_save {name}: it is tied to the embedding and stays so; the embedding is trained"
-                );
-            }
-            let name = if tied { "embed_tokens" } else { name };
+            let name = if tied && is_named(HEAD, name) { leaf(EMBEDDING) } else { name.as_str() };
             let of_module = |parameter: &Parameter| {
                 parameter.name.rsplit_once('.').is_some_and(|(module, _)| is_named(module, name))
             };
             let found = self.parameters.iter().enumerate().filter(|(_, parameter)| of_module(parameter));
             let found: Vec<_> = found.map(|(index, _)| index).collect();
             if found.is_empty() {
-                let reason = format!("{name:?} is no module of this model; usual are embed_tokens and lm_head");
+                let usual = [leaf(EMBEDDING), leaf(HEAD)].join(" and ");
+                let reason = format!("{name:?} is no module of this model; usual are {usual}");
                 return Err(Error::config("--modules_to_save", reason));
             }
             whole.extend(found);
@@ -191,10 +220,18 @@ impl Model {
         Ok(whole)
     }
 
-    /// What an adapter file holds: PEFT's name and the tensor of every trained parameter.
+    /// What an adapter file holds: PEFT's name and the tensor of every trained parameter, and of those that came with an
+    /// adapter. PEFT asks for both names of tied weights.
     pub fn adapter_tensors(&self) -> Vec<(String, &Tensor)> {
-        let trained = self.parameters.iter().filter(|parameter| parameter.trainable);
-        trained.map(|parameter| (format!("{PREFIX}{}", parameter.name), &parameter.tensor)).collect()
+        let kept = |index: &usize| self.adapters.as_ref().is_some_and(|adapters| adapters.kept.contains(index));
+        let saved = self.parameters.iter().enumerate().filter(|(index, one)| one.trainable || kept(index));
+        let saved = saved.map(|(_, parameter)| (parameter.name.as_str(), &parameter.tensor));
+        let mut named: Vec<_> = saved.map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor)).collect();
+        let embedding = format!("{PREFIX}{EMBEDDING}.weight");
+        let tied = named.iter().find(|(name, _)| self.config.tie_word_embeddings && *name == embedding);
+        let head = tied.map(|(_, tensor)| (format!("{PREFIX}{HEAD}.weight"), *tensor));
+        named.extend(head);
+        named
     }
 
     /// `adapter_config.json` as PEFT reads it, with the keys that every version of it knows.
@@ -215,7 +252,7 @@ impl Model {
         } else {
             chosen.iter().map(|index| self.parameters[**index].name.trim_end_matches(".weight").to_owned()).collect()
         };
-        json!({
+        let mut json = json!({
             "alpha_pattern": {},
             "auto_mapping": null,
             "base_model_name_or_path": base,
@@ -235,23 +272,31 @@ impl Model {
             "target_modules": targets,
             "task_type": "CAUSAL_LM",
             "use_rslora": settings.use_rslora,
-        })
+        });
+        // Known to PEFT since 0.18: without it both names of tied weights would be trained apart.
+        if self.config.tie_word_embeddings && settings.modules_to_save.iter().any(|name| is_named(HEAD, name)) {
+            json["ensure_weight_tying"] = json!(true);
+        }
+        json
     }
 
-    /// Puts the adapter in `dir`, written by PEFT or by us, beside the model.
+    /// Puts the adapter in `dir`, written by PEFT or by us, beside the model. Rows of embeddings that come with it
+    /// replace the model's.
     ///
     /// # Errors
     /// A kind of adapter that is not built, or tensors that do not fit the model.
     pub fn load_adapters(&mut self, dir: &Path, seed: u64) -> Result<()> {
-        self.add_adapters(read_settings(dir)?, seed)?;
-        let found = super::weights::read_all_tensors(dir, "adapter_model")?;
-        let mut used = BTreeSet::new();
-        for parameter in self.parameters.iter().filter(|parameter| parameter.trainable) {
-            let (module, leaf) = parameter.name.rsplit_once('.').unwrap_or_default();
-            // Where PEFT kept base and trained rows side by side, the trained ones count.
-            let names = [format!("{PREFIX}{module}.modules_to_save.{leaf}"), format!("{PREFIX}{}", parameter.name)];
-            let Some((name, tensor)) = names.iter().find_map(|name| found.get_key_value(name)) else {
-                let reason = format!("lacks {}; it was made for another model or other modules", names[1]);
+        let file = AdapterFile::read(dir)?;
+        let AdapterFile { settings, mut tensors, .. } = self.adopt_rows(dir, file)?;
+        let kept = self.kept_rows(&settings, &tensors);
+        self.add_adapters(settings, seed)?;
+        for (index, parameter) in self.parameters.iter().enumerate() {
+            if !parameter.trainable && !kept.contains(&index) {
+                continue;
+            }
+            let name = format!("{PREFIX}{}", parameter.name);
+            let Some(tensor) = tensors.remove(&name) else {
+                let reason = format!("lacks {name}; it was made for another model or other modules");
                 return Err(Error::corrupt(dir, reason));
             };
             if tensor.dims() != parameter.tensor.dims() {
@@ -259,20 +304,30 @@ impl Model {
                 let reason = format!("{name} has shape {theirs:?}, the model asks for {ours:?}");
                 return Err(Error::corrupt(dir, reason));
             }
-            let from = values(tensor).map_err(tensor_error)?;
+            let from = values(&tensor).map_err(tensor_error)?;
             write(&parameter.tensor, |values| values.copy_from_slice(&from)).map_err(tensor_error)?;
-            used.extend(names);
         }
-        let stranger = found.keys().find(|name| {
-            let base_copy = name.contains(".original_module.");
-            // Rows of the base, saved because its vocabulary had been resized.
-            let base_rows = name.ends_with("embed_tokens.weight") || name.ends_with("lm_head.weight");
-            !used.contains(*name) && !base_copy && !base_rows
-        });
-        match stranger {
-            Some(name) => Err(Error::corrupt(dir, format!("holds {name}, which nothing here stands for"))),
-            None => Ok(()),
+        if let Some(name) = tensors.keys().next() {
+            return Err(Error::corrupt(dir, format!("holds {name}, which nothing here stands for")));
         }
+        if let Some(adapters) = &mut self.adapters {
+            adapters.kept = kept;
+        }
+        Ok(())
+    }
+
+    /// Embedding and head, where the adapter has rows of them that it does not train.
+    fn kept_rows(&self, settings: &LoraSettings, tensors: &BTreeMap<String, Tensor>) -> BTreeSet<usize> {
+        let is_kept = |parameter: &Parameter| {
+            let Some(module) = parameter.name.strip_suffix(".weight").filter(|name| [EMBEDDING, HEAD].contains(name))
+            else {
+                return false;
+            };
+            let trained = settings.modules_to_save.iter().any(|name| is_named(module, name));
+            !trained && tensors.contains_key(&format!("{PREFIX}{}", parameter.name))
+        };
+        let kept = self.parameters.iter().enumerate().filter(|(_, parameter)| is_kept(parameter));
+        kept.map(|(index, _)| index).collect()
     }
 
     /// Folds the adapters into the weights they stand beside: `W += s · B A`. Every parameter is trainable again.
@@ -297,51 +352,11 @@ impl Model {
 }
 
 /// Whether `name` is the module's last name or names.
-fn is_named(module: &str, name: &str) -> bool {
+pub(super) fn is_named(module: &str, name: &str) -> bool {
     module == name || module.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))
 }
 
-/// The settings in `adapter_config.json` of `dir`.
-fn read_settings(dir: &Path) -> Result<LoraSettings> {
-    let path = dir.join("adapter_config.json");
-    if storage::stat(&path)?.is_none() {
-        return Err(Error::config(dir.display().to_string(), "holds no adapter_config.json, so it is no adapter"));
-    }
-    let json: Value = serde_json::from_slice(&storage::read_at_most(&path, CONFIG_LIMIT)?)
-        .map_err(|error| Error::corrupt(&path, format!("is not JSON ({error})")))?;
-    let refuse = |reason: String| Err(Error::config(path.display().to_string(), reason));
-    if json["peft_type"] != "LORA" {
-        return refuse(format!("has peft_type {}; only LORA is built", json["peft_type"]));
-    }
-    for field in ["use_dora", "lora_bias", "layers_to_transform", "exclude_modules", "trainable_token_indices"] {
-        if !matches!(&json[field], Value::Null | Value::Bool(false)) {
-            return refuse(format!("has {field} {}, which is not built", json[field]));
-        }
-    }
-    for field in ["rank_pattern", "alpha_pattern"] {
-        if json[field].as_object().is_some_and(|pattern| !pattern.is_empty()) {
-            return refuse(format!("has {field} {}, which is not built", json[field]));
-        }
-    }
-    if json["bias"].as_str().is_some_and(|bias| bias != "none") {
-        return refuse(format!("has bias {}; only none is built", json["bias"]));
-    }
-    let names = |field: &str| -> Vec<String> {
-        match &json[field] {
-            Value::String(one) => vec![one.clone()],
-            Value::Array(names) => names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect(),
-            _ => Vec::new(),
-        }
-    };
-    let (Some(rank), Some(alpha)) = (json["r"].as_u64().filter(|rank| *rank > 0), json["lora_alpha"].as_f64()) else {
-        return refuse("has no r or lora_alpha".to_owned());
-    };
-    Ok(LoraSettings {
-        rank: rank as usize,
-        alpha,
-        dropout: json["lora_dropout"].as_f64().unwrap_or(0.0),
-        use_rslora: json["use_rslora"].as_bool().unwrap_or(false),
-        target_modules: names("target_modules"),
-        modules_to_save: names("modules_to_save"),
-    })
+/// The last name of a module.
+fn leaf(module: &str) -> &str {
+    module.rsplit('.').next().unwrap_or(module)
 }

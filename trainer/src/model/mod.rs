@@ -3,6 +3,7 @@
 //! [`Model::forward_backward`] is the whole of training but the update; it accumulates into [`Gradients`].
 
 mod adapter;
+mod adapter_rows;
 mod config;
 mod decoder;
 mod initialise;
@@ -29,6 +30,12 @@ use crate::ops::cross_entropy::IGNORE;
 pub use crate::ops::cross_entropy::Loss;
 use crate::ops::precision::Precision;
 use crate::ops::rope::Table;
+
+/// The module of the input embedding.
+const EMBEDDING: &str = "model.embed_tokens";
+
+/// The module of the output projection.
+const HEAD: &str = "lm_head";
 
 /// A trainable tensor.
 #[derive(Debug, Clone)]

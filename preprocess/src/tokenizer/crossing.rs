@@ -5,48 +5,110 @@
 //! of tokens matter: with both characters whole, with only the last bytes of the left one, only the first bytes of the
 //! right one, or both. What is found in tokens is kept in a hashed bitmap: a collision forbids a cut, nothing more.
 
-use tokenmill_shared::random::mix;
-
 /// Bits of the bitmap: 512 KiB; the 1.2 million borders in the tokens of GPT-4o fill a quarter of it.
 const BITS: usize = 1 << 22;
 
+/// What of a character a token shows beside a border matters only if some token shows a part there. Of each character
+/// three bits say so as the left one of a border, three as the right one; only where they meet are parts looked up.
+/// They allow for more than there is: parts are told apart by one byte.
+mod side {
+    /// As it is, before a part of the right one.
+    pub(super) const WHOLE_BEFORE_PART: u8 = 1;
+    /// By its last bytes, before the whole right one.
+    pub(super) const PART_BEFORE_WHOLE: u8 = 2;
+    /// By its last bytes, before a part of the right one.
+    pub(super) const PART_BEFORE_PART: u8 = 4;
+    /// The same bits of a right one.
+    pub(super) const RIGHT: u8 = 4;
+}
+
 /// Borders between characters that tokens cross.
-#[derive(Debug)]
 pub(super) struct Crossings {
     bits: Box<[u64]>,
+    sides: Box<[u8]>,
 }
 
 impl Crossings {
     /// Of tokens given as bytes.
     pub(super) fn of<'a>(tokens: impl Iterator<Item = &'a [u8]>) -> Self {
-        let mut crossings = Self { bits: vec![0; BITS / 64].into_boxed_slice() };
+        let mut bits = vec![0; BITS / 64].into_boxed_slice();
+        let mut sides = vec![0; 0x11_0000].into_boxed_slice();
+        // Sides of all characters that end or begin with a byte.
+        let (mut ends, mut begins) = ([0; 256], [0; 256]);
         for token in tokens {
             for at in 1..token.len() {
-                if let (Some(left), Some(right)) = (ending(&token[..at]), beginning(&token[at..])) {
-                    let bit = bit(left, right);
-                    crossings.bits[bit / 64] |= 1 << (bit % 64);
+                let (Some(left), Some(right)) = (Part::before(&token[..at]), Part::after(&token[at..])) else {
+                    continue;
+                };
+                let bit = bit(left.bytes, right.bytes);
+                bits[bit / 64] |= 1 << (bit % 64);
+                let kind = match (left.whole, right.whole) {
+                    (Some(_), Some(_)) => continue,
+                    (Some(_), None) => side::WHOLE_BEFORE_PART,
+                    (None, Some(_)) => side::PART_BEFORE_WHOLE,
+                    (None, None) => side::PART_BEFORE_PART,
+                };
+                match left.whole {
+                    Some(character) => sides[character as usize] |= kind,
+                    None => ends[left.bytes as usize & 0xff] |= kind,
+                }
+                match right.whole {
+                    Some(character) => sides[character as usize] |= kind << side::RIGHT,
+                    None => begins[usize::from(token[at])] |= kind << side::RIGHT,
                 }
             }
         }
-        crossings
+        for character in (0x80..0x11_0000).filter_map(char::from_u32) {
+            let mut buffer = [0; 4];
+            let bytes = character.encode_utf8(&mut buffer).as_bytes();
+            sides[character as usize] |= ends[usize::from(bytes[bytes.len() - 1])] | begins[usize::from(bytes[0])];
+        }
+        Self { bits, sides }
     }
 
     /// Whether any token may cross the border between two characters.
-    pub(super) fn contains(&self, left: char, right: char) -> bool {
-        let (mut left_bytes, mut right_bytes) = ([0; 4], [0; 4]);
-        let left = left.encode_utf8(&mut left_bytes).as_bytes();
-        let right = right.encode_utf8(&mut right_bytes).as_bytes();
-        (0..left.len()).any(|from| {
-            (1..=right.len()).any(|to| {
-                let bit = bit(pack(&left[from..]), pack(&right[..to]));
-                self.bits[bit / 64] >> (bit % 64) & 1 == 1
-            })
-        })
+    #[inline(always)]
+    pub(super) fn contains(&self, left: u32, right: u32) -> bool {
+        let (of_left, of_right) = (self.sides[left as usize], self.sides[right as usize]);
+        self.crosses(pack_character(left), pack_character(right))
+            || (of_left & of_right >> side::RIGHT & 7 != 0 && self.contains_parts(left, right))
+    }
+
+    #[inline(always)]
+    fn crosses(&self, left: u64, right: u64) -> bool {
+        let bit = bit(left, right);
+        self.bits[bit / 64] >> (bit % 64) & 1 == 1
+    }
+
+    #[cold]
+    fn contains_parts(&self, left: u32, right: u32) -> bool {
+        let bytes = |packed: u64| packed.to_be_bytes();
+        let length = |packed: u64| 8 - packed.leading_zeros() as usize / 8;
+        let (left, right) = (pack_character(left), pack_character(right));
+        let (left_length, right_length) = (length(left).max(1), length(right).max(1));
+        let (left, right) = (bytes(left), bytes(right));
+        let (left, right) = (&left[8 - left_length..], &right[8 - right_length..]);
+        (0..left.len()).any(|from| (1..=right.len()).any(|to| self.crosses(pack(&left[from..]), pack(&right[..to]))))
     }
 }
 
+/// A character in UTF-8, in one number.
+#[inline(always)]
+fn pack_character(character: u32) -> u64 {
+    let low = |shift: u32| u64::from(character >> shift & 0x3f | 0x80);
+    let first = |shift: u32, mark: u32| u64::from(character >> shift | mark);
+    match character {
+        0..0x80 => u64::from(character),
+        0x80..0x800 => first(6, 0xc0) << 8 | low(0),
+        0x800..0x1_0000 => first(12, 0xe0) << 16 | low(6) << 8 | low(0),
+        _ => first(18, 0xf0) << 24 | low(12) << 16 | low(6) << 8 | low(0),
+    }
+}
+
+#[inline(always)]
 fn bit(left: u64, right: u64) -> usize {
-    mix(left << 32 | right) as usize % BITS
+    // Multiplication spreads to the high bits; this is asked once a Chinese character.
+    ((left << 32 | right).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - BITS.trailing_zeros())) as usize
 }
 
 /// Up to four bytes in one number; a whole character and a part of one are never the same.
@@ -54,23 +116,38 @@ fn pack(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0, |packed, byte| packed << 8 | u64::from(*byte))
 }
 
-/// What of a character a token shows before a border: all of it, or its last bytes if the token begins within it.
-/// `None` if these bytes stand before no border of valid text.
-fn ending(bytes: &[u8]) -> Option<u64> {
-    let tail = bytes.iter().rev().take_while(|byte| is_continuation(**byte)).count();
-    let begin = bytes.len() - tail;
-    match begin.checked_sub(1) {
-        Some(lead) if length(bytes[lead])? == tail + 1 => Some(pack(&bytes[lead..])),
-        None if (1..=3).contains(&tail) => Some(pack(bytes)),
-        _ => None,
-    }
+/// What of a character a token shows beside a border: all of it, or only some of its bytes.
+struct Part {
+    bytes: u64,
+    whole: Option<char>,
 }
 
-/// What of a character a token shows after a border: all of it, or its first bytes if the token ends within it.
-fn beginning(bytes: &[u8]) -> Option<u64> {
-    let length = length(*bytes.first()?)?;
-    let there = &bytes[..length.min(bytes.len())];
-    there[1..].iter().all(|byte| is_continuation(*byte)).then(|| pack(there))
+impl Part {
+    /// Before a border: the last bytes if the token begins within the character. `None` if these bytes stand before no
+    /// border of valid text.
+    fn before(bytes: &[u8]) -> Option<Self> {
+        let tail = bytes.iter().rev().take_while(|byte| is_continuation(**byte)).count();
+        let begin = bytes.len() - tail;
+        match begin.checked_sub(1) {
+            Some(lead) if length(bytes[lead])? == tail + 1 => Self::whole(&bytes[lead..]),
+            None if (1..=3).contains(&tail) => Some(Self { bytes: pack(bytes), whole: None }),
+            _ => None,
+        }
+    }
+
+    /// After a border: the first bytes if the token ends within the character.
+    fn after(bytes: &[u8]) -> Option<Self> {
+        let length = length(*bytes.first()?)?;
+        if length <= bytes.len() {
+            return Self::whole(&bytes[..length]);
+        }
+        bytes[1..].iter().all(|byte| is_continuation(*byte)).then(|| Self { bytes: pack(bytes), whole: None })
+    }
+
+    fn whole(bytes: &[u8]) -> Option<Self> {
+        let character = std::str::from_utf8(bytes).ok()?.chars().next()?;
+        Some(Self { bytes: pack(bytes), whole: Some(character) })
+    }
 }
 
 fn is_continuation(byte: u8) -> bool {
@@ -88,31 +165,6 @@ fn length(byte: u8) -> Option<usize> {
     }
 }
 
-/// Answers of [`Crossings::contains`] that were given before: 128 KiB, the newer in place of the older.
-pub(super) struct Memo {
-    answers: Box<[u64]>,
-}
-
-impl Default for Memo {
-    fn default() -> Self {
-        Self { answers: vec![u64::MAX; 1 << 14].into_boxed_slice() }
-    }
-}
-
-impl Memo {
-    /// The answer for a pair of characters, from `ask` if it is not known.
-    #[inline]
-    pub(super) fn get(&mut self, left: char, right: char, ask: impl FnOnce() -> bool) -> bool {
-        let pair = u64::from(left) << 32 | u64::from(right) << 1;
-        let slot = pair.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 50;
-        let answer = &mut self.answers[slot as usize];
-        if *answer & !1 != pair {
-            *answer = pair | u64::from(ask());
-        }
-        *answer & 1 == 1
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,7 +173,7 @@ mod tests {
     fn tokens_with_whole_and_cut_characters_cross_borders() {
         let text = "中文";
         let bytes = text.as_bytes();
-        let crosses = |token: &[u8]| Crossings::of(std::iter::once(token)).contains('中', '文');
+        let crosses = |token: &[u8]| Crossings::of(std::iter::once(token)).contains('中'.into(), '文'.into());
         for from in 0..3 {
             for to in 4..=6 {
                 assert!(crosses(&bytes[from..to]), "{from}..{to}");

@@ -5,17 +5,16 @@
 //! merged across: there the text is cut, and the pieces (`▁word`, a few Chinese characters) are short, come again, and
 //! are cached. Cutting less than possible changes nothing, so which pairs stand side by side is kept in a hashed bitmap.
 
-use std::sync::{Mutex, PoisonError};
-
 use serde_json::Value;
-use tokenmill_shared::random::mix;
 
 use super::Engine;
 use super::added::{AddedTokens, Segment};
 use super::bpe::{Merges, Scratch};
-use super::cache::{Cache, Key};
+use super::cache;
+use super::pieces::{Miss, Working};
 use super::probe::{around, first_difference};
 use super::reference::Reference;
+use super::unicode::decode;
 
 /// Stands for a space in the vocabulary.
 const META: char = '▁';
@@ -28,88 +27,92 @@ const BITS: usize = 1 << 21;
 
 /// Characters that stand side by side in a token; a superset of them.
 struct Adjacent {
-    ascii: [u128; 128],
+    /// 1 for pairs of ASCII: a load and no shift.
+    ascii: Box<[u8; 128 * 128]>,
     others: Box<[u64]>,
 }
 
 impl Adjacent {
     fn of<'a>(tokens: impl Iterator<Item = &'a str>) -> Self {
-        let mut adjacent = Self { ascii: [0; 128], others: vec![0; BITS / 64].into_boxed_slice() };
+        let mut adjacent = Self { ascii: Box::new([0; 128 * 128]), others: vec![0; BITS / 64].into_boxed_slice() };
         for token in tokens {
-            let mut before = None;
-            for character in token.chars().map(as_space) {
-                if let Some(before) = before {
-                    adjacent.insert(before, character);
+            let characters = token.chars().map(|character| as_space(character.into()));
+            for (left, right) in characters.clone().zip(characters.skip(1)) {
+                if left | right < 128 {
+                    adjacent.ascii[(left << 7 | right) as usize] = 1;
+                } else {
+                    let bit = Self::bit(left, right);
+                    adjacent.others[bit / 64] |= 1 << (bit % 64);
                 }
-                before = Some(character);
             }
         }
         adjacent
     }
 
-    fn insert(&mut self, left: char, right: char) {
-        if left.is_ascii() && right.is_ascii() {
-            self.ascii[left as usize] |= 1 << right as u32;
-        } else {
-            let bit = Self::bit(left, right);
-            self.others[bit / 64] |= 1 << (bit % 64);
-        }
-    }
-
-    #[inline]
-    fn contains(&self, left: char, right: char) -> bool {
-        if left.is_ascii() && right.is_ascii() {
-            return self.ascii[left as usize] >> (right as u32) & 1 == 1;
+    #[inline(always)]
+    fn contains(&self, left: u32, right: u32) -> bool {
+        if left | right < 128 {
+            return self.ascii[(left << 7 | right) as usize] != 0;
         }
         let bit = Self::bit(left, right);
         self.others[bit / 64] >> (bit % 64) & 1 == 1
     }
 
-    #[inline]
-    fn bit(left: char, right: char) -> usize {
-        mix(u64::from(left) << 32 | u64::from(right)) as usize % BITS
+    #[inline(always)]
+    fn bit(left: u32, right: u32) -> usize {
+        let pair = u64::from(left) << 32 | u64::from(right);
+        (pair.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - BITS.trailing_zeros())) as usize
     }
 }
 
+const SPACE: u32 = ' ' as u32;
+
 /// A space and the character that stands for it are one.
-#[inline]
-fn as_space(character: char) -> char {
-    if character == META { ' ' } else { character }
+#[inline(always)]
+fn as_space(character: u32) -> u32 {
+    if character == META as u32 { SPACE } else { character }
 }
 
 /// The engine; see the module's text.
 pub(super) struct Metaspace {
     reference: Box<Reference>,
     added: AddedTokens,
+    adjacent: Adjacent,
+    model: Model,
+    around: (Vec<u32>, Vec<u32>),
+}
+
+/// What turns a piece into ids.
+struct Model {
     /// The id of a character, by its code point; [`NONE`] where it has none.
     characters: Box<[u32]>,
     /// The ids of the bytes of characters without a token.
     bytes: [u32; 256],
     merges: Merges,
-    adjacent: Adjacent,
-    around: (Vec<u32>, Vec<u32>),
-    /// One a thread that is encoding at the moment.
-    working: Mutex<Vec<Working>>,
 }
 
-/// What a thread needs to encode.
-#[derive(Default)]
-struct Working {
-    cache: Cache,
-    scratch: Scratch,
-    symbols: Vec<u32>,
-    first: String,
+impl Miss for Model {
+    fn encode(&self, piece: &[u8], _kind: bool, symbols: &mut Vec<u32>, scratch: &mut Scratch) {
+        let mut at = 0;
+        while at < piece.len() {
+            let (character, length) = decode(piece, at);
+            let id = self.characters.get(if character == SPACE { META as usize } else { character as usize });
+            match id {
+                Some(id) if *id != NONE => symbols.push(*id),
+                _ => symbols.extend(piece[at..at + length].iter().map(|byte| self.bytes[usize::from(*byte)])),
+            }
+            at += length;
+        }
+        self.merges.apply(symbols, scratch);
+    }
 }
 
 impl Metaspace {
     /// The fast engine for the tokenizer that `reference` was loaded from; `Err` gives the reference back.
     pub(super) fn new(reference: Box<Reference>, json: &Value) -> Result<Self, Box<Reference>> {
-        let Some((added, characters, bytes, merges, adjacent)) = recognise(json, &reference) else {
-            return Err(reference);
-        };
+        let Some((added, model, adjacent)) = recognise(json, &reference) else { return Err(reference) };
         let Some(around) = around(reference.as_ref()) else { return Err(reference) };
-        let working = Mutex::default();
-        let engine = Self { reference, added, characters, bytes, merges, adjacent, around, working };
+        let engine = Self { reference, added, adjacent, model, around };
         match first_difference(&engine, engine.reference.as_ref()) {
             None => Ok(engine),
             Some(text) => {
@@ -133,99 +136,74 @@ impl Metaspace {
                 normalized.push_str(word);
             });
             self.added.split_normalized(&normalized, |segment| match segment {
-                Segment::Text(text) => self.encode_pieces(text, working, ids),
+                Segment::Text(text) => self.encode_pieces(text.as_bytes(), 0, working, ids),
                 Segment::Token(id) => ids.push(id),
             });
             return;
         }
         // The first piece has its `▁`; the rest stands in the text.
+        let text = text.as_bytes();
+        let end = self.piece_end(SPACE, text, 0);
         let mut first = std::mem::take(&mut working.first);
         first.clear();
-        first.push(' ');
-        let end = self.piece_end(' ', text);
-        first.push_str(&text[..end]);
-        self.encode_piece(&first, working, ids);
+        first.push(b' ');
+        first.extend_from_slice(&text[..end]);
+        let key = cache::key(&first, 0, first.len(), false);
+        working.push(&first, (0, first.len()), (key, false), ids, &self.model);
+        working.flush(&first, ids, &self.model);
         working.first = first;
-        self.encode_pieces(&text[end..], working, ids);
+        self.encode_pieces(text, end, working, ids);
     }
 
-    /// Where the piece that began with `before` ends in what follows it.
-    #[inline]
-    fn piece_end(&self, mut before: char, text: &str) -> usize {
-        for (at, character) in text.char_indices() {
-            let character = as_space(character);
-            if !self.adjacent.contains(before, character) {
-                return at;
+    /// Where the piece ends that goes on at `at` after the character `left`.
+    #[inline(always)]
+    fn piece_end(&self, mut left: u32, text: &[u8], mut at: usize) -> usize {
+        while let Some(byte) = text.get(at) {
+            let (right, length) = if *byte < 0x80 { (u32::from(*byte), 1) } else { decode(text, at) };
+            let right = as_space(right);
+            if !self.adjacent.contains(left, right) {
+                break;
             }
-            before = character;
+            left = right;
+            at += length;
         }
-        text.len()
+        at
     }
 
-    fn encode_pieces(&self, mut text: &str, working: &mut Working, ids: &mut Vec<u32>) {
-        while let Some(first) = text.chars().next() {
-            let begin = first.len_utf8();
-            let end = begin + self.piece_end(as_space(first), &text[begin..]);
-            if end == begin {
-                self.push_character(first, ids);
-            } else {
-                self.encode_piece(&text[..end], working, ids);
-            }
-            text = &text[end..];
+    /// The pieces of `text` from `begin` on.
+    fn encode_pieces(&self, text: &[u8], mut begin: usize, working: &mut Working, ids: &mut Vec<u32>) {
+        while begin < text.len() {
+            let (first, length) = decode(text, begin);
+            let end = self.piece_end(as_space(first), text, begin + length);
+            let key = cache::key(text, begin, end, false);
+            working.push(text, (begin, end), (key, false), ids, &self.model);
+            begin = end;
         }
-    }
-
-    fn encode_piece(&self, piece: &str, working: &mut Working, ids: &mut Vec<u32>) {
-        let key = Key::of(piece.as_bytes(), false);
-        if let Some(known) = key.as_ref().and_then(|key| working.cache.get(key)) {
-            ids.extend_from_slice(known);
-            return;
-        }
-        let symbols = &mut working.symbols;
-        symbols.clear();
-        piece.chars().for_each(|character| self.push_character(character, symbols));
-        self.merges.apply(symbols, &mut working.scratch);
-        ids.extend_from_slice(symbols);
-        if let Some(key) = key {
-            working.cache.put(key, symbols);
-        }
-    }
-
-    /// The id of a character, or those of its bytes.
-    #[inline]
-    fn push_character(&self, character: char, ids: &mut Vec<u32>) {
-        let character = if character == ' ' { META } else { character };
-        match self.characters.get(character as usize) {
-            Some(id) if *id != NONE => ids.push(*id),
-            _ => {
-                let mut buffer = [0; 4];
-                let bytes = character.encode_utf8(&mut buffer).bytes();
-                ids.extend(bytes.map(|byte| self.bytes[usize::from(byte)]));
-            }
-        }
+        working.flush(text, ids, &self.model);
     }
 }
 
 impl Engine for Metaspace {
-    fn encode(&self, text: &str, add_special_tokens: bool, ids: &mut Vec<u32>) -> Result<(), String> {
+    fn encode(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        working: &mut Working,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), String> {
         if self.added.needs_reference(text) {
-            return self.reference.encode(text, add_special_tokens, ids);
+            return self.reference.encode(text, add_special_tokens, working, ids);
         }
-        let lock = || self.working.lock().unwrap_or_else(PoisonError::into_inner);
-        let spare = lock().pop();
-        let mut working = spare.unwrap_or_default();
-        let special = |ids: &mut Vec<u32>, around: &[u32]| {
-            if add_special_tokens {
-                ids.extend_from_slice(around);
-            }
-        };
-        special(ids, &self.around.0);
+        if add_special_tokens {
+            ids.extend_from_slice(&self.around.0);
+        }
         self.added.split(text, |segment| match segment {
-            Segment::Text(text) => self.encode_text(text, &mut working, ids),
+            Segment::Text(text) => self.encode_text(text, working, ids),
             Segment::Token(id) => ids.push(id),
         });
-        special(ids, &self.around.1);
-        lock().push(working);
+        if add_special_tokens {
+            ids.extend_from_slice(&self.around.1);
+        }
         Ok(())
     }
 
@@ -242,10 +220,8 @@ impl Engine for Metaspace {
     }
 }
 
-type Recognised = (AddedTokens, Box<[u32]>, [u32; 256], Merges, Adjacent);
-
 /// The parts of a tokenizer.json of the recognised form.
-fn recognise(json: &Value, reference: &Reference) -> Option<Recognised> {
+fn recognise(json: &Value, reference: &Reference) -> Option<(AddedTokens, Model, Adjacent)> {
     let model = &json["model"];
     let is_unset = |field: &str| matches!(&model[field], Value::Null) || model[field] == "";
     if model["type"] != "BPE"
@@ -255,6 +231,7 @@ fn recognise(json: &Value, reference: &Reference) -> Option<Recognised> {
         || !is_unset("continuing_subword_prefix")
         || !is_unset("end_of_word_suffix")
         || !json["pre_tokenizer"].is_null()
+        || reference.largest_id() >= cache::ID_LIMIT
     {
         return None;
     }
@@ -298,7 +275,8 @@ fn recognise(json: &Value, reference: &Reference) -> Option<Recognised> {
     let normalize = |content: &str| Some(format!("{META}{}", content.replace(' ', &meta)));
     let added = AddedTokens::new(json, |token| reference.id_of(token), normalize)?;
     let adjacent = Adjacent::of(vocab.keys().map(String::as_str));
-    Some((added, characters.into_boxed_slice(), bytes, Merges::new(&triples), adjacent))
+    let characters = characters.into_boxed_slice();
+    Some((added, Model { characters, bytes, merges: Merges::new(&triples) }, adjacent))
 }
 
 /// The merges in either spelling: `"a b"` or `["a", "b"]`.

@@ -13,14 +13,19 @@ mod crossing;
 pub mod extend;
 mod guard;
 mod metaspace;
+mod pieces;
 mod probe;
 mod reference;
+mod unicode;
+mod words;
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
 use tokenmill_shared::{Error, Result, storage};
 
+use self::pieces::Working;
 use crate::model_config::{json_file, model_eos};
 
 /// A tokenizer.json beyond this is not one: the largest known (262,144 pieces) has 33 MB.
@@ -43,11 +48,17 @@ pub const FILES: &[&str] = &[
 
 /// Encodes and decodes; implementations must give the ids that the reference gives.
 pub trait Engine: Send + Sync {
-    /// Appends the ids of one document.
+    /// Appends the ids of one document; `working` is the calling thread's, and only ever this tokenizer's.
     ///
     /// # Errors
     /// The tokenizer cannot encode this text; says why.
-    fn encode(&self, text: &str, add_special_tokens: bool, ids: &mut Vec<u32>) -> std::result::Result<(), String>;
+    fn encode(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        working: &mut Working,
+        ids: &mut Vec<u32>,
+    ) -> std::result::Result<(), String>;
 
     /// The text of `ids`, special tokens included.
     fn decode(&self, ids: &[u32]) -> std::result::Result<String, String>;
@@ -62,6 +73,9 @@ pub trait Engine: Send + Sync {
 /// A loaded tokenizer directory.
 pub struct Tokenizer {
     engine: Box<dyn Engine>,
+    /// Of threads that are not encoding at the moment.
+    #[allow(clippy::vec_box)] // moved in and out for every batch
+    working: Mutex<Vec<Box<Working>>>,
     /// BLAKE3 of tokenizer.json, in hexadecimal.
     pub blake3: String,
     /// The end-of-sequence id that the directory's files name.
@@ -152,6 +166,7 @@ impl Tokenizer {
             blake3,
             files,
             engine,
+            working: Mutex::default(),
         };
         if tokenizer.eos_token_id.is_none() {
             tokenizer.eos_token_id = model_eos(dir)?;
@@ -166,7 +181,13 @@ impl Tokenizer {
 
     /// Appends the ids of one document.
     pub fn encode(&self, text: &str, add_special_tokens: bool, ids: &mut Vec<u32>) -> std::result::Result<(), String> {
-        self.engine.encode(text, add_special_tokens, ids)
+        self.encoder().encode(text, add_special_tokens, ids)
+    }
+
+    /// For many documents in a row.
+    pub fn encoder(&self) -> Encoder<'_> {
+        let spare = self.working.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Encoder { tokenizer: self, working: Some(spare.unwrap_or_default()) }
     }
 
     /// The text of `ids`, special tokens included.
@@ -177,6 +198,38 @@ impl Tokenizer {
     /// The largest id it can produce.
     pub fn largest_id(&self) -> u32 {
         self.engine.largest_id()
+    }
+}
+
+/// A tokenizer in use by one thread, with what it remembers of earlier text.
+pub struct Encoder<'a> {
+    tokenizer: &'a Tokenizer,
+    working: Option<Box<Working>>,
+}
+
+impl Encoder<'_> {
+    /// Appends the ids of one document.
+    pub fn encode(
+        &mut self,
+        text: &str,
+        add_special_tokens: bool,
+        ids: &mut Vec<u32>,
+    ) -> std::result::Result<(), String> {
+        let working = self.working.as_mut().expect("there until it is dropped");
+        self.tokenizer.engine.encode(text, add_special_tokens, working, ids)
+    }
+}
+
+impl Drop for Encoder<'_> {
+    fn drop(&mut self) {
+        let working = self.working.take();
+        self.tokenizer.working.lock().unwrap_or_else(PoisonError::into_inner).extend(working);
+    }
+}
+
+impl std::fmt::Debug for Encoder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Encoder").field(self.tokenizer).finish()
     }
 }
 

@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use tokenizers::{
-    NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
-    Tokenizer,
+    NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer,
 };
 use tokenmill_shared::{Error, Result};
 
 use super::Engine;
 use super::guard;
+use super::pieces::Working;
 
 /// A tokenizer.json loaded by `tokenizers`.
 pub(super) struct Reference {
@@ -63,7 +63,13 @@ impl Reference {
 }
 
 impl Engine for Reference {
-    fn encode(&self, text: &str, add_special_tokens: bool, ids: &mut Vec<u32>) -> std::result::Result<(), String> {
+    fn encode(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        _working: &mut Working,
+        ids: &mut Vec<u32>,
+    ) -> std::result::Result<(), String> {
         let encoding = guarded(|| self.tokenizer.encode_fast(text, add_special_tokens))?;
         ids.extend_from_slice(encoding.get_ids());
         Ok(())

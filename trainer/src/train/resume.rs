@@ -45,19 +45,53 @@ impl Run {
             );
             return Err(Error::config("--resume_from_checkpoint", reason));
         }
-        let begin = match saved {
-            Saved::Ours(state) => self.go_on_from_ours(dir, state, optimizer)?,
+        let mut begin = match saved {
+            Saved::Ours(state) => self.go_on_from_ours(dir, *state, optimizer)?,
             Saved::Trainer(state) => self.go_on_from_trainer(dir, state, settings, steps, optimizer)?,
         };
+        if self.plan.arguments.ignore_data_skip && self.log.is_none() {
+            let lag = &mut begin.counters.data_lag;
+            *lag += (step - *lag) % steps.per_epoch;
+        }
         eprintln!("going on from {} at step {step}", dir.display());
         Ok(begin)
     }
 
     fn go_on_from_ours(&mut self, dir: &Path, state: State, optimizer: &mut Optimizer) -> Result<Begin> {
         checkpoint::load_optimizer(dir, &self.model, optimizer)?;
-        optimizer.updates = state.step - state.counters.skipped;
+        let overflowed = state.counters.loss_scale.map_or(0, |loss_scale| loss_scale.overflowed);
+        optimizer.updates = state.step - state.counters.skipped - overflowed;
+        if let (Some(adaptive), Some(course)) = (&mut self.adaptive, state.course) {
+            adaptive.set_course(course);
+        }
         self.best = state.best;
+        self.left_out.extend(state.left_out);
         Ok(Begin { first: state.step, counters: state.counters, log_history: state.log_history })
+    }
+
+    /// Goes back to the newest whole checkpoint, weights and all, from step `from`, which is left out from now on.
+    pub(super) fn roll_back(
+        &mut self,
+        from: u64,
+        settings: &ResultSettings,
+        steps: &Steps,
+        optimizer: &mut Optimizer,
+    ) -> Result<Begin> {
+        self.left_out.insert(from);
+        let newest = checkpoint::list(&self.plan.output_dir)?.into_iter().rev();
+        let whole =
+            newest.filter(|(step, _)| *step < from).find_map(|(_, dir)| Some((checkpoint::verify(&dir).ok()?, dir)));
+        let Some((saved, dir)) = whole else {
+            let reason =
+                "there is no checkpoint to go back to; give a smaller --save_steps, or --nonfinite_action skip";
+            return Err(Error::Numeric { step: from, reason: reason.to_owned() });
+        };
+        self.model = self.plan.open_resumed(&dir)?;
+        self.plan.set_up(&mut self.model);
+        *optimizer = Optimizer::new(&self.model, &self.plan.arguments)?;
+        let begin = self.go_on_from(&dir, saved, settings, steps, optimizer)?;
+        self.log_mut().go_back(begin.log_history.clone())?;
+        Ok(begin)
     }
 
     /// What the Trainer does not save is said: its order of blocks above all.

@@ -15,6 +15,7 @@ use super::added::{AddedTokens, Segment};
 use super::bpe::{Merges, Scratch};
 use super::cache;
 use super::crossing::Crossings;
+use super::guard::guarded;
 
 use super::metaspace::merges;
 use super::pieces::{Miss, Working};
@@ -78,6 +79,33 @@ impl ByteLevel {
                 Err(engine.reference)
             }
         }
+    }
+
+    fn encode_document(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        working: &mut Working,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), String> {
+        if add_special_tokens {
+            ids.extend_from_slice(&self.around.0);
+        }
+        let mut failed = None;
+        self.added.split(text, |segment| match segment {
+            Segment::Text(text) => match self.normalized(text) {
+                Ok(text) => self.added.split_normalized(&text, |segment| match segment {
+                    Segment::Text(text) => self.encode_text(text, working, ids),
+                    Segment::Token(id) => ids.push(id),
+                }),
+                Err(why) => failed = Some(why),
+            },
+            Segment::Token(id) => ids.push(id),
+        });
+        if add_special_tokens {
+            ids.extend_from_slice(&self.around.1);
+        }
+        failed.map_or(Ok(()), Err)
     }
 
     /// A stretch of text without added tokens, normalized.
@@ -171,24 +199,16 @@ impl Engine for ByteLevel {
         if self.added.needs_reference(text) {
             return self.reference.encode(text, add_special_tokens, working, ids);
         }
-        if add_special_tokens {
-            ids.extend_from_slice(&self.around.0);
+        if !self.words.can_panic() {
+            return self.encode_document(text, add_special_tokens, working, ids);
         }
-        let mut failed = None;
-        self.added.split(text, |segment| match segment {
-            Segment::Text(text) => match self.normalized(text) {
-                Ok(text) => self.added.split_normalized(&text, |segment| match segment {
-                    Segment::Text(text) => self.encode_text(text, working, ids),
-                    Segment::Token(id) => ids.push(id),
-                }),
-                Err(why) => failed = Some(why),
-            },
-            Segment::Token(id) => ids.push(id),
-        });
-        if add_special_tokens {
-            ids.extend_from_slice(&self.around.1);
-        }
-        failed.map_or(Ok(()), Err)
+        let begin = ids.len();
+        guarded(|| self.encode_document(text, add_special_tokens, working, ids)).unwrap_or_else(|_| {
+            // The reference gives its own reason.
+            ids.truncate(begin);
+            *working = Working::default();
+            self.reference.encode(text, add_special_tokens, working, ids)
+        })
     }
 
     fn decode(&self, ids: &[u32]) -> Result<String, String> {

@@ -293,3 +293,81 @@ pub(super) fn merges(model: &Value) -> Option<Vec<(&str, &str)>> {
     }
     model["merges"].as_array()?.iter().map(pair).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    /// A tokenizer in SentencePiece's style with some merges and added tokens, one of them looked for in normalized text.
+    fn tokenizer() -> Vec<u8> {
+        let mut vocab = serde_json::Map::new();
+        let mut add = |token: String| {
+            let id = vocab.len();
+            vocab.entry(token).or_insert_with(|| id.into());
+        };
+        ["<unk>", "<s>", "</s>"].iter().for_each(|token| add((*token).to_owned()));
+        (0..256).for_each(|byte| add(format!("<0x{byte:02X}>")));
+        "▁abcdehlot中文国人.,".chars().for_each(|character| add(character.to_string()));
+        let mut merges = Vec::new();
+        for (left, right) in
+            [("t", "h"), ("th", "e"), ("▁", "the"), ("a", "b"), ("▁", "a"), ("中", "国"), ("中国", "人"), ("▁", "▁")]
+        {
+            add(format!("{left}{right}"));
+            merges.push(json!([left, right]));
+        }
+        let added = |id: usize, content: &str, normalized: bool| {
+            json!({"id": id, "content": content, "special": !normalized, "normalized": normalized,
+                   "single_word": false, "lstrip": false, "rstrip": false})
+        };
+        let next = vocab.len();
+        let template = json!({
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
+        });
+        let json = json!({
+            "version": "1.0", "truncation": null, "padding": null,
+            "added_tokens": [added(0, "<unk>", false), added(1, "<s>", false), added(2, "</s>", false),
+                             added(next, "文文", true), added(next + 1, "<|x|>", false)],
+            "normalizer": {"type": "Sequence", "normalizers": [
+                {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+            "pre_tokenizer": null, "post_processor": template,
+            "decoder": null,
+            "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+                      "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true,
+                      "vocab": vocab, "merges": merges}
+        });
+        serde_json::to_vec(&json).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
+        #[test]
+        fn ids_are_the_references(
+            texts in prop::collection::vec(
+                prop_oneof![
+                    "[abcdehlot ,.]{0,30}", "[▁ the]{0,8}", "[中国人文字▁ ]{0,9}", any::<String>(),
+                    Just("<s>文文 文文<|x|>▁文文".to_owned()),
+                ],
+                0..6,
+            ),
+            special in any::<bool>(),
+        ) {
+            let json = tokenizer();
+            let load = || Reference::load(Path::new("tokenizer.json"), &json).unwrap();
+            let fast = Metaspace::new(Box::new(load()), &serde_json::from_slice(&json).unwrap()).ok().unwrap();
+            let (mut working, mut ids, mut expected) = (Working::default(), vec![7], vec![7]);
+            let text = texts.concat();
+            fast.encode(&text, special, &mut working, &mut ids).unwrap();
+            load().encode(&text, special, &mut working, &mut expected).unwrap();
+            prop_assert_eq!(ids, expected, "{:?}", text);
+        }
+    }
+}

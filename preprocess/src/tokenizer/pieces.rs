@@ -33,7 +33,7 @@ pub(super) trait Miss {
 }
 
 impl Working {
-    /// Adds the piece `text[begin..end]`, which is not empty; `key` is [`cache::key`] of it.
+    /// Adds the piece `text[begin..end]`, which is not empty; `key` is the one in the cache.
     #[inline(always)]
     pub(super) fn push(
         &mut self,

@@ -72,6 +72,11 @@ impl Words {
         })
     }
 
+    /// Whether cutting a text can panic: the reference's regular expression engine does, at its limit of retries.
+    pub(super) fn can_panic(&self) -> bool {
+        matches!(self, Self::Other(_))
+    }
+
     /// Calls `each` with begin and end of every word of `text`, in order.
     #[inline(always)]
     pub(super) fn for_each(&self, text: &str, classes: Classes, mut each: impl FnMut(usize, usize)) {
@@ -483,7 +488,7 @@ fn is_cjk(character: u32) -> bool {
 fn non_letters(bytes: u64) -> u64 {
     const HIGH: u64 = 0x8080_8080_8080_8080;
     const EACH: u64 = 0x0101_0101_0101_0101;
-    let lower = (bytes | 0x20 * EACH) & !HIGH;
+    let lower = (bytes | (0x20 * EACH)) & !HIGH;
     let from_a = lower + (0x80 - b'a' as u64) * EACH;
     let beyond_z = lower + (0x7f - b'z' as u64) * EACH;
     !(from_a & !beyond_z & !bytes) & HIGH

@@ -16,3 +16,4 @@ mod resume;
 mod reuse;
 mod strategies;
 mod tokenizer_extend;
+mod vocabulary;

@@ -16,6 +16,7 @@ mod report;
 mod sample;
 mod schedule;
 mod train;
+pub mod vocabulary;
 
 use std::ffi::OsString;
 

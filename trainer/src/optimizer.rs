@@ -68,7 +68,8 @@ impl Optimizer {
     pub fn new(model: &Model, arguments: &TrainerArguments) -> Result<Self> {
         let rule = arguments.optim;
         let zeros = |parameter: &Parameter| {
-            let state = rule.state(parameter.tensor.dims()).into_iter().filter(|_| parameter.trainable);
+            let trained = model.trained(parameter)?.tensor;
+            let state = rule.state(trained.dims()).into_iter().filter(|_| parameter.trainable);
             state.map(|(_, dims)| Tensor::zeros(dims, parameter.tensor.dtype(), parameter.tensor.device())).collect()
         };
         let state: candle_core::Result<_> = model.parameters().iter().map(zeros).collect();
@@ -103,7 +104,8 @@ impl Optimizer {
         self.updates += 1;
         let clip = if self.max_grad_norm > 0.0 { (self.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
         let update = |index: usize, gradient: &[f32]| {
-            self.update_one(&model.parameters()[index], gradient, &self.state[index], learning_rate, clip)
+            let trained = model.trained(&model.parameters()[index])?;
+            self.update_one(&trained, gradient, &self.state[index], learning_rate, clip)
         };
         model.gradients().for_each(update).map_err(|error| Error::config("optimizer", error.to_string()))
     }

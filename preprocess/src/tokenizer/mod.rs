@@ -46,6 +46,21 @@ pub trait Engine: Send + Sync {
 
     /// The largest id.
     fn largest_id(&self) -> u32;
+
+    /// The token of an id.
+    fn token(&self, id: u32) -> Option<Token>;
+
+    /// The ids that the vocabulary gives for `piece`, which is spelled as pieces are; nothing for what it does not know.
+    fn segment(&self, piece: &str) -> std::result::Result<Vec<u32>, String>;
+}
+
+/// What an id stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// As it stands in the vocabulary: a piece is spelled as pieces are, an added token is text.
+    pub content: String,
+    /// Whether it is an added token.
+    pub added: bool,
 }
 
 /// A loaded tokenizer directory.
@@ -134,6 +149,21 @@ impl Tokenizer {
     /// The text of `ids`, special tokens included.
     pub fn decode(&self, ids: &[u32]) -> std::result::Result<String, String> {
         self.engine.decode(ids)
+    }
+
+    /// What an id stands for.
+    pub fn token(&self, id: u32) -> Option<Token> {
+        self.engine.token(id)
+    }
+
+    /// The ids that this tokenizer has for a token of another one of the same kind.
+    pub fn segment(&self, token: &Token) -> std::result::Result<Vec<u32>, String> {
+        if token.added {
+            let mut ids = Vec::new();
+            self.encode(&token.content, false, &mut ids)?;
+            return Ok(ids);
+        }
+        self.engine.segment(&token.content)
     }
 
     /// The largest id it can produce.

@@ -93,8 +93,8 @@ fn rows_are_added_as_means_of_old_pieces_and_ties_stay() {
             let (before, after) = (rows(&before[*name]), rows(&after[*name]));
             assert_eq!((before.len(), after.len()), (OLD, OLD + NEW));
             assert_eq!(after[..OLD], before[..]);
-            for id in OLD..OLD + NEW {
-                assert_eq!(after[id], mean_of_pieces(&place, &before, id as u32), "{name}, id {id}");
+            for (id, row) in after.iter().enumerate().skip(OLD) {
+                assert_eq!(*row, mean_of_pieces(&place, &before, id as u32), "{name}, id {id}");
             }
         }
         let config = json_of(&place, "out/config.json");
@@ -145,8 +145,8 @@ fn spare_rows_are_used_before_any_is_added() {
     let after = rows(&tensors(&place, "out/model.safetensors")[EMBEDDING]);
     assert_eq!(json_of(&place, "out/config.json")["vocab_size"], 1024);
     assert_eq!((&after[..OLD], &after[OLD + NEW..]), (&before[..OLD], &before[OLD + NEW..]));
-    for id in OLD..OLD + NEW {
-        assert_eq!(after[id], mean_of_pieces(&place, &before, id as u32), "id {id}");
+    for (id, row) in after.iter().enumerate().skip(OLD).take(NEW) {
+        assert_eq!(*row, mean_of_pieces(&place, &before, id as u32), "id {id}");
     }
     run(trainer(&place, "kept", &FROZEN).args(["--new_token_init", "mean_resizing"])).ok();
     assert_eq!(rows(&tensors(&place, "kept/model.safetensors")[EMBEDDING]), before);

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use tokenmill_preprocess::tokenizer::Tokenizer;
 use tokenmill_shared::dataset::Dataset;
-use tokenmill_shared::{Error, Result, storage};
+use tokenmill_shared::{Error, Result};
 
 use crate::arguments::{NewTokenInit, TrainerArguments};
 use crate::model::{AdapterOutline, Config, is_embedding, is_head};
@@ -66,7 +66,7 @@ impl NewTokens {
             Some(old) => pieces(old, &new, first..needed)?,
             None => {
                 let reason = format!(
-                    "mean_of_pieces needs the tokenizer that the model was trained with, and {} holds none for its {rows_now} rows; put its tokenizer.json there and give the extended one with --tokenizer_name_or_path, or use --new_token_init mean_resizing",
+                    "mean_of_pieces needs the tokenizer that the model was trained with, and {} holds none for its {rows_now} rows; put it there and give the extended one with --tokenizer_name_or_path, or use --new_token_init mean_resizing",
                     model_dir.display()
                 );
                 return Err(Error::config("--new_token_init", reason));
@@ -118,7 +118,7 @@ impl NewTokens {
 /// The tokenizer of what the model knows, from the first of `dirs` that has one. `new` must give its tokens the same ids.
 fn known_tokens(dirs: &[Option<&Path>], new: &Tokenizer) -> Result<Option<Tokenizer>> {
     for dir in dirs.iter().flatten() {
-        if storage::stat(&dir.join("tokenizer.json"))?.is_none() {
+        if !Tokenizer::is_in(dir)? {
             continue;
         }
         let old = Tokenizer::load(dir)?;

@@ -171,6 +171,19 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
+    /// Whether `dir` holds a tokenizer that [`load`](Self::load) could read.
+    pub fn is_in(dir: &Path) -> Result<bool> {
+        const ONE_OF: [&str; 6] = [
+            "tokenizer.json",
+            "tokenizer.model",
+            "spiece.model",
+            "sentencepiece.bpe.model",
+            "qwen.tiktoken",
+            "merges.txt",
+        ];
+        ONE_OF.iter().try_fold(false, |found, name| Ok(found || storage::stat(&dir.join(name))?.is_some()))
+    }
+
     /// Its tokenizer.json, converted where the directory has none.
     pub fn json(&self) -> &[u8] {
         &self.files[0].1

@@ -15,6 +15,7 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, DataC
 import loading
 import resuming
 import training
+import vocabulary
 from programs import TESTS, binaries, run
 
 BLOCK = 32
@@ -111,4 +112,5 @@ if __name__ == "__main__":
         check_checkpoint(programs, work, datasets["bytes"])
         training.check(programs, work, datasets["bytes"])
         resuming.check(programs, work, datasets["bytes"])
+        vocabulary.check(programs, work)
     print("all passed")

@@ -47,7 +47,7 @@ impl NewTokens {
             multiple => rows_now.max(needed).next_multiple_of(multiple.unwrap_or(1)),
         };
         let new = Tokenizer::load(&dataset.tokenizer_dir())?;
-        let known = known_tokens(&[adapter_dir, Some(model_dir)], &new)?;
+        let known = known_tokens(&[adapter_dir, Some(model_dir)], &new, arguments.data.use_fast_tokenizer)?;
         let first = known.as_ref().map_or(rows_now, |old| (old.largest_id() as usize + 1).min(rows_now));
         if needed <= first {
             if arguments.train_new_rows_only {
@@ -116,12 +116,16 @@ impl NewTokens {
 }
 
 /// The tokenizer of what the model knows, from the first of `dirs` that has one. `new` must give its tokens the same ids.
-fn known_tokens(dirs: &[Option<&Path>], new: &Tokenizer) -> Result<Option<Tokenizer>> {
+fn known_tokens(
+    dirs: &[Option<&Path>],
+    new: &Tokenizer,
+    use_fast_tokenizer: Option<bool>,
+) -> Result<Option<Tokenizer>> {
     for dir in dirs.iter().flatten() {
         if !Tokenizer::is_in(dir)? {
             continue;
         }
-        let old = Tokenizer::load(dir)?;
+        let old = Tokenizer::open(dir, use_fast_tokenizer)?;
         if old.largest_id() < new.largest_id() && old.blake3 != new.blake3 {
             let differs = (0..=old.largest_id()).find_map(|id| {
                 let token = old.token(id)?;

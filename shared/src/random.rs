@@ -15,8 +15,10 @@ pub enum Purpose {
     Sample = 4,
     /// Initial adapters.
     Adapter = 5,
+    /// Noise on embeddings.
+    EmbeddingNoise = 6,
     /// Rows of tokens that are new to a model.
-    NewRows = 6,
+    NewRows = 7,
 }
 
 /// The finalizer of SplitMix64 (Steele, Lea, Flood 2014; constants by David Stafford): a bijection on u64

@@ -141,10 +141,14 @@ impl Model {
         order
     }
 
-    /// Says which micro-batch of which step comes next, so that dropout masks are a function of it.
+    /// Says which micro-batch of which step comes next, so that dropout masks and noise are a function of it.
     pub fn set_pass(&mut self, step: u64, micro_batch: usize) {
+        let pass = step << 20 | micro_batch as u64;
         if let Some(adapters) = &mut self.adapters {
-            adapters.pass = step << 20 | micro_batch as u64;
+            adapters.pass = pass;
+        }
+        if let Some(noise) = &mut self.embedding_noise {
+            noise.pass = pass;
         }
     }
 
@@ -231,14 +235,14 @@ impl Model {
     /// What an adapter file holds: PEFT's name and the tensor of every trained parameter, and of those that came with an
     /// adapter. Rows that are trained alone are PEFT's `trainable_tokens_delta`, which replaces those of the base. PEFT
     /// asks for both names of tied weights.
-    pub fn adapter_tensors(&self) -> Result<Vec<(String, Tensor)>> {
+    pub fn adapter_tensors(&self) -> Vec<(String, Tensor)> {
         let kept = |index: usize| self.adapters.as_ref().is_some_and(|adapters| adapters.kept.contains(&index));
         let mut named: Vec<(String, Tensor)> = Vec::new();
         for (index, parameter) in self.parameters.iter().enumerate() {
             let name = &parameter.name;
             if self.rows_trained_of(name).is_some() {
                 let adapter = format!("{PREFIX}{}.token_adapter", name.trim_end_matches(".weight"));
-                let rows = self.trained(parameter).map_err(tensor_error)?.tensor;
+                let rows = self.trained(parameter).tensor;
                 named.push((format!("{adapter}.trainable_tokens_delta"), rows));
                 if kept(index) {
                     named.push((format!("{adapter}.base_layer.weight"), parameter.tensor.clone())); // shares its memory
@@ -255,7 +259,7 @@ impl Model {
             });
             named.extend(of_head.collect::<Vec<_>>());
         }
-        Ok(named)
+        named
     }
 
     /// `adapter_config.json` as PEFT reads it, with the keys that every version of it knows.

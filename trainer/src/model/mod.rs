@@ -7,6 +7,7 @@ mod adapter_rows;
 mod config;
 mod decoder;
 mod initialise;
+mod noise;
 mod resize;
 mod weights;
 
@@ -24,6 +25,7 @@ use tokenmill_shared::{Error, Result};
 pub use adapter::{Adapters, LoraSettings};
 pub use adapter_rows::AdapterOutline;
 pub use config::{Config, Family};
+pub use noise::EmbeddingNoise;
 pub use weights::load_tensors;
 
 use crate::arguments::Dtype;
@@ -105,6 +107,8 @@ pub struct Model {
     trained_rows: Option<Range<usize>>,
     /// Weight of the mean over all tokens in the loss that is differentiated.
     pub label_smoothing: f32,
+    /// On the embeddings while training.
+    pub embedding_noise: Option<EmbeddingNoise>,
     /// Of the projections' products, in training and evaluation.
     pub precision: Precision,
     /// The rotation table made last, for sequences of so many positions.
@@ -142,6 +146,7 @@ impl Model {
             adapters: None,
             trained_rows: None,
             label_smoothing: 0.0,
+            embedding_noise: None,
             precision: Precision::F32,
             table: None,
         };
@@ -163,12 +168,12 @@ impl Model {
     }
 
     /// What is trained of a parameter: itself, or some of its rows, which share its memory.
-    pub fn trained(&self, parameter: &Parameter) -> candle_core::Result<Parameter> {
+    pub fn trained(&self, parameter: &Parameter) -> Parameter {
         let mut trained = parameter.clone();
         if let Some(rows) = self.rows_trained_of(&parameter.name) {
-            trained.tensor = parameter.tensor.narrow(0, rows.start, rows.len())?;
+            trained.tensor = parameter.tensor.narrow(0, rows.start, rows.len()).expect("rows that are there");
         }
-        Ok(trained)
+        trained
     }
 
     /// Rounds all weights to `dtype`, as loading them in it does.

@@ -69,7 +69,17 @@ impl Model {
     }
 
     /// Trains of embedding and head only the rows `rows`; without adapters, of the whole model only these.
+    ///
+    /// # Errors
+    /// Rows that the model does not have.
     pub fn train_rows_only(&mut self, rows: Range<usize>) -> Result<()> {
+        if rows.end > self.config.vocab_size {
+            let reason = format!(
+                "means rows up to {}, the model has {}; go on with the tokenizer it was trained with",
+                rows.end, self.config.vocab_size
+            );
+            return Err(Error::config("--train_new_rows_only", reason));
+        }
         let has_adapters = self.adapters.is_some();
         for parameter in &mut self.parameters {
             let is_adapter = has_adapters && parameter.trainable;

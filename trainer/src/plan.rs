@@ -29,6 +29,9 @@ pub struct Plan {
     pub evaluate: bool,
     /// Tokens of the dataset that are new to the model; known once there is a dataset.
     new_tokens: Option<NewTokens>,
+    /// With `--dataloader_drop_last`, blocks that fill no micro-batch of this size are left out of an epoch: that asked
+    /// for, whatever size is found to fit.
+    drop_last_size: u64,
 }
 
 impl Plan {
@@ -111,7 +114,9 @@ impl Plan {
             eprintln!("neither --do_train nor --do_eval is given: training");
         }
         let evaluate = arguments.do_eval || arguments.eval_strategy != Strategy::No;
-        Ok(Self { train: arguments.do_train || neither, evaluate, output_dir, arguments, new_tokens: None })
+        let drop_last_size = arguments.per_device_train_batch_size as u64;
+        let train = arguments.do_train || neither;
+        Ok(Self { train, evaluate, drop_last_size, output_dir, arguments, new_tokens: None })
     }
 
     /// The directory of the tokenizer.
@@ -305,7 +310,7 @@ impl Plan {
 
     /// Blocks of an epoch, of `blocks` training blocks.
     fn blocks_per_epoch(&self, blocks: u64) -> u64 {
-        let batch = self.arguments.per_device_train_batch_size as u64;
+        let batch = self.drop_last_size;
         if self.arguments.dataloader_drop_last { blocks / batch * batch } else { blocks }
     }
 

@@ -211,16 +211,8 @@ impl Engine for ByteLevel {
         })
     }
 
-    fn decode(&self, ids: &[u32]) -> Result<String, String> {
-        self.reference.decode(ids)
-    }
-
-    fn id_of(&self, token: &str) -> Option<u32> {
-        self.reference.id_of(token)
-    }
-
-    fn largest_id(&self) -> u32 {
-        self.reference.largest_id()
+    fn reference(&self) -> &Reference {
+        &self.reference
     }
 }
 

@@ -26,6 +26,7 @@ use serde_json::Value;
 use tokenmill_shared::{Error, Result, storage};
 
 use self::pieces::Working;
+use self::reference::Reference;
 use crate::model_config::{json_file, model_eos};
 
 /// A tokenizer.json beyond this is not one: the largest known (262,144 pieces) has 33 MB.
@@ -46,8 +47,8 @@ pub const FILES: &[&str] = &[
     "chat_template.jinja",
 ];
 
-/// Encodes and decodes; implementations must give the ids that the reference gives.
-pub trait Engine: Send + Sync {
+/// Turns text into ids; implementations must give the ids that the reference gives.
+trait Engine: Send + Sync {
     /// Appends the ids of one document; `working` is the calling thread's, and only ever this tokenizer's.
     ///
     /// # Errors
@@ -60,14 +61,17 @@ pub trait Engine: Send + Sync {
         ids: &mut Vec<u32>,
     ) -> std::result::Result<(), String>;
 
-    /// The text of `ids`, special tokens included.
-    fn decode(&self, ids: &[u32]) -> std::result::Result<String, String>;
+    /// The reference, which answers everything else.
+    fn reference(&self) -> &Reference;
+}
 
-    /// The id of a token, if it has one.
-    fn id_of(&self, token: &str) -> Option<u32>;
-
-    /// The largest id.
-    fn largest_id(&self) -> u32;
+/// What an id stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// As it stands in the vocabulary: a piece is spelled as pieces are, an added token is text.
+    pub content: String,
+    /// Whether it is an added token.
+    pub added: bool,
 }
 
 /// A loaded tokenizer directory.
@@ -150,12 +154,12 @@ impl Tokenizer {
         }
         let json = &files[0].1;
         let blake3 = blake3::hash(json).to_hex().to_string();
-        let reference = Box::new(reference::Reference::load(&path, json)?);
+        let reference = Box::new(Reference::load(&path, json)?);
         let engine = fastest(reference, json);
         let special = json_file(dir, "special_tokens_map.json")?;
         let named = |key: &str| {
             let token = [&config, &special].into_iter().find_map(|file| token_named(file, key))?;
-            engine.id_of(&token)
+            engine.reference().id_of(&token)
         };
         let model_max_length =
             config["model_max_length"].as_f64().filter(|length| *length < 1e9).map(|length| length as usize);
@@ -172,6 +176,19 @@ impl Tokenizer {
             tokenizer.eos_token_id = model_eos(dir)?;
         }
         Ok(tokenizer)
+    }
+
+    /// Whether `dir` holds a tokenizer that [`load`](Self::load) could read.
+    pub fn is_in(dir: &Path) -> Result<bool> {
+        const ONE_OF: [&str; 6] = [
+            "tokenizer.json",
+            "tokenizer.model",
+            "spiece.model",
+            "sentencepiece.bpe.model",
+            "qwen.tiktoken",
+            "merges.txt",
+        ];
+        ONE_OF.iter().try_fold(false, |found, name| Ok(found || storage::stat(&dir.join(name))?.is_some()))
     }
 
     /// Its tokenizer.json, converted where the directory has none.
@@ -192,12 +209,27 @@ impl Tokenizer {
 
     /// The text of `ids`, special tokens included.
     pub fn decode(&self, ids: &[u32]) -> std::result::Result<String, String> {
-        self.engine.decode(ids)
+        self.engine.reference().decode(ids)
+    }
+
+    /// What an id stands for.
+    pub fn token(&self, id: u32) -> Option<Token> {
+        self.engine.reference().token(id)
+    }
+
+    /// The ids that this tokenizer has for a token of another one of the same kind.
+    pub fn segment(&self, token: &Token) -> std::result::Result<Vec<u32>, String> {
+        if token.added {
+            let mut ids = Vec::new();
+            self.encode(&token.content, false, &mut ids)?;
+            return Ok(ids);
+        }
+        self.engine.reference().segment(&token.content)
     }
 
     /// The largest id it can produce.
     pub fn largest_id(&self) -> u32 {
-        self.engine.largest_id()
+        self.engine.reference().largest_id()
     }
 }
 
@@ -234,7 +266,7 @@ impl std::fmt::Debug for Encoder<'_> {
 }
 
 /// The fast engine that recognises this tokenizer.json, or else the reference.
-fn fastest(reference: Box<reference::Reference>, json: &[u8]) -> Box<dyn Engine> {
+fn fastest(reference: Box<Reference>, json: &[u8]) -> Box<dyn Engine> {
     let Ok(json) = serde_json::from_slice(json) else { return reference };
     let reference = match byte_level::ByteLevel::new(reference, &json) {
         Ok(engine) => return Box::new(engine),

@@ -14,9 +14,11 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, Bloom
                           GlmForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
                           MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, TrainerState, default_data_collator)
 
+import flags
 import loading
 import resuming
 import training
+import vocabulary
 from programs import TESTS, binaries, run
 
 BLOCK = 32
@@ -126,8 +128,10 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as directory:
         work = pathlib.Path(directory)
         datasets = {name: check_dataset(programs, work, name) for name in ("bytes", "pieces")}
+        flags.check(programs)
         loading.check(programs, work)
         check_checkpoint(programs, work, datasets["bytes"])
         training.check(programs, work, datasets["bytes"])
         resuming.check(programs, work, datasets["bytes"])
+        vocabulary.check(programs, work)
     print("all passed")

@@ -55,9 +55,16 @@ pub struct Adapters {
     pairs: BTreeMap<usize, (usize, usize)>,
     /// Frozen parameters whose values came with an adapter instead of the base: they are saved with it again.
     kept: BTreeSet<usize>,
+    /// Of these, the ones of which single rows came with it.
+    kept_in_part: BTreeSet<usize>,
 }
 
 impl Adapters {
+    /// Rows that came alone are saved alone again, since they are trained alone.
+    pub(super) fn save_rows_alone(&mut self) {
+        self.kept.retain(|index| !self.kept_in_part.contains(index));
+    }
+
     /// The pair beside the weight of index `weight`, with dropout if there is a seed for it.
     pub(super) fn pair<'a>(
         &self,
@@ -107,7 +114,7 @@ impl Model {
             }
             pairs.insert(index, (first, first + 1));
         }
-        self.adapters = Some(Adapters { settings, pairs, kept: BTreeSet::new() });
+        self.adapters = Some(Adapters { settings, pairs, kept: BTreeSet::new(), kept_in_part: BTreeSet::new() });
         self.renew_gradients()
     }
 
@@ -177,13 +184,13 @@ impl Model {
         let mut names: Vec<String> = Vec::new();
         for asked in wanted {
             let name = match asked.as_str() {
-                "embeddings" => leaf(embedding).to_owned(),
-                "lm_head" => leaf(head).to_owned(),
+                "embeddings" => last_name(embedding).to_owned(),
+                "lm_head" => last_name(head).to_owned(),
                 _ => asked,
             };
             let is_either = is_named(embedding, &name) || is_named(head, &name);
             let meant = if is_either && self.config.tie_word_embeddings {
-                vec![leaf(embedding).to_owned(), leaf(head).to_owned()]
+                vec![last_name(embedding).to_owned(), last_name(head).to_owned()]
             } else {
                 vec![name]
             };
@@ -194,7 +201,7 @@ impl Model {
 
     /// The parameters of the named modules.
     fn modules_to_save(&self, wanted: &[String]) -> Result<BTreeSet<usize>> {
-        let (embedding, head) = (leaf(&self.layout.embedding_module), &self.layout.head_module);
+        let (embedding, head) = (last_name(&self.layout.embedding_module), &self.layout.head_module);
         let tied = self.config.tie_word_embeddings;
         let mut whole = BTreeSet::new();
         for name in wanted {
@@ -205,7 +212,7 @@ impl Model {
             let found = self.parameters.iter().enumerate().filter(|(_, parameter)| of_module(parameter));
             let found: Vec<_> = found.map(|(index, _)| index).collect();
             if found.is_empty() {
-                let usual = [embedding, leaf(head)].join(" and ");
+                let usual = [embedding, last_name(head)].join(" and ");
                 let reason = format!("{name:?} is no module of this model; usual are {usual}");
                 return Err(Error::config("--modules_to_save", reason));
             }
@@ -215,16 +222,32 @@ impl Model {
     }
 
     /// What an adapter file holds: PEFT's name and the tensor of every trained parameter, and of those that came with an
-    /// adapter. PEFT asks for both names of tied weights.
-    pub fn adapter_tensors(&self) -> Vec<(String, &Tensor)> {
-        let kept = |index: &usize| self.adapters.as_ref().is_some_and(|adapters| adapters.kept.contains(index));
-        let saved = self.parameters.iter().enumerate().filter(|(index, one)| one.trainable || kept(index));
-        let saved = saved.map(|(_, parameter)| (parameter.name.as_str(), &parameter.tensor));
-        let mut named: Vec<_> = saved.map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor)).collect();
-        let embedding = format!("{PREFIX}{}.weight", self.layout.embedding_module);
-        let tied = named.iter().find(|(name, _)| self.config.tie_word_embeddings && *name == embedding);
-        let head = tied.map(|(_, tensor)| (format!("{PREFIX}{}.weight", self.layout.head_module), *tensor));
-        named.extend(head);
+    /// adapter. Rows that are trained alone are PEFT's `trainable_tokens_delta`, which replaces those of the base. PEFT
+    /// asks for both names of tied weights.
+    pub fn adapter_tensors(&self) -> Vec<(String, Tensor)> {
+        let kept = |index: usize| self.adapters.as_ref().is_some_and(|adapters| adapters.kept.contains(&index));
+        let mut named: Vec<(String, Tensor)> = Vec::new();
+        for (index, parameter) in self.parameters.iter().enumerate() {
+            let name = &parameter.name;
+            if self.rows_trained_of(name).is_some() {
+                let adapter = format!("{PREFIX}{}.token_adapter", name.trim_end_matches(".weight"));
+                let rows = self.trained(parameter).tensor;
+                named.push((format!("{adapter}.trainable_tokens_delta"), rows));
+                if kept(index) {
+                    named.push((format!("{adapter}.base_layer.weight"), parameter.tensor.clone())); // shares its memory
+                }
+            } else if parameter.trainable || kept(index) {
+                named.push((format!("{PREFIX}{name}"), parameter.tensor.clone())); // shares its memory
+            }
+        }
+        if self.config.tie_word_embeddings {
+            let of_embedding = format!("{PREFIX}{}.", self.layout.embedding_module);
+            let of_head = named.iter().filter_map(|(name, tensor)| {
+                let rest = name.strip_prefix(&of_embedding)?;
+                Some((format!("{PREFIX}{}.{rest}", self.layout.head_module), tensor.clone()))
+            });
+            named.extend(of_head.collect::<Vec<_>>());
+        }
         named
     }
 
@@ -274,6 +297,13 @@ impl Model {
         {
             json["ensure_weight_tying"] = json!(true);
         }
+        if let Some(rows) = &self.trained_rows {
+            let both = self.config.row_modules();
+            let modules = if self.config.tie_word_embeddings { &both[..1] } else { &both[..] };
+            let ids: Vec<usize> = rows.clone().collect();
+            let indices = modules.iter().map(|module| (last_name(module).to_owned(), json!(ids)));
+            json["trainable_token_indices"] = Value::Object(indices.collect());
+        }
         json
     }
 
@@ -283,10 +313,12 @@ impl Model {
     /// # Errors
     /// A kind of adapter that is not built, or tensors that do not fit the model.
     pub fn load_adapters(&mut self, dir: &Path, seed: u64) -> Result<()> {
-        let [embedding, head] = self.row_modules();
-        let file = AdapterFile::read(dir, [&embedding, &head])?;
-        let AdapterFile { settings, mut tensors, .. } = self.adopt_rows(dir, file)?;
+        let file = AdapterFile::read(dir, &self.config.row_modules())?;
+        let AdapterFile { settings, mut tensors, filled, .. } = self.adopt_rows(dir, file)?;
         let kept = self.kept_rows(&settings, &tensors);
+        let in_part =
+            |index: &usize| filled.iter().any(|module| self.parameters[*index].name == format!("{module}.weight"));
+        let kept_in_part = kept.iter().copied().filter(in_part).collect();
         self.add_adapters(settings, seed)?;
         for (index, parameter) in self.parameters.iter().enumerate() {
             if !parameter.trainable && !kept.contains(&index) {
@@ -309,14 +341,14 @@ impl Model {
             return Err(Error::corrupt(dir, format!("holds {name}, which nothing here stands for")));
         }
         if let Some(adapters) = &mut self.adapters {
-            adapters.kept = kept;
+            (adapters.kept, adapters.kept_in_part) = (kept, kept_in_part);
         }
         Ok(())
     }
 
     /// Embedding and head, where the adapter has rows of them that it does not train.
     fn kept_rows(&self, settings: &LoraSettings, tensors: &BTreeMap<String, Tensor>) -> BTreeSet<usize> {
-        let modules = self.row_modules();
+        let modules = self.config.row_modules();
         let is_kept = |parameter: &Parameter| {
             let Some(module) = parameter.name.strip_suffix(".weight").filter(|name| modules.iter().any(|m| m == name))
             else {
@@ -350,6 +382,7 @@ impl Model {
             self.parameters.truncate(*first);
         }
         self.parameters.iter_mut().for_each(|parameter| parameter.trainable = true);
+        self.trained_rows = None;
         self.renew_gradients()
     }
 }
@@ -360,6 +393,6 @@ pub(super) fn is_named(module: &str, name: &str) -> bool {
 }
 
 /// The last name of a module.
-fn leaf(module: &str) -> &str {
+fn last_name(module: &str) -> &str {
     module.rsplit('.').next().unwrap_or(module)
 }

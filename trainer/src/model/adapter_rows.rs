@@ -5,7 +5,7 @@
 //! `original_module`, if the vocabulary had been resized; untrained rows, if it had been resized and nothing was to be
 //! saved; and single trained rows, `token_adapter.trainable_tokens_delta`, which replace those of the base.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use candle_core::Tensor;
@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use tokenmill_shared::{Error, Result, storage};
 
 use super::adapter::{LoraSettings, PREFIX, is_named};
-use super::{Model, Parameter, tensor_error};
-use crate::ops::cpu::{values, write};
+use super::{Config, Model, Parameter, tensor_error};
+use crate::ops::cpu::{tensor, values};
 
 /// An adapter_config.json beyond this is not one.
 const CONFIG_LIMIT: u64 = 1 << 20;
@@ -29,12 +29,42 @@ pub(super) struct AdapterFile {
     trained_rows: Vec<(String, Vec<usize>)>,
     /// Whether tied weights were trained as one.
     keeps_ties: bool,
+    /// Modules of which only rows came, and the rest is the base's.
+    pub filled: Vec<String>,
+}
+
+/// What an adapter says before its tensors are read.
+#[derive(Debug)]
+pub struct AdapterOutline {
+    /// Modules that are trained whole.
+    pub modules_to_save: Vec<String>,
+    /// Rows of the embedding or the head that the model has with it, if any come with it.
+    pub rows: Option<usize>,
+}
+
+impl AdapterOutline {
+    /// Reads the configuration in `dir` and the header of the tensors; `config` is that of the base.
+    ///
+    /// # Errors
+    /// No adapter there, or a kind that is not built.
+    pub fn read(dir: &Path, config: &Config) -> Result<Self> {
+        let modules = config.row_modules();
+        let file = read_config(dir, &modules)?;
+        let shapes = super::weights::tensor_shapes(dir, "adapter_model")?;
+        let whole = modules.iter().flat_map(|module| {
+            ["weight", "modules_to_save.weight", "token_adapter.base_layer.weight"]
+                .map(|rest| format!("{PREFIX}{module}.{rest}"))
+        });
+        let rows = whole.filter_map(|name| shapes.get(&name)?.first().copied()).max();
+        let alone = file.trained_rows.iter().flat_map(|(_, ids)| ids).max().map(|id| config.vocab_size.max(id + 1));
+        Ok(Self { modules_to_save: file.settings.modules_to_save, rows: rows.max(alone) })
+    }
 }
 
 impl AdapterFile {
     /// Reads both files; copies that PEFT keeps beside trained modules are left out.
     /// `modules` are those of embedding and head.
-    pub fn read(dir: &Path, modules: [&str; 2]) -> Result<Self> {
+    pub fn read(dir: &Path, modules: &[String; 2]) -> Result<Self> {
         let mut file = read_config(dir, modules)?;
         file.tensors = super::weights::read_all_tensors(dir, "adapter_model")?;
         let copies: Vec<_> = file.tensors.keys().filter(|name| name.contains(".original_module.")).cloned().collect();
@@ -54,8 +84,8 @@ impl AdapterFile {
         self.settings.modules_to_save.iter().any(|name| is_named(module, name))
     }
 
-    /// Puts rows that were trained alone into the whole matrix, `base` or the one that is there.
-    fn fill_rows(&mut self, dir: &Path, module: &str, base: &Tensor) -> Result<()> {
+    /// Puts rows that were trained alone into the whole matrix: the one that is there, or `base`, which they may extend.
+    fn fill_rows(&mut self, dir: &Path, module: &str, base: &Tensor, tied_to: Option<&str>) -> Result<()> {
         let adapter = format!("{PREFIX}{module}.token_adapter");
         let own_base = self.tensors.remove(&format!("{adapter}.base_layer.weight"));
         let Some(rows) = self.tensors.remove(&format!("{adapter}.trainable_tokens_delta")) else { return Ok(()) };
@@ -63,13 +93,18 @@ impl AdapterFile {
         let (_, ids) = self
             .trained_rows
             .iter()
-            .find(|(name, _)| is_named(module, name))
+            .find(|(name, _)| is_named(module, name) || tied_to.is_some_and(|module| is_named(module, name)))
             .ok_or_else(|| damaged("has no trainable_token_indices in adapter_config.json".to_owned()))?;
         let plain = format!("{PREFIX}{module}.weight");
         let whole = own_base.or_else(|| self.tensors.remove(&plain));
-        let whole = whole.as_ref().unwrap_or(base).copy().map_err(tensor_error)?;
+        if whole.is_none() {
+            self.filled.push(module.to_owned());
+        }
+        let whole = whole.as_ref().unwrap_or(base);
         let (count, width) = whole.dims2().map_err(tensor_error)?;
-        if rows.dims() != [ids.len(), width] || ids.iter().any(|id| *id >= count) {
+        let beyond: BTreeSet<usize> = ids.iter().copied().filter(|id| *id >= count).collect();
+        let grown = count + beyond.len();
+        if rows.dims() != [ids.len(), width] || beyond.last().is_some_and(|last| *last >= grown) {
             let shape = rows.dims();
             return Err(damaged(format!(
                 "of shape {shape:?} does not fit {} ids and {count} rows of {width}",
@@ -77,13 +112,12 @@ impl AdapterFile {
             )));
         }
         let rows = values(&rows).map_err(tensor_error)?;
-        let fill = |whole: &mut [f32]| {
-            for (id, row) in ids.iter().zip(rows.chunks_exact(width)) {
-                whole[id * width..][..width].copy_from_slice(row);
-            }
-        };
-        write(&whole, fill).map_err(tensor_error)?;
-        self.tensors.insert(plain, whole);
+        let mut whole = values(whole).map_err(tensor_error)?.to_vec();
+        whole.resize(grown * width, 0.0);
+        for (id, row) in ids.iter().zip(rows.chunks_exact(width)) {
+            whole[id * width..][..width].copy_from_slice(row);
+        }
+        self.tensors.insert(plain, tensor(whole, (grown, width)).map_err(tensor_error)?);
         Ok(())
     }
 }
@@ -92,11 +126,12 @@ impl Model {
     /// Makes the model one that the adapter's rows fit: with as many rows, tied or not. Then the file holds no tensor of
     /// an embedding or head but those that are the model's parameters.
     pub(super) fn adopt_rows(&mut self, dir: &Path, mut file: AdapterFile) -> Result<AdapterFile> {
-        let modules = self.row_modules();
+        let modules = self.config.row_modules();
         let [embedding, head] = modules.each_ref().map(|module| format!("{PREFIX}{module}.weight"));
         for module in &modules {
             let base = self.rows_of(module).clone(); // shares its memory
-            file.fill_rows(dir, module, &base)?;
+            let tied_to = self.config.tie_word_embeddings.then_some(modules[0].as_str());
+            file.fill_rows(dir, module, &base, tied_to)?;
         }
         if self.config.tie_word_embeddings {
             let (e, h) = (file.tensors.get(&embedding), file.tensors.get(&head));
@@ -151,11 +186,6 @@ impl Model {
         Ok(file)
     }
 
-    /// The modules of embedding and head.
-    pub(super) fn row_modules(&self) -> [String; 2] {
-        [self.layout.embedding_module.clone(), self.layout.head_module.clone()]
-    }
-
     /// The matrix of the embedding or of the head, which may be the same.
     fn rows_of(&self, module: &str) -> &Tensor {
         let module = if self.config.tie_word_embeddings { self.layout.embedding_module.as_str() } else { module };
@@ -166,7 +196,7 @@ impl Model {
 
     /// Gives the head a matrix of its own, equal to the embedding.
     fn untie(&mut self) -> Result<()> {
-        let [embedding, head] = self.row_modules();
+        let [embedding, head] = self.config.row_modules();
         let tensor = self.rows_of(&embedding).copy().map_err(tensor_error)?;
         self.parameters.push(Parameter { name: format!("{head}.weight"), tensor, decay: true, trainable: true });
         self.config.tie_word_embeddings = false;
@@ -182,7 +212,7 @@ fn same_values(a: &Tensor, b: &Tensor) -> Result<bool> {
 }
 
 /// What `adapter_config.json` of `dir` says, with an empty set of tensors.
-fn read_config(dir: &Path, [embedding, head]: [&str; 2]) -> Result<AdapterFile> {
+fn read_config(dir: &Path, [embedding, head]: &[String; 2]) -> Result<AdapterFile> {
     let path = dir.join("adapter_config.json");
     if storage::stat(&path)?.is_none() {
         return Err(Error::config(dir.display().to_string(), "holds no adapter_config.json, so it is no adapter"));
@@ -230,9 +260,7 @@ fn read_config(dir: &Path, [embedding, head]: [&str; 2]) -> Result<AdapterFile> 
     let trained_rows = match &json["trainable_token_indices"] {
         Value::Null => Some(Vec::new()),
         // A list is of the embedding, and of a head tied to it.
-        list @ Value::Array(_) => {
-            ids(list).map(|ids| vec![(embedding.to_owned(), ids.clone()), (head.to_owned(), ids)])
-        }
+        list @ Value::Array(_) => ids(list).map(|ids| vec![(embedding.clone(), ids.clone()), (head.clone(), ids)]),
         Value::Object(modules) => modules.iter().map(|(name, list)| Some((name.clone(), ids(list)?))).collect(),
         _ => None,
     };
@@ -243,5 +271,5 @@ fn read_config(dir: &Path, [embedding, head]: [&str; 2]) -> Result<AdapterFile> 
         ));
     };
     let keeps_ties = json["ensure_weight_tying"].as_bool().unwrap_or(false);
-    Ok(AdapterFile { settings, tensors: BTreeMap::new(), trained_rows, keeps_ties })
+    Ok(AdapterFile { settings, tensors: BTreeMap::new(), trained_rows, keeps_ties, filled: Vec::new() })
 }

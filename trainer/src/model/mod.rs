@@ -11,6 +11,7 @@ mod families;
 mod initialise;
 mod layout;
 mod noise;
+mod resize;
 mod weights;
 
 #[cfg(test)]
@@ -18,12 +19,14 @@ pub(crate) mod dropped_gradient;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::path::Path;
 
 use candle_core::Tensor;
 use tokenmill_shared::{Error, Result};
 
 pub use adapter::{Adapters, LoraSettings};
+pub use adapter_rows::AdapterOutline;
 pub use config::{Config, DropoutRates, LayerKind, NormKind, Positions, Residual, Resolved};
 pub use families::Family;
 pub use noise::EmbeddingNoise;
@@ -92,6 +95,8 @@ pub struct Model {
     gradients: Gradients,
     /// Low-rank pairs beside frozen projections.
     adapters: Option<Adapters>,
+    /// The rows of embedding and head that are trained, if not all of them are.
+    trained_rows: Option<Range<usize>>,
     /// Weight of the mean over all tokens in the loss that is differentiated.
     pub label_smoothing: f32,
     /// On the embeddings while training.
@@ -136,6 +141,7 @@ impl Model {
             parameters,
             gradients,
             adapters: None,
+            trained_rows: None,
             label_smoothing: 0.0,
             embedding_noise: None,
             precision: Precision::F32,
@@ -148,10 +154,24 @@ impl Model {
 
     /// A buffer for the gradients of what is trainable now.
     fn renew_gradients(&mut self) -> Result<()> {
-        let size = |parameter: &Parameter| parameter.trainable.then(|| parameter.tensor.elem_count());
+        let size = |parameter: &Parameter| {
+            let (width, values) = (self.config.hidden_size, parameter.tensor.elem_count());
+            let rows = self.rows_trained_of(&parameter.name);
+            let trained = rows.map_or(0..values, |rows| rows.start * width..rows.end * width);
+            parameter.trainable.then_some((values, trained))
+        };
         let sizes = self.parameters.iter().map(|parameter| (parameter.name.clone(), size(parameter)));
         self.gradients = Gradients::new(sizes).map_err(tensor_error)?;
         Ok(())
+    }
+
+    /// What is trained of a parameter: itself, or some of its rows, which share its memory.
+    pub fn trained(&self, parameter: &Parameter) -> Parameter {
+        let mut trained = parameter.clone();
+        if let Some(rows) = self.rows_trained_of(&parameter.name) {
+            trained.tensor = parameter.tensor.narrow(0, rows.start, rows.len()).expect("rows that are there");
+        }
+        trained
     }
 
     /// Rounds all weights to `dtype`, as loading them in it does.

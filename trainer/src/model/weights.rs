@@ -87,6 +87,12 @@ pub(super) fn read_all_tensors(dir: &Path, stem: &str) -> Result<BTreeMap<String
     Ok(wanted.into_iter().map(|(name, ..)| name).zip(tensors).collect())
 }
 
+/// The shape of every tensor of `<stem>.safetensors` in `dir`, by name.
+pub(super) fn tensor_shapes(dir: &Path, stem: &str) -> Result<BTreeMap<String, Vec<usize>>> {
+    let shards = open_shards(dir, stem)?;
+    Ok(places(&shards)?.into_iter().map(|(name, place)| (name, place.info().shape.clone())).collect())
+}
+
 /// A tensor's name in a file.
 struct TensorPlace<'a> {
     shard: &'a Shard,

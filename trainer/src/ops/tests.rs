@@ -69,7 +69,7 @@ fn assert_slopes(
 
 /// A place for one parameter's gradient, and what was written there.
 fn gradient_of(len: usize, write: impl FnOnce(&mut Gradients)) -> Vec<f64> {
-    let mut gradients = Gradients::new([("w".to_owned(), Some(len))]).unwrap();
+    let mut gradients = Gradients::new([("w".to_owned(), Some((len, 0..len)))]).unwrap();
     write(&mut gradients);
     gradients.of(0).unwrap().into_iter().map(f64::from).collect()
 }
@@ -154,7 +154,7 @@ fn layer_norm_of_widths_with_and_without_a_rest() {
         let reference = |inputs: &[Tensor]| layer_norm_slow(&inputs[0], &inputs[1], &inputs[2], 1e-5);
         assert_close(&flat(&y), &flat(&reference(&[&x, &w, &b].map(double)).unwrap()), 1e-5);
         let dx = x.zeros_like().unwrap();
-        let mut gradients = Gradients::new(["w", "b"].map(|name| (name.to_owned(), Some(width)))).unwrap();
+        let mut gradients = Gradients::new(["w", "b"].map(|name| (name.to_owned(), Some((width, 0..width))))).unwrap();
         layer_norm::backward(&dy, &x, (&w, 0), 1, &statistics, (&dx, false), &mut gradients).unwrap();
         let of = |index| gradients.of(index).unwrap().into_iter().map(f64::from).collect::<Vec<_>>();
         assert_slopes(&[&x, &w, &b], &[flat(&dx), of(0), of(1)], &dy, reference);

@@ -14,6 +14,7 @@ pub use fields::Resolved;
 pub(super) use fields::{Fields, wrong};
 pub(super) use rope::{Defaults, WHOLE};
 
+use super::adapter;
 use super::families::{self, Family};
 use super::layout::Layout;
 use crate::ops::activation::Activation;
@@ -222,5 +223,21 @@ impl Config {
     /// The parameters and where they are used.
     pub(super) fn layout(&self) -> Layout {
         families::layout(self)
+    }
+
+    /// The modules of the input embedding and of the output projection.
+    pub(super) fn row_modules(&self) -> [String; 2] {
+        let layout = self.layout();
+        [layout.embedding_module, layout.head_module]
+    }
+
+    /// Whether `name`, as `modules_to_save` has it, means the input embedding.
+    pub(crate) fn is_embedding(&self, name: &str) -> bool {
+        name == "embeddings" || adapter::is_named(&self.row_modules()[0], name)
+    }
+
+    /// Whether `name`, as `modules_to_save` has it, means the output projection.
+    pub(crate) fn is_head(&self, name: &str) -> bool {
+        name == "lm_head" || adapter::is_named(&self.row_modules()[1], name)
     }
 }

@@ -233,7 +233,8 @@ impl<'a> Decoder<'a> {
                 gradients.slot(index),
             );
         }
-        let mut of_normalized = Gradients::new([(self.parameters[index].name.clone(), Some(weight.elem_count()))])?;
+        let (name, count) = (self.parameters[index].name.clone(), weight.elem_count());
+        let mut of_normalized = Gradients::new([(name, Some((count, 0..count)))])?;
         let slot = of_normalized.slot(0);
         let found = cross_entropy::forward_backward(states, head, &targets, scales, self.precision, slot)?;
         of_normalized

@@ -15,3 +15,4 @@ mod kills;
 mod resume;
 mod reuse;
 mod strategies;
+mod tokenizer_extend;

@@ -13,14 +13,17 @@ use tokenmill_shared::{Error, Result};
 
 use crate::explain::explain;
 use crate::job::{Job, Output, PrepareOptions, Tuning};
+use crate::tokenizer::extend::{ExtendArguments, extend};
 use crate::{inspect, prepare};
 
-const USAGE: &str = "usage: preprocess prepare|explain|inspect|verify …
+const USAGE: &str = "usage: preprocess prepare|explain|inspect|verify|tokenizer …
   prepare --tokenizer_name_or_path DIR --train_file_dir DIR --block_size N --output_dir DIR
                       text to packed blocks; only what is new is tokenized
   explain <the same>  which partitions would be reused, and why not the others
   inspect DATASET     what is in a dataset; --split train --row 0 --decode shows a block
   verify DATASET      reads every byte and names what is wrong
+  tokenizer extend --tokenizer_name_or_path DIR --train_file_dir DIR --output_dir DIR
+                      new pieces for a tokenizer, from a corpus or a --word_list
 Each takes --help.";
 
 #[derive(Debug, Default, Args)]
@@ -97,6 +100,7 @@ pub fn run(argv: Vec<OsString>) -> Result<()> {
         "explain" => run_explain(rest),
         "inspect" => run_inspect(rest),
         "verify" => run_verify(rest),
+        "tokenizer" => run_tokenizer(rest),
         "-h" | "--help" | "help" => {
             println!("{USAGE}");
             Ok(())
@@ -198,6 +202,24 @@ fn run_verify(argv: Vec<OsString>) -> Result<()> {
         dir,
         format!("{} things are wrong; prepare the dataset again into a new directory", report.wrong.len()),
     ))
+}
+
+fn run_tokenizer(argv: Vec<OsString>) -> Result<()> {
+    let name = argv.get(1).and_then(|word| word.to_str()).unwrap_or_default();
+    if name != "extend" {
+        return Err(Error::config("tokenizer", format!("has one command, extend, not {name:?}")));
+    }
+    let about = "New pieces for a BPE tokenizer, byte-level or SentencePiece style, trained on a corpus or taken from a word list. Old ids stay, old merges come first; fertility before and after is reported.";
+    let command = Command::new("extend").bin_name("preprocess tokenizer extend").about(about);
+    let arguments: ExtendArguments = parse(command, argv.into_iter().skip(1))?;
+    let extended = extend(&arguments)?;
+    for line in extended.lines() {
+        eprintln!("{line}");
+    }
+    if arguments.json {
+        print_json(&extended);
+    }
+    Ok(())
 }
 
 fn open(dir: Option<PathBuf>) -> Result<Dataset> {

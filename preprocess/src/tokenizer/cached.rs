@@ -258,7 +258,7 @@ fn is_nfc_inert(character: char) -> bool {
 }
 
 /// GPT-2's table: printable bytes stand for themselves, the others for the characters from U+0100 on.
-fn byte_chars() -> [char; 256] {
+pub(super) fn byte_chars() -> [char; 256] {
     let mut next = 0x100;
     std::array::from_fn(|byte| match byte as u8 {
         byte @ (b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff) => char::from(byte),

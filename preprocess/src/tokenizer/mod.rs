@@ -5,6 +5,7 @@
 //! provably the same.
 
 mod cached;
+pub mod extend;
 mod reference;
 
 use std::path::Path;

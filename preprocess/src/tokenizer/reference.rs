@@ -3,7 +3,10 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use tokenizers::{ModelWrapper, Tokenizer};
+use tokenizers::{
+    ModelWrapper, NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
+    Tokenizer,
+};
 use tokenmill_shared::{Error, Result};
 
 use super::Engine;
@@ -35,19 +38,44 @@ impl Reference {
     pub(super) fn model(&self) -> &ModelWrapper {
         self.tokenizer.get_model()
     }
+
+    /// The ids of `text`, without special tokens, and for each the number of the pre-token it lies in.
+    pub(super) fn encode_words(&self, text: &str) -> std::result::Result<Vec<(u32, Option<u32>)>, String> {
+        guarded(|| {
+            let encoding = self.tokenizer.encode(text, false)?;
+            Ok(encoding.get_ids().iter().copied().zip(encoding.get_word_ids().iter().copied()).collect())
+        })
+    }
+
+    /// `text` as the normalizer leaves it.
+    pub(super) fn normalize(&self, text: &str) -> std::result::Result<String, String> {
+        guarded(|| {
+            let mut normalized = NormalizedString::from(text);
+            self.tokenizer.get_normalizer().map_or(Ok(()), |normalizer| normalizer.normalize(&mut normalized))?;
+            Ok(normalized.get().to_owned())
+        })
+    }
+
+    /// What the pre-tokenizer cuts `normalized` into, in the characters of pieces.
+    pub(super) fn pre_tokens(&self, normalized: &str) -> std::result::Result<Vec<String>, String> {
+        guarded(|| {
+            let mut text = PreTokenizedString::from(normalized);
+            self.tokenizer.get_pre_tokenizer().map_or(Ok(()), |cutter| cutter.pre_tokenize(&mut text))?;
+            let splits = text.get_splits(OffsetReferential::Normalized, OffsetType::None);
+            Ok(splits.into_iter().map(|(piece, ..)| piece.to_owned()).filter(|piece| !piece.is_empty()).collect())
+        })
+    }
 }
 
 impl Engine for Reference {
     fn encode(&self, text: &str, add_special_tokens: bool, ids: &mut Vec<u32>) -> std::result::Result<(), String> {
-        let encoded = catch_unwind(AssertUnwindSafe(|| self.tokenizer.encode_fast(text, add_special_tokens)));
-        let encoding = encoded.map_err(|_| "the tokenizer panicked".to_owned())?.map_err(|error| error.to_string())?;
+        let encoding = guarded(|| self.tokenizer.encode_fast(text, add_special_tokens))?;
         ids.extend_from_slice(encoding.get_ids());
         Ok(())
     }
 
     fn decode(&self, ids: &[u32]) -> std::result::Result<String, String> {
-        let decoded = catch_unwind(AssertUnwindSafe(|| self.tokenizer.decode(ids, false)));
-        decoded.map_err(|_| "the tokenizer panicked".to_owned())?.map_err(|error| error.to_string())
+        guarded(|| self.tokenizer.decode(ids, false))
     }
 
     fn id_of(&self, token: &str) -> Option<u32> {
@@ -57,4 +85,10 @@ impl Engine for Reference {
     fn largest_id(&self) -> u32 {
         self.largest_id
     }
+}
+
+/// Calls into the crate: a panic is an error like any other.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
+    let result = catch_unwind(AssertUnwindSafe(call)).map_err(|_| "the tokenizer panicked".to_owned())?;
+    result.map_err(|error| error.to_string())
 }

@@ -183,7 +183,7 @@ mod tests {
     /// They are known from other scripts; what they ask for is the case here anyway.
     #[test]
     fn flags_without_effect_are_taken_with_their_values() {
-        let words = ["--ddp_timeout", "30000", "--no_log_on_each_node", "--label_names", "labels", "--fp16", "False"];
+        let words = ["--ddp_timeout", "30000", "--no_log_on_each_node", "--label_names", "labels", "--torch_compile", "False"];
         let more = ["--load-in-8bit", "no", "--deepspeed", "none", "--local_rank", "-1", "--block_size", "8"];
         assert_eq!(data(&[&words[..], &more[..]].concat()).unwrap().block_size, 8);
         assert!(
@@ -199,7 +199,7 @@ mod tests {
             (vec!["--sample_by", "word"], "line, paragraph, document"),
             (vec!["--keep_linebreaks", "maybe"], "true or false"),
             (vec!["--deepspeed", "x.json"], "not built yet"),
-            (vec!["--fp16"], "not built yet"),
+            (vec!["--optim_args", "a=1"], "not built yet"),
         ] {
             let error = data(&words).unwrap_err();
             assert!(error.to_string().contains(part), "{words:?}: {error}");

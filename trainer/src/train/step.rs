@@ -41,7 +41,7 @@ impl Run {
             if optimizer.updates == 0 {
                 self.model.gradients().check_all_written(step)?;
             }
-            optimizer.update(&self.model, learning_rate, norm)?;
+            optimizer.update(&self.model, learning_rate, norm, 1.0)?;
             counters.skipped_in_a_row = 0;
         } else {
             self.skip_or_stop(step, loss, norm, batches, counters)?;

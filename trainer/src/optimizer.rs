@@ -220,13 +220,17 @@ mod tests {
                 let worst = found.iter().zip(expected.iter()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert!(worst < 2e-6, "{rule_name}, {name}: {worst}");
                 // The 8-bit moments: indices and scales, also of the last, shorter block.
-                for ((kept, ..), tensor) in rule.state(&parameter).into_iter().zip(&state).filter(|_| state.len() == 4) {
+                for ((kept, ..), tensor) in rule.state(&parameter).into_iter().zip(&state).filter(|_| state.len() == 4)
+                {
                     let expected = &golden[&format!("{rule_name}.{name}.{kept}")];
                     let numbers = |tensor: &Tensor| -> Vec<f32> {
                         tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
                     };
                     for (at, (found, expected)) in numbers(tensor).iter().zip(numbers(expected)).enumerate() {
-                        assert!((found / expected - 1.0).abs() < 3e-6 || *found == expected, "{kept} {at}: {found}, {expected}");
+                        assert!(
+                            (found / expected - 1.0).abs() < 3e-6 || *found == expected,
+                            "{kept} {at}: {found}, {expected}"
+                        );
                     }
                 }
             }

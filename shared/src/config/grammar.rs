@@ -183,7 +183,8 @@ mod tests {
     /// They are known from other scripts; what they ask for is the case here anyway.
     #[test]
     fn flags_without_effect_are_taken_with_their_values() {
-        let words = ["--ddp_timeout", "30000", "--no_log_on_each_node", "--label_names", "labels", "--torch_compile", "False"];
+        let words =
+            ["--ddp_timeout", "30000", "--no_log_on_each_node", "--label_names", "labels", "--torch_compile", "False"];
         let more = ["--load-in-8bit", "no", "--deepspeed", "none", "--local_rank", "-1", "--block_size", "8"];
         assert_eq!(data(&[&words[..], &more[..]].concat()).unwrap().block_size, 8);
         assert!(

@@ -232,7 +232,8 @@ pub fn set_aside(output_dir: &Path) -> Result<Option<PathBuf>> {
 
 /// Puts the optimizer state of the checkpoint in `dir` into `optimizer`.
 pub fn load_optimizer(dir: &Path, model: &Model, optimizer: &mut Optimizer) -> Result<()> {
-    let wanted: Vec<_> = optimizer.state(model).map(|(name, tensor)| (name, tensor.dims().to_vec(), tensor.dtype())).collect();
+    let wanted: Vec<_> =
+        optimizer.state(model).map(|(name, tensor)| (name, tensor.dims().to_vec(), tensor.dtype())).collect();
     optimizer.set_state(crate::model::load_tensors(&dir.join(OPTIMIZER_DIR), "optimizer", &wanted)?);
     Ok(())
 }

@@ -62,8 +62,10 @@ pub fn load_tensors(dir: &Path, stem: &str, wanted: &[Wanted]) -> Result<Vec<Ten
 pub(super) fn read_all_tensors(dir: &Path, stem: &str) -> Result<BTreeMap<String, Tensor>> {
     let shards = open_shards(dir, stem)?;
     let places = places(&shards)?;
-    let wanted: Vec<_> =
-        places.iter().map(|(name, shard)| ((*name).to_owned(), shard.tensors[*name].shape.clone(), DType::F32)).collect();
+    let wanted: Vec<_> = places
+        .iter()
+        .map(|(name, shard)| ((*name).to_owned(), shard.tensors[*name].shape.clone(), DType::F32))
+        .collect();
     let tensors = read_all(dir, &places, &wanted)?;
     Ok(wanted.into_iter().map(|(name, ..)| name).zip(tensors).collect())
 }

@@ -17,12 +17,7 @@ const PANEL: usize = 256;
 
 /// Adds `x Wᵀ` to `y`, (rows, out). `x` and its rows; the weight's integers, row-major, and the scales of its rows. With
 /// a threshold of 0 there are no outliers.
-pub(super) fn add_product(
-    (x, rows): (&[f32], usize),
-    (codes, scales): (&[i8], &[f32]),
-    threshold: f32,
-    y: &mut [f32],
-) {
+pub(super) fn add_product((x, rows): (&[f32], usize), (codes, scales): (&[i8], &[f32]), threshold: f32, y: &mut [f32]) {
     let (output, input) = (scales.len(), x.len() / rows.max(1));
     let half = |value: &f32| f16::from_f32(*value).to_f32();
     let is_outlier = |value: f32| threshold > 0.0 && value.abs() >= threshold;
@@ -35,7 +30,7 @@ pub(super) fn add_product(
         .map(|(rounded, x)| {
             let ordinary = || x.iter().map(half).map(|x| if is_outlier(x) { 0.0 } else { x });
             let largest = ordinary().fold(0f32, |largest, x| largest.max(x.abs()));
-            let factor = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+            let factor = if largest > 0.0 { 1.0 / largest * 127.0 } else { 0.0 };
             rounded.iter_mut().zip(ordinary()).for_each(|(rounded, x)| *rounded = (x * factor).round_ties_even());
             outliers.iter().for_each(|at| rounded[*at] = 0.0);
             largest

@@ -52,7 +52,7 @@ const FP4: [f32; 16] = [
     0.5,
     0.166_666_67,
     0.25,
-    0.0,
+    -0.0,
     -0.005_208_333_5,
     -0.666_666_7,
     -1.0,
@@ -111,14 +111,24 @@ pub enum Scales {
 }
 
 impl Scales {
-    /// Double quantisation of `scales`.
+    /// Double quantisation of `scales`. bitsandbytes looks the nearest value up in a table of 65,536 quotients on a CPU;
+    /// they are rounded to the same here.
     fn double(mut scales: Vec<f32>) -> Self {
         let sum: f64 = scales.iter().map(|scale| f64::from(*scale)).sum();
         let offset = (sum / scales.len().max(1) as f64) as f32;
-        scales.iter_mut().for_each(|scale| *scale -= offset);
         let mut codes = vec![0; scales.len()];
-        let blocks = codes.chunks_mut(blockwise::BLOCK).zip(scales.chunks(blockwise::BLOCK));
-        let scales = blocks.map(|(codes, scales)| Map::signed().encode(scales, codes)).collect();
+        let blocks = codes.chunks_mut(blockwise::BLOCK).zip(scales.chunks_mut(blockwise::BLOCK));
+        let scales = blocks.map(|(codes, scales)| {
+            scales.iter_mut().for_each(|scale| *scale -= offset);
+            let largest = scales.iter().fold(0f32, |largest, scale| largest.max(scale.abs()));
+            if largest > 0.0 {
+                let place = |scale: f32| ((scale * (1.0 / largest) + 1.0) * 32_767.5 + 0.5).floor();
+                scales.iter_mut().for_each(|scale| *scale = place(*scale) * 2.0 / 65_535.0 - 1.0);
+                Map::signed().encode(scales, codes);
+            }
+            largest
+        });
+        let scales = scales.collect();
         Self::Double { codes, scales, offset }
     }
 
@@ -218,9 +228,12 @@ impl Quantised {
         let scales = rows.map(|(codes, values)| {
             let half = |value: &f32| f16::from_f32(*value).to_f32();
             let largest = values.iter().fold(0f32, |largest, value| largest.max(half(value).abs()));
-            let factor = 127.0 / largest;
+            let factor = 1.0 / largest * 127.0;
             // A row of zeros makes NaN of them, which are zero as integers.
-            codes.iter_mut().zip(values).for_each(|(code, value)| *code = (half(value) * factor).round_ties_even() as i8);
+            codes
+                .iter_mut()
+                .zip(values)
+                .for_each(|(code, value)| *code = (half(value) * factor).round_ties_even() as i8);
             largest
         });
         let scales = scales.collect();
@@ -317,5 +330,115 @@ fn restore_four_bit(
         }
         pairs.into_remainder().iter_mut().for_each(|value| *value = upper(at + count - 1));
         (at, rest) = (at + count, later);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use candle_core::{Device, Tensor};
+
+    fn golden(name: &str) -> HashMap<String, Tensor> {
+        let path = format!("{}/../tests/data/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
+        candle_core::safetensors::load(path, &Device::Cpu).unwrap()
+    }
+
+    fn floats(tensor: &Tensor) -> Vec<f32> {
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|value| value.to_bits()).collect()
+    }
+
+    /// Golden values of bitsandbytes: `tests/data/nf4_golden.safetensors`, made as `tests/data/quantised.py` says.
+    #[test]
+    fn four_bit_codes_scales_and_values_are_those_of_bitsandbytes_to_the_bit() {
+        let golden = golden("nf4_golden");
+        let bytes = |name: &str| golden[name].flatten_all().unwrap().to_vec1::<u8>().unwrap();
+        let weight = floats(&golden["W"]);
+        let cases = [
+            (Codebook::Nf4, true, "q_dq", "absmax_q", "deq_dq"),
+            (Codebook::Nf4, false, "q", "absmax", "deq"),
+            (Codebook::Fp4, false, "q_fp4", "absmax_fp4", "deq_fp4"),
+        ];
+        for (codebook, double, q, absmax, restored) in cases {
+            let found = Quantised::four_bit(&weight, 320, codebook, double);
+            let Codes::FourBit { codes, scales, .. } = &found.codes else { panic!("4 bits were asked for") };
+            assert_eq!(*codes, bytes(q), "{q}");
+            match scales {
+                Scales::Plain(scales) => assert_eq!(bits(scales), bits(&floats(&golden[absmax]))),
+                Scales::Double { codes, scales, offset } => {
+                    assert_eq!(*codes, bytes(absmax));
+                    assert_eq!(bits(scales), bits(&floats(&golden["state2_absmax"])));
+                    assert_eq!(bits(&[*offset]), bits(&floats(&golden["offset"])));
+                }
+            }
+            assert_eq!(bits(&found.restored()), bits(&floats(&golden[restored])), "{restored}");
+        }
+    }
+
+    #[test]
+    fn blocks_that_cross_rows_and_a_short_last_one_are_those_of_bitsandbytes() {
+        let golden = golden("quantised");
+        for codebook in [Codebook::Nf4, Codebook::Fp4] {
+            let name = format!("odd.{}", codebook.name());
+            let found = Quantised::four_bit(&floats(&golden["odd"]), 50, codebook, false);
+            let Codes::FourBit { codes, scales: Scales::Plain(scales), .. } = &found.codes else { panic!("plain") };
+            assert_eq!(*codes, golden[&name].flatten_all().unwrap().to_vec1::<u8>().unwrap());
+            assert_eq!(bits(scales), bits(&floats(&golden[&format!("{name}.absmax")])));
+            let expected = floats(&golden[&format!("{name}.restored")]);
+            assert_eq!(bits(&found.restored()), bits(&expected));
+            // From any row, as many as there is room for.
+            let mut some = vec![0.0; 7 * 50];
+            found.restore(11, &mut some);
+            assert_eq!(bits(&some), bits(&expected[550..900]));
+        }
+        // Rows of odd length begin in the middle of bytes.
+        let values: Vec<f32> = (0..15 * 9).map(|at| (at as f32 * 0.7).sin()).collect();
+        let found = Quantised::four_bit(&values, 9, Codebook::Nf4, true);
+        let (whole, mut row) = (found.restored(), [0.0; 9]);
+        for first in 0..15 {
+            found.restore(first, &mut row);
+            assert_eq!(row, whole[first * 9..][..9], "row {first}");
+        }
+    }
+
+    #[test]
+    fn eight_bit_codes_scales_and_values_are_those_of_bitsandbytes() {
+        let golden = golden("quantised");
+        let found = Quantised::int8(&floats(&golden["weight"]), 1100, None);
+        let Codes::Int8 { codes, scales, .. } = &found.codes else { panic!("8 bits were asked for") };
+        let expected = floats(&golden["codes"]);
+        assert_eq!(codes.iter().map(|code| f32::from(*code)).collect::<Vec<_>>(), expected);
+        assert_eq!(bits(scales), bits(&floats(&golden["scales"])));
+        assert_eq!(bits(&found.restored()), bits(&floats(&golden["restored"])));
+        let zeros = Quantised::int8(&[0.0; 8], 4, None);
+        assert_eq!(zeros.restored(), [0.0; 8]);
+    }
+
+    #[test]
+    fn bits_a_parameter_are_those_of_the_formats() {
+        let values = vec![0.25; 256 * 4096];
+        let bits = |found: Quantised| 8.0 * found.bytes() as f64 / values.len() as f64;
+        assert!((bits(Quantised::four_bit(&values, 4096, Codebook::Nf4, true)) - 4.127).abs() < 1e-3);
+        assert!((bits(Quantised::four_bit(&values, 4096, Codebook::Fp4, false)) - 4.5).abs() < 1e-3);
+        assert!((bits(Quantised::int8(&values, 4096, None)) - 8.008).abs() < 1e-3);
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_no_matrix() {
+        let scales = || Scales::Plain(vec![1.0; 2]);
+        assert!(Quantised::from_four_bit((2, 64), Codebook::Nf4, 64, vec![0; 64], scales()).is_some());
+        assert!(Quantised::from_four_bit((2, 64), Codebook::Nf4, 64, vec![0; 63], scales()).is_none());
+        assert!(Quantised::from_four_bit((2, 64), Codebook::Nf4, 32, vec![0; 64], scales()).is_none());
+        assert!(Quantised::from_four_bit((2, 64), Codebook::Nf4, 0, vec![0; 64], scales()).is_none());
+        let double = |inner: usize| Scales::Double { codes: vec![0; 2], scales: vec![1.0; inner], offset: 0.0 };
+        assert!(Quantised::from_four_bit((2, 64), Codebook::Nf4, 64, vec![0; 64], double(1)).is_some());
+        assert!(Quantised::from_four_bit((2, 64), Codebook::Nf4, 64, vec![0; 64], double(2)).is_none());
+        assert!(Quantised::from_int8((2, 3), vec![0; 6], vec![0.0; 2], None).is_some());
+        assert!(Quantised::from_int8((2, 3), vec![0; 6], vec![0.0; 3], None).is_none());
     }
 }

@@ -12,6 +12,8 @@ mod flags;
 mod formats;
 mod golden;
 mod kills;
+mod numerics;
+mod quantised;
 mod resume;
 mod reuse;
 mod strategies;

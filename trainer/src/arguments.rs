@@ -107,8 +107,6 @@ pub enum NonfiniteAction {
     Skip,
     /// The run stops
     Stop,
-    /// The run goes back to the newest checkpoint and leaves the step out when it gets there again
-    Rollback,
 }
 
 /// Which input tokens are counted.
@@ -124,17 +122,6 @@ pub enum CountedTokens {
     All,
     /// All but padding.
     NonPadding,
-}
-
-/// What is looked into when something goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub enum Debug {
-    /// Where numbers first leave their range: the run stops there
-    UnderflowOverflow,
-    /// Nothing here: there is no TPU
-    TpuMetricsDebug,
 }
 
 /// The order in which blocks are drawn.
@@ -245,9 +232,6 @@ pub struct TrainerArguments {
     /// Leave out an epoch's last micro-batch if it is short
     #[arg(long, help_heading = "Training")]
     pub dataloader_drop_last: bool,
-    /// Use smaller micro-batches, and more of them in a step, if those asked for do not fit into memory
-    #[arg(long, help_heading = "Training")]
-    pub auto_find_batch_size: bool,
     /// Micro-batches in an optimizer step
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub gradient_accumulation_steps: usize,
@@ -347,9 +331,6 @@ pub struct TrainerArguments {
     /// Log how many input tokens were seen, and how many a second
     #[arg(long, num_args = 0..=1, default_missing_value = "all", help_heading = "Training")]
     pub include_num_input_tokens_seen: CountedTokens,
-    /// Look for the place where numbers leave their range
-    #[arg(long, num_args = 0.., value_delimiter = ',', help_heading = "Training")]
-    pub debug: Vec<Debug>,
     /// When to evaluate
     #[arg(long, alias = "evaluation_strategy", help_heading = "Training")]
     pub eval_strategy: Strategy,
@@ -442,7 +423,6 @@ impl Default for TrainerArguments {
             per_device_train_batch_size: 8,
             per_device_eval_batch_size: 8,
             dataloader_drop_last: false,
-            auto_find_batch_size: false,
             gradient_accumulation_steps: 1,
             learning_rate: 5e-5,
             weight_decay: 0.0,
@@ -476,7 +456,6 @@ impl Default for TrainerArguments {
             log_level: LogLevel::Passive,
             skip_memory_metrics: true,
             include_num_input_tokens_seen: CountedTokens::No,
-            debug: Vec::new(),
             eval_strategy: Strategy::No,
             eval_steps: None,
             eval_delay: 0.0,

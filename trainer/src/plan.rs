@@ -9,7 +9,7 @@ use tokenmill_shared::config::DataArguments;
 use tokenmill_shared::dataset::{Dataset, Split};
 use tokenmill_shared::{Error, Result, progress};
 
-use crate::arguments::{Compat, Debug, LogLevel, Sampling, SaveStrategy, Shuffle, Strategy, TrainerArguments};
+use crate::arguments::{Compat, LogLevel, Sampling, SaveStrategy, Shuffle, Strategy, TrainerArguments};
 use crate::model::{Config, EmbeddingNoise, Model, Quantisation};
 use crate::ops::precision::Precision;
 use crate::ops::quantised::Codebook;
@@ -92,9 +92,6 @@ impl Plan {
         if arguments.lr_scheduler_type.is_adaptive() && arguments.eval_strategy == Strategy::No {
             let reason = "follows evaluations; give --eval_strategy steps or epoch";
             return Err(Error::config("--lr_scheduler_type", reason));
-        }
-        if arguments.debug.contains(&Debug::TpuMetricsDebug) {
-            eprintln!("--debug tpu_metrics_debug has no effect here: there is no TPU");
         }
         finite("--eval_delay", arguments.eval_delay, 0.0..f64::INFINITY)?;
         finite("--warmup_ratio", arguments.warmup_ratio, 0.0..1.0 + f64::EPSILON)?;
@@ -255,12 +252,15 @@ impl Plan {
         model.embedding_noise = (alpha > 0.0).then_some(EmbeddingNoise { alpha, seed: arguments.seed, pass: 0 });
     }
 
+    /// Whether the model computes otherwise when it is not being trained.
+    pub fn changes_evaluation(&self) -> bool {
+        self.arguments.fp16_full_eval || self.arguments.bf16_full_eval
+    }
+
     /// Tells the model how to compute when it is not being trained.
     pub fn set_up_evaluation(&self, model: &mut Model) {
-        match (self.arguments.fp16_full_eval, self.arguments.bf16_full_eval) {
-            (true, _) => model.precision = Precision::F16,
-            (_, true) => model.precision = Precision::Bf16,
-            _ => {}
+        if self.changes_evaluation() {
+            model.precision = if self.arguments.fp16_full_eval { Precision::F16 } else { Precision::Bf16 };
         }
     }
 

@@ -48,7 +48,9 @@ pub fn parse<T: clap::Args + Default>(command: Command, argv: impl IntoIterator<
     }
     let mut command = with_known(command);
     let argv = expand_negations(&command, argv);
-    let mut matches = command.try_get_matches_from_mut(argv).map_err(|error| explain(&error))?;
+    let mut matches = command
+        .try_get_matches_from_mut(&argv)
+        .map_err(|error| word_too_many(&error, &argv).unwrap_or(explain(&error)))?;
     for known in KNOWN {
         judge(known, &matches)?;
     }
@@ -101,6 +103,19 @@ fn expand_negations(command: &Command, argv: Vec<OsString>) -> Vec<OsString> {
         find(positive).is_some_and(is_boolean).then(|| format!("--{positive}=false").into())
     };
     argv.into_iter().map(|word| positive(&word).unwrap_or(word)).collect()
+}
+
+/// A word that follows a flag and does not belong to it. It is not repeated: it may be a secret.
+fn word_too_many(error: &clap::Error, argv: &[OsString]) -> Option<Error> {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return None };
+    if error.kind() != ErrorKind::UnknownArgument || word.starts_with('-') {
+        return None;
+    }
+    let before = argv.iter().take_while(|given| *given != word.as_str());
+    let flag = before.filter_map(|given| given.to_str()).filter(|given| given.starts_with("--")).last();
+    let flag = flag.map_or("command line", |flag| flag.split('=').next().unwrap_or(flag));
+    Some(Error::config(flag, "is followed by a word too many; every value follows the flag it belongs to"))
 }
 
 fn explain(error: &clap::Error) -> Error {
@@ -199,6 +214,7 @@ mod tests {
             (vec!["--block_size", "many"], "many"),
             (vec!["--sample_by", "word"], "line, paragraph, document"),
             (vec!["--keep_linebreaks", "maybe"], "true or false"),
+            (vec!["--block_size", "8", "stray"], "--block_size: is followed by a word too many"),
             (vec!["--deepspeed", "x.json"], "not built yet"),
             (vec!["--optim_args", "a=1"], "not built yet"),
         ] {

@@ -109,11 +109,12 @@ fn config_json(model: &Model) -> Value {
     json
 }
 
-/// Saves checkpoint `state.step` in `output_dir`, then removes older ones so that `limit` are left.
+/// Saves checkpoint `state.step` in `output_dir`, then removes older ones so that `limit` are left. Without an
+/// optimizer nothing can go on from it.
 pub fn save(
     output_dir: &Path,
     contents: &Contents<'_>,
-    optimizer: &Optimizer,
+    optimizer: Option<&Optimizer>,
     mut state: State,
     trainer_state: &Value,
     limit: Option<usize>,
@@ -125,11 +126,11 @@ pub fn save(
     files.insert("trainer_state.json".to_owned(), write_file(dir, "trainer_state.json", &pretty(trainer_state))?);
     let own = dir.join(OPTIMIZER_DIR);
     storage::create_dir_all(&own)?;
-    files.extend(
-        tensors::write(&own, "optimizer", &optimizer.state(contents.model).collect::<Vec<_>>())?
-            .into_iter()
-            .map(|(name, entry)| (format!("{OPTIMIZER_DIR}/{name}"), entry)),
-    );
+    if let Some(optimizer) = optimizer {
+        let written = tensors::write(&own, "optimizer", &optimizer.state(contents.model).collect::<Vec<_>>())?;
+        files.extend(written.into_iter().map(|(name, entry)| (format!("{OPTIMIZER_DIR}/{name}"), entry)));
+    }
+    state.only_model = optimizer.is_none();
     state.files = files;
     storage::replace(&dir.join(STATE), &state.seal())?;
     // A checkpoint of this step from an earlier, abandoned run is replaced.
@@ -194,11 +195,11 @@ pub fn verify(dir: &Path) -> Result<State> {
 pub fn find(output_dir: &Path, asked: &str) -> Result<(PathBuf, State)> {
     if !matches!(asked.to_ascii_lowercase().as_str(), "true" | "latest") {
         let path = PathBuf::from(asked);
-        let state = verify(&path)?;
+        let state = going_on(&path, verify(&path)?)?;
         return Ok((path, state));
     }
     for (_, path) in list(output_dir)?.into_iter().rev() {
-        match verify(&path) {
+        match verify(&path).and_then(|state| going_on(&path, state)) {
             Ok(state) => return Ok((path, state)),
             Err(error) => eprintln!("{}: {error}; trying the one before", path.display()),
         }
@@ -207,6 +208,14 @@ pub fn find(output_dir: &Path, asked: &str) -> Result<(PathBuf, State)> {
         "--resume_from_checkpoint",
         format!("{} holds no whole checkpoint; remove the flag to start anew", output_dir.display()),
     ))
+}
+
+fn going_on(dir: &Path, state: State) -> Result<State> {
+    if !state.only_model {
+        return Ok(state);
+    }
+    let reason = "was saved with --save_only_model, without the optimizer's state; start from its weights with --model_name_or_path";
+    Err(Error::config(dir.display().to_string(), reason))
 }
 
 /// Moves the checkpoints in `output_dir` into a directory of their own, so that a new run starts without them.

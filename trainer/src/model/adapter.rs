@@ -91,6 +91,7 @@ impl Model {
             eprintln!("--modules_to_save: embedding and head are tied and stay so; they are trained as one");
         }
         let whole = self.modules_to_save(&settings.modules_to_save)?;
+        whole.iter().try_for_each(|index| self.restore_one(*index))?;
         for (index, parameter) in self.parameters.iter_mut().enumerate() {
             parameter.trainable = whole.contains(&index);
         }

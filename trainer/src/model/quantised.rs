@@ -72,7 +72,8 @@ pub(super) fn shape_only(rows: usize, columns: usize) -> Result<Tensor> {
 impl Model {
     /// Quantises the weights of all projections.
     pub fn quantise(&mut self, quantisation: Quantisation) -> Result<()> {
-        for (index, parameter) in self.parameters.iter_mut().enumerate() {
+        let own = self.config.parameters().len();
+        for (index, parameter) in self.parameters.iter_mut().take(own).enumerate() {
             let dims = parameter.tensor.dims().to_vec();
             if is_projection(&parameter.name, &dims) && !self.quantised.contains_key(&index) {
                 let matrix = quantisation.of(&values(&parameter.tensor).map_err(tensor_error)?, dims[1]);
@@ -84,11 +85,18 @@ impl Model {
         self.renew_gradients()
     }
 
-    /// Makes quantised weights float32 again: the values that products were made of.
-    pub fn restore(&mut self) -> Result<()> {
-        for (index, matrix) in std::mem::take(&mut self.quantised) {
+    /// Makes the weight of index `index` float32 again, if it is quantised.
+    pub(super) fn restore_one(&mut self, index: usize) -> Result<()> {
+        if let Some(matrix) = self.quantised.remove(&index) {
             self.parameters[index].tensor = tensor(matrix.restored(), matrix.dims()).map_err(tensor_error)?;
         }
+        Ok(())
+    }
+
+    /// Makes all quantised weights float32 again: the values that products were made of.
+    pub fn restore(&mut self) -> Result<()> {
+        let quantised: Vec<_> = self.quantised.keys().copied().collect();
+        quantised.into_iter().try_for_each(|index| self.restore_one(index))?;
         if let Some(json) = self.config.json.as_object_mut() {
             json.shift_remove("quantization_config");
         }

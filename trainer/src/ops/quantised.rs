@@ -52,7 +52,7 @@ const FP4: [f32; 16] = [
     0.5,
     0.166_666_67,
     0.25,
-    -0.0,
+    0.0,
     -0.005_208_333_5,
     -0.666_666_7,
     -1.0,
@@ -367,7 +367,7 @@ mod tests {
         for (codebook, double, q, absmax, restored) in cases {
             let found = Quantised::four_bit(&weight, 320, codebook, double);
             let Codes::FourBit { codes, scales, .. } = &found.codes else { panic!("4 bits were asked for") };
-            assert_eq!(*codes, bytes(q), "{q}");
+            assert!(*codes == bytes(q), "{q}");
             match scales {
                 Scales::Plain(scales) => assert_eq!(bits(scales), bits(&floats(&golden[absmax]))),
                 Scales::Double { codes, scales, offset } => {
@@ -376,7 +376,7 @@ mod tests {
                     assert_eq!(bits(&[*offset]), bits(&floats(&golden["offset"])));
                 }
             }
-            assert_eq!(bits(&found.restored()), bits(&floats(&golden[restored])), "{restored}");
+            assert!(bits(&found.restored()) == bits(&floats(&golden[restored])), "{restored}");
         }
     }
 
@@ -390,11 +390,12 @@ mod tests {
             assert_eq!(*codes, golden[&name].flatten_all().unwrap().to_vec1::<u8>().unwrap());
             assert_eq!(bits(scales), bits(&floats(&golden[&format!("{name}.absmax")])));
             let expected = floats(&golden[&format!("{name}.restored")]);
-            assert_eq!(bits(&found.restored()), bits(&expected));
+            // Of the two zeros of FP4 one is negative in newer versions of bitsandbytes, in older ones none is.
+            assert!(found.restored() == expected, "{name}");
             // From any row, as many as there is room for.
             let mut some = vec![0.0; 7 * 50];
             found.restore(11, &mut some);
-            assert_eq!(bits(&some), bits(&expected[550..900]));
+            assert!(some == expected[550..900], "{name}");
         }
         // Rows of odd length begin in the middle of bytes.
         let values: Vec<f32> = (0..15 * 9).map(|at| (at as f32 * 0.7).sin()).collect();

@@ -89,7 +89,7 @@ fn unusable_tokenizers_are_refused() {
     place.write("old/tokenizer.model", "x");
     let old = place.path("old");
     run(&mut place.prepare("out", &["--tokenizer_name_or_path", old.to_str().unwrap()]))
-        .fails(2, &["tokenizer.model", "save_pretrained"]);
+        .fails(2, &["tokenizer.model", "neither a SentencePiece model"]);
 }
 
 /// Before anything is tokenized: a table of positions has no row beyond its last.

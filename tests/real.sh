@@ -37,5 +37,5 @@ if [ ! -e "$venv/complete" ]; then
   touch "$venv/complete"
 fi
 
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false CUDA_VISIBLE_DEVICES=
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false CUDA_VISIBLE_DEVICES= PYTHONDONTWRITEBYTECODE=1
 "$venv/bin/python" tests/real/check.py

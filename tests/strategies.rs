@@ -137,7 +137,9 @@ fn a_checkpoint_of_the_model_alone_is_smaller_and_nothing_goes_on_from_it() {
     let best = ["--load_best_model_at_end", "--eval_strategy", "steps", "--eval_steps", "2"];
     run(place.train("data", "out", &flags).args(best)).ok();
     assert!(place.path("out/checkpoint-4/model.safetensors").exists());
-    assert!(!place.path("out/checkpoint-4/trainer/optimizer.safetensors").exists());
+    for file in ["optimizer.pt", "scheduler.pt", "trainer/optimizer.safetensors"] {
+        assert!(!place.path("out/checkpoint-4").join(file).exists(), "{file}");
+    }
     let mut resumed = place.train("data", "out", &flags);
     run(resumed.args(["--resume_from_checkpoint", "true"])).fails(2, &["checkpoint-4", "--save_only_model"]);
 }

@@ -101,7 +101,7 @@ impl Job {
             .clone()
             .ok_or_else(|| Error::config("--train_file_dir", "is missing; give the directory that holds the text"))?;
         check_percentage(&data)?;
-        let tokenizer = Tokenizer::load(&options.tokenizer)?;
+        let tokenizer = Tokenizer::open(&options.tokenizer, data.use_fast_tokenizer)?;
         data.block_size = allowed_block_size(data.block_size, tokenizer.model_max_length)?;
         if let Some(model) = &options.model {
             check_positions(model, data.block_size)?;

@@ -52,6 +52,12 @@ fn positions(settings: &ResultSettings, step: u64) -> (u64, std::ops::Range<u64>
     (epoch, begin..settings.blocks_per_epoch.min(begin + settings.blocks_per_step))
 }
 
+/// Blocks that the steps before `step` (from 0) drew.
+pub fn blocks_before(settings: &ResultSettings, step: u64) -> u64 {
+    let (epoch, range) = positions(settings, step);
+    epoch * settings.blocks_per_epoch + range.start
+}
+
 /// The blocks of step `step` (from 0), in order.
 pub fn blocks_of_step(settings: &ResultSettings, step: u64) -> Vec<u64> {
     let (epoch, range) = positions(settings, step);
@@ -144,6 +150,7 @@ mod tests {
             }
         }
         assert_eq!(blocks_of_step(&settings(false), 5), [20, 21, 22]);
+        assert_eq!([0, 5, 6, 13].map(|step| blocks_before(&settings(false), step)), [0, 20, 23, 50]);
         assert_ne!(blocks_of_step(&settings(true), 0), blocks_of_step(&settings(true), 6));
     }
 }

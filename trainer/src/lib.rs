@@ -15,6 +15,7 @@ mod plan;
 mod report;
 mod sample;
 mod schedule;
+pub mod torch;
 mod train;
 
 use std::ffi::OsString;

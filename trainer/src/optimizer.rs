@@ -80,11 +80,11 @@ fn is_8bit(parameter: &Parameter) -> bool {
 /// The optimizer and its state.
 #[derive(Debug)]
 pub struct Optimizer {
-    rule: Rule,
-    beta1: f64,
-    beta2: f64,
-    epsilon: f64,
-    weight_decay: f64,
+    pub(crate) rule: Rule,
+    pub(crate) beta1: f64,
+    pub(crate) beta2: f64,
+    pub(crate) epsilon: f64,
+    pub(crate) weight_decay: f64,
     max_grad_norm: f64,
     /// Updates done: fewer than steps, if some were skipped.
     pub updates: u64,
@@ -115,10 +115,20 @@ impl Optimizer {
 
     /// `<name of the state>.<name of the parameter>` and its tensor, in parameter order.
     pub fn state<'a>(&'a self, model: &'a Model) -> impl Iterator<Item = (String, &'a Tensor)> {
-        model.parameters().iter().zip(&self.state).flat_map(|(parameter, state)| {
-            let names = self.rule.state(parameter).into_iter();
-            names.zip(state).map(|((name, ..), tensor)| (format!("{name}.{}", parameter.name), tensor))
+        model.parameters().iter().enumerate().flat_map(|(index, parameter)| {
+            self.state_of(model, index).map(|(name, tensor)| (format!("{name}.{}", parameter.name), tensor))
         })
+    }
+
+    /// Names and tensors of what is kept of the parameter of index `index`.
+    pub fn state_of<'a>(&'a self, model: &Model, index: usize) -> impl Iterator<Item = (&'static str, &'a Tensor)> {
+        let names = self.rule.state(&model.parameters()[index]).into_iter();
+        names.zip(&self.state[index]).map(|((name, ..), tensor)| (name, tensor))
+    }
+
+    /// Replaces what is kept of the parameter of index `index`.
+    pub fn set_state_of(&mut self, index: usize, tensors: Vec<Tensor>) {
+        self.state[index] = tensors;
     }
 
     /// Replaces the state by one in the order of [`state`](Self::state).

@@ -15,6 +15,7 @@ use tokenizers::utils::SysRegex;
 use tokenmill_shared::random::mix;
 
 use super::Engine;
+use super::guard::guarded;
 use super::reference::Reference;
 
 /// The regular expression of `ByteLevel` with `use_regex`, as the reference has it.
@@ -149,8 +150,7 @@ impl Engine for Cached {
         }
         let before = ids.len();
         // The regular expression engine and the model are the reference's, and so are their panics.
-        let encode = std::panic::AssertUnwindSafe(|| self.encode_pieces(text, &mut cache, ids));
-        match std::panic::catch_unwind(encode) {
+        match guarded(|| self.encode_pieces(text, &mut cache, ids)) {
             Ok(Ok(())) => {}
             _ => {
                 ids.truncate(before - if add_special_tokens { self.around.0.len() } else { 0 });

@@ -1,11 +1,13 @@
 //! Loading a tokenizer and turning text into ids.
 //!
-//! The reference is tokenizer.json as written, by Hugging Face's `tokenizers` crate. The rest of the
-//! program sees only [`Tokenizer`]; other engines stand behind [`Engine`] and are used where they are
-//! provably the same.
+//! The reference is tokenizer.json as written, by Hugging Face's `tokenizers` crate; directories without one are
+//! converted to it first. The rest of the program sees only [`Tokenizer`]; other engines stand behind [`Engine`] and
+//! are used where they are provably the same.
 
 mod cached;
+mod convert;
 pub mod extend;
+mod guard;
 mod reference;
 
 use std::path::Path;
@@ -16,7 +18,7 @@ use tokenmill_shared::{Error, Result, storage};
 use crate::model_config::{json_file, model_eos};
 
 /// A tokenizer.json beyond this is not one: the largest known (262,144 pieces) has 33 MB.
-const TOKENIZER_LIMIT: u64 = 256 << 20;
+const TOKENIZER_LIMIT: u64 = 64 << 20;
 
 /// The files of a tokenizer directory that travel with a dataset and its checkpoints.
 pub const FILES: &[&str] = &[
@@ -25,6 +27,9 @@ pub const FILES: &[&str] = &[
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "qwen.tiktoken",
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
@@ -73,8 +78,17 @@ impl Tokenizer {
     /// Loads the tokenizer in `dir`.
     ///
     /// # Errors
-    /// No tokenizer.json there, or one that cannot be loaded.
+    /// No tokenizer there, or one that cannot be loaded.
     pub fn load(dir: &Path) -> Result<Self> {
+        Self::open(dir, None)
+    }
+
+    /// Loads the tokenizer in `dir`: its tokenizer.json, or else what can be converted to one. With
+    /// `use_fast_tokenizer` false, a SentencePiece model counts before tokenizer.json.
+    ///
+    /// # Errors
+    /// No tokenizer there, or one that cannot be loaded or converted.
+    pub fn open(dir: &Path, use_fast_tokenizer: Option<bool>) -> Result<Self> {
         let flag = "--tokenizer_name_or_path";
         if storage::stat(dir)?.is_none() {
             let reason =
@@ -82,13 +96,14 @@ impl Tokenizer {
             return Err(Error::config(flag, reason));
         }
         let path = dir.join("tokenizer.json");
-        if storage::stat(&path)?.is_none() {
-            let hint = if storage::stat(&dir.join("tokenizer.model"))?.is_some() {
-                "; it has a tokenizer.model, which is not read yet: save it once with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-            } else {
-                ""
-            };
-            return Err(Error::config(flag, format!("{} holds no tokenizer.json{hint}", dir.display())));
+        let has_json = storage::stat(&path)?.is_some();
+        let wants_slow = has_json && use_fast_tokenizer == Some(false);
+        let converts = !has_json || (wants_slow && convert::has_sentencepiece(dir)?);
+        if wants_slow && !converts {
+            eprintln!(
+                "--use_fast_tokenizer false: {} has no SentencePiece model of its own, so its tokenizer.json is read",
+                dir.display()
+            );
         }
         let mut files = Vec::new();
         for name in FILES {
@@ -97,6 +112,22 @@ impl Tokenizer {
                 files.push((*name, storage::read_at_most(&path, TOKENIZER_LIMIT)?));
             }
         }
+        let mut config = json_file(dir, "tokenizer_config.json")?;
+        let mut path = path;
+        if converts {
+            let converted = convert::convert(dir)?.ok_or_else(|| {
+                let reason = format!(
+                    "{} holds no tokenizer: neither tokenizer.json nor a SentencePiece model (tokenizer.model), a .tiktoken file, or vocab.json with merges.txt",
+                    dir.display()
+                );
+                Error::config(flag, reason)
+            })?;
+            files.retain(|(name, _)| !["tokenizer.json", "tokenizer_config.json"].contains(name));
+            config = converted.config;
+            let text = serde_json::to_vec_pretty(&config).expect("plain data");
+            files.splice(..0, [("tokenizer.json", converted.json), ("tokenizer_config.json", text)]);
+            path = converted.from;
+        }
         let json = &files[0].1;
         let blake3 = blake3::hash(json).to_hex().to_string();
         let reference = Box::new(reference::Reference::load(&path, json)?);
@@ -104,7 +135,6 @@ impl Tokenizer {
             Ok(cached) => Box::new(cached),
             Err(reference) => reference,
         };
-        let config = json_file(dir, "tokenizer_config.json")?;
         let special = json_file(dir, "special_tokens_map.json")?;
         let named = |key: &str| {
             let token = [&config, &special].into_iter().find_map(|file| token_named(file, key))?;
@@ -124,6 +154,11 @@ impl Tokenizer {
             tokenizer.eos_token_id = model_eos(dir)?;
         }
         Ok(tokenizer)
+    }
+
+    /// Its tokenizer.json, converted where the directory has none.
+    pub fn json(&self) -> &[u8] {
+        &self.files[0].1
     }
 
     /// Appends the ids of one document.

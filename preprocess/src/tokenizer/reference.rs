@@ -1,6 +1,5 @@
 //! The reference engine: the `tokenizers` crate, behind a guard against its panics.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use tokenizers::{
@@ -10,6 +9,7 @@ use tokenizers::{
 use tokenmill_shared::{Error, Result};
 
 use super::Engine;
+use super::guard;
 
 /// A tokenizer.json loaded by `tokenizers`.
 pub(super) struct Reference {
@@ -23,12 +23,12 @@ impl Reference {
     pub(super) fn load(path: &Path, json: &[u8]) -> Result<Self> {
         let refuse =
             |why: &str| Error::config(path.display().to_string(), format!("cannot be loaded as a tokenizer ({why})"));
-        let loaded = catch_unwind(AssertUnwindSafe(|| Tokenizer::from_bytes(json)));
-        let mut tokenizer =
-            loaded.map_err(|_| refuse("the loader panicked"))?.map_err(|error| refuse(&error.to_string()))?;
+        let mut tokenizer = guarded(|| Tokenizer::from_bytes(json)).map_err(|why| refuse(&why))?;
         // Truncation and padding are batch settings that users save by accident; they would lose tokens.
         tokenizer.with_truncation(None).map_err(|error| refuse(&error.to_string()))?;
         tokenizer.with_padding(None);
+        // A template that names an absent token loads, and panics with every text.
+        guard::guarded(|| tokenizer.encode_fast("a", true).ok()).map_err(|why| refuse(&why))?;
         let largest_id =
             tokenizer.get_vocab(true).into_values().max().ok_or_else(|| refuse("its vocabulary is empty"))?;
         Ok(Self { tokenizer, largest_id })
@@ -87,8 +87,7 @@ impl Engine for Reference {
     }
 }
 
-/// Calls into the crate: a panic is an error like any other.
+/// A call into the crate, whose panics are errors like any other.
 fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
-    let result = catch_unwind(AssertUnwindSafe(call)).map_err(|_| "the tokenizer panicked".to_owned())?;
-    result.map_err(|error| error.to_string())
+    guard::guarded(call)?.map_err(|error| error.to_string())
 }

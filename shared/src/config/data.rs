@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use super::boolean;
+
 /// What one document is in a plain-text file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -66,6 +68,9 @@ pub struct DataArguments {
     /// Keep the newline at the end of each line of a .txt file
     #[arg(long)]
     pub keep_linebreaks: bool,
+    /// true: tokenizer.json; false: the SentencePiece model if there is one (default: tokenizer.json if there is one)
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_parser = boolean)]
+    pub use_fast_tokenizer: Option<bool>,
     /// The field or column that holds the text in .jsonl, .json and .parquet
     #[arg(long, value_name = "NAME")]
     pub text_field: String,
@@ -111,6 +116,7 @@ impl Default for DataArguments {
             block_size: 1024,
             sample_by: SampleBy::Line,
             keep_linebreaks: true,
+            use_fast_tokenizer: None,
             text_field: "text".to_owned(),
             add_special_tokens: true,
             append_eos: true,

@@ -55,7 +55,6 @@ impl Known {
 
 /// The table, in the order of TrainingArguments.
 pub const KNOWN: &[Known] = &[
-    flag("use_fast_tokenizer", Boolean, NoEffect(TOKENIZER_JSON)),
     flag("device_map", Value, Refused(CPU)).off(&["", "none", "auto", "cpu"]),
     flag("dataset_name", Value, Refused(DATASET_NAME)),
     flag("dataset_config_name", Value, Refused(DATASET_NAME)),
@@ -176,10 +175,6 @@ const OPTIMIZER_SETTINGS: Text = text(
 const CPU: Text =
     text("not built yet: training is on the CPU; give cpu or auto", "尚未实现：目前在 CPU 上训练；请用 cpu 或 auto");
 const CPU_ALREADY: Text = text("training is on the CPU", "本来就在 CPU 上训练");
-const TOKENIZER_JSON: Text = text(
-    "tokenizer.json is what is read; slow and fast tokenizers are one, as in transformers 5",
-    "读取的就是 tokenizer.json；慢速与快速分词器是同一个（与 transformers 5 相同）",
-);
 const DATASET_NAME: Text = text(
     "not built yet: put the files into a directory and give --train_file_dir",
     "尚未实现：把文件放进目录，用 --train_file_dir 指定",

@@ -14,7 +14,7 @@ mod walk;
 pub use append::AppendFile;
 pub use publish::{Lock, TemporaryDirectory, TemporaryFile, lock_file, remove_stale_temporaries, replace};
 pub use read::{File, Stat, hash_file, open, read, read_at_most, stat};
-pub use walk::{Entry, list_directories, list_files};
+pub use walk::{Entry, files_in, list_directories, list_files};
 
 use std::path::{Path, PathBuf};
 

@@ -45,6 +45,19 @@ pub fn list_directories(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// The regular files in `dir`, not below it, symbolic links followed. Sorted by name.
+pub fn files_in(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for item in std::fs::read_dir(dir).map_err(Error::storage("list", dir))? {
+        let path = item.map_err(Error::storage("list", dir))?.path();
+        if path.is_file() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 fn walk(dir: &Path, relative: &Path, above: &mut Vec<PathBuf>, entries: &mut Vec<Entry>) -> Result<()> {
     let real = super::canonicalize(dir)?;
     if above.contains(&real) {

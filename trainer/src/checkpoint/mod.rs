@@ -4,13 +4,18 @@
 //! checkpoint-N/
 //!   config.json  generation_config.json  model.safetensors  tokenizer files  trainer_state.json
 //!   (adapters: adapter_config.json and adapter_model.safetensors in place of the first three)
-//!   trainer/optimizer.safetensors   its state, named by parameter
+//!   optimizer.pt  scheduler.pt      the optimizer's state as torch keeps it, so that the Trainer can go on
+//!   trainer/optimizer.safetensors   in place of both, where torch has no such state; named by parameter
 //!   trainer/state.json              step, counters, settings, size and BLAKE3 of every file; written last
 //! ```
-//! All of it is written into a temporary directory, synced, and renamed. Loading verifies every hash.
+//! All of it is written into a temporary directory, synced, and renamed. Loading verifies every hash. A checkpoint
+//! without `trainer/` is the Trainer's ([`TrainerCheckpoint`]).
 
+mod hashed;
+mod hugging_face;
 mod state;
 mod tensors;
+mod torch_state;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +28,9 @@ use tokenmill_shared::dataset::FileEntry;
 use tokenmill_shared::storage::{self, TemporaryDirectory};
 use tokenmill_shared::{Error, Result};
 
+pub use hugging_face::TrainerCheckpoint;
 pub use state::{Counters, State, TrainerState};
+pub use torch_state::LearningRate;
 
 use crate::model::Model;
 use crate::optimizer::Optimizer;
@@ -32,6 +39,15 @@ use crate::optimizer::Optimizer;
 const STATE: &str = "trainer/state.json";
 const OPTIMIZER_DIR: &str = "trainer";
 const STATE_LIMIT: u64 = 64 << 20;
+
+/// What a checkpoint says of its run.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Saved {
+    /// Ours: everything, to the bit.
+    Ours(Box<State>),
+    /// The Hugging Face Trainer's.
+    Trainer(TrainerCheckpoint),
+}
 
 /// JSON as Hugging Face writes it: indented by two, a newline at the end.
 fn pretty(value: &impl Serialize) -> Vec<u8> {
@@ -115,6 +131,7 @@ pub fn save(
     output_dir: &Path,
     contents: &Contents<'_>,
     optimizer: Option<&Optimizer>,
+    learning_rate: LearningRate,
     mut state: State,
     trainer_state: &Value,
     limit: Option<usize>,
@@ -126,11 +143,16 @@ pub fn save(
     files.insert("trainer_state.json".to_owned(), write_file(dir, "trainer_state.json", &pretty(trainer_state))?);
     let own = dir.join(OPTIMIZER_DIR);
     storage::create_dir_all(&own)?;
-    if let Some(optimizer) = optimizer {
-        let written = tensors::write(&own, "optimizer", &optimizer.state(contents.model).collect::<Vec<_>>())?;
-        files.extend(written.into_iter().map(|(name, entry)| (format!("{OPTIMIZER_DIR}/{name}"), entry)));
+    match optimizer {
+        Some(optimizer) if torch_state::holds(optimizer) => {
+            files.extend(torch_state::write(dir, contents.model, optimizer, learning_rate, state.step)?);
+        }
+        Some(optimizer) => {
+            let written = tensors::write(&own, "optimizer", &optimizer.state(contents.model).collect::<Vec<_>>())?;
+            files.extend(written.into_iter().map(|(name, entry)| (format!("{OPTIMIZER_DIR}/{name}"), entry)));
+        }
+        None => state.only_model = true,
     }
-    state.only_model = optimizer.is_none();
     state.files = files;
     storage::replace(&dir.join(STATE), &state.seal())?;
     // A checkpoint of this step from an earlier, abandoned run is replaced.
@@ -171,14 +193,16 @@ fn rotate(output_dir: &Path, step: u64, best: Option<u64>, limit: usize) -> Resu
     Ok(())
 }
 
-/// Reads every byte of a checkpoint against its hashes.
-pub fn verify(dir: &Path) -> Result<State> {
+/// Reads every byte of a checkpoint against its hashes; one of the Trainer has none.
+pub fn verify(dir: &Path) -> Result<Saved> {
     let path = dir.join(STATE);
     if storage::stat(&path)?.is_none() {
-        return Err(Error::config(
-            dir.display().to_string(),
-            "has no trainer/state.json, so it cannot be resumed; start from its weights with --model_name_or_path",
-        ));
+        return TrainerCheckpoint::read(dir)?.map(Saved::Trainer).ok_or_else(|| {
+            Error::config(
+                dir.display().to_string(),
+                "has neither trainer/state.json nor trainer_state.json, so it cannot be resumed; start from its weights with --model_name_or_path",
+            )
+        });
     }
     let state = State::parse(&path, &storage::read_at_most(&path, STATE_LIMIT)?)?;
     for (name, expected) in &state.files {
@@ -188,18 +212,18 @@ pub fn verify(dir: &Path) -> Result<State> {
             return Err(Error::corrupt(&path, "is not as it was saved; use an older checkpoint"));
         }
     }
-    Ok(state)
+    Ok(Saved::Ours(Box::new(state)))
 }
 
 /// Finds the checkpoint that `--resume_from_checkpoint` means: a path, or the newest whole one.
-pub fn find(output_dir: &Path, asked: &str) -> Result<(PathBuf, State)> {
+pub fn find(output_dir: &Path, asked: &str) -> Result<(PathBuf, Saved)> {
     if !matches!(asked.to_ascii_lowercase().as_str(), "true" | "latest") {
         let path = PathBuf::from(asked);
         let state = going_on(&path, verify(&path)?)?;
         return Ok((path, state));
     }
     for (_, path) in list(output_dir)?.into_iter().rev() {
-        match verify(&path).and_then(|state| going_on(&path, state)) {
+        match verify(&path).and_then(|saved| going_on(&path, saved)) {
             Ok(state) => return Ok((path, state)),
             Err(error) => eprintln!("{}: {error}; trying the one before", path.display()),
         }
@@ -210,9 +234,9 @@ pub fn find(output_dir: &Path, asked: &str) -> Result<(PathBuf, State)> {
     ))
 }
 
-fn going_on(dir: &Path, state: State) -> Result<State> {
-    if !state.only_model {
-        return Ok(state);
+fn going_on(dir: &Path, saved: Saved) -> Result<Saved> {
+    if !matches!(&saved, Saved::Ours(state) if state.only_model) {
+        return Ok(saved);
     }
     let reason = "was saved with --save_only_model, without the optimizer's state; start from its weights with --model_name_or_path";
     Err(Error::config(dir.display().to_string(), reason))
@@ -239,12 +263,28 @@ pub fn set_aside(output_dir: &Path) -> Result<Option<PathBuf>> {
     Ok(Some(aside))
 }
 
-/// Puts the optimizer state of the checkpoint in `dir` into `optimizer`.
-pub fn load_optimizer(dir: &Path, model: &Model, optimizer: &mut Optimizer) -> Result<()> {
+/// Puts the optimizer state of the checkpoint in `dir` into `optimizer`. Returns what differs in the settings it was
+/// made with.
+pub fn load_optimizer(dir: &Path, model: &Model, optimizer: &mut Optimizer) -> Result<Vec<String>> {
+    let path = dir.join(torch_state::OPTIMIZER);
+    if storage::stat(&path)?.is_some() {
+        return torch_state::read(&path, model, optimizer);
+    }
     let wanted: Vec<_> =
         optimizer.state(model).map(|(name, tensor)| (name, tensor.dims().to_vec(), tensor.dtype())).collect();
     optimizer.set_state(crate::model::load_tensors(&dir.join(OPTIMIZER_DIR), "optimizer", &wanted)?);
-    Ok(())
+    Ok(Vec::new())
+}
+
+/// Whether the checkpoint in `dir`, of the Trainer, has the state of its optimizer.
+pub fn has_optimizer(dir: &Path) -> Result<bool> {
+    Ok(storage::stat(&dir.join(torch_state::OPTIMIZER))?.is_some())
+}
+
+/// The learning rate that the checkpoint in `dir`, of the Trainer, goes on with, if it says so.
+pub fn next_learning_rate(dir: &Path) -> Result<Option<f64>> {
+    let path = dir.join(torch_state::SCHEDULER);
+    storage::stat(&path)?.map(|_| torch_state::read_learning_rate(&path)).transpose()
 }
 
 #[cfg(test)]

@@ -9,9 +9,9 @@ use std::path::Path;
 use candle_core::{DType, Tensor};
 use serde_json::{Map, Value, json};
 use tokenmill_shared::dataset::FileEntry;
-use tokenmill_shared::storage::TemporaryFile;
 use tokenmill_shared::{Error, Result};
 
+use super::hashed::HashedFile;
 use crate::ops::cpu::values;
 
 /// Hugging Face's limit of one file, in decimal bytes.
@@ -72,7 +72,7 @@ fn write_one(path: &Path, tensors: &[&(String, &Tensor)]) -> Result<FileEntry> {
     }
     let mut head = Value::Object(header).to_string().into_bytes();
     head.resize(head.len().next_multiple_of(8), b' ');
-    let mut file = Hashing { file: TemporaryFile::create(path)?, hasher: blake3::Hasher::new(), bytes: 0 };
+    let mut file = HashedFile::create(path)?;
     file.append(&(head.len() as u64).to_le_bytes())?;
     file.append(&head)?;
     let mut buffer = Vec::with_capacity(4 * PIECE);
@@ -89,25 +89,9 @@ fn write_one(path: &Path, tensors: &[&(String, &Tensor)]) -> Result<FileEntry> {
             file.append(&buffer)?;
         }
     }
-    let entry = FileEntry { bytes: file.bytes, blake3: file.hasher.finalize().to_hex().to_string() };
-    file.file.publish()?;
-    Ok(entry)
+    file.publish()
 }
 
 fn size_of(tensor: &Tensor) -> usize {
     tensor.dtype().size_in_bytes() * tensor.elem_count()
-}
-
-struct Hashing {
-    file: TemporaryFile,
-    hasher: blake3::Hasher,
-    bytes: u64,
-}
-
-impl Hashing {
-    fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        self.hasher.update(bytes);
-        self.bytes += bytes.len() as u64;
-        self.file.append(bytes)
-    }
 }

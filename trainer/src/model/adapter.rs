@@ -122,6 +122,19 @@ impl Model {
         self.adapters.as_ref().map(|adapters| &adapters.settings)
     }
 
+    /// Indices of the trained parameters in the order of torch's `named_parameters()`: a pair comes where the
+    /// projection it stands beside does.
+    pub fn trained_in_order(&self) -> Vec<usize> {
+        let mut places: Vec<_> = (0..self.parameters.len()).map(|index| (index, 0)).collect();
+        for (weight, (a, b)) in self.adapters.iter().flat_map(|adapters| &adapters.pairs) {
+            (places[*a], places[*b]) = ((*weight, 1), (*weight, 2));
+        }
+        let trained = self.parameters.iter().enumerate().filter(|(_, parameter)| parameter.trainable);
+        let mut order: Vec<usize> = trained.map(|(index, _)| index).collect();
+        order.sort_by_key(|index| places[*index]);
+        order
+    }
+
     /// Says which micro-batch of which step comes next, so that dropout masks and noise are a function of it.
     pub fn set_pass(&mut self, step: u64, micro_batch: usize) {
         let pass = step << 20 | micro_batch as u64;

@@ -31,6 +31,10 @@ pub const CHINESE: &[(&str, &str)] = &[
     ("block_size", "一个数据块（训练样本）的 token 数"),
     ("sample_by", ".txt 文件中什么算一篇文档：行、段落或整个文件"),
     ("keep_linebreaks", "保留 .txt 每行末尾的换行符"),
+    (
+        "use_fast_tokenizer",
+        "true：tokenizer.json；false：有 SentencePiece 模型时用它（默认：有 tokenizer.json 就用它）",
+    ),
     ("text_field", ".jsonl、.json、.parquet 中存放文本的字段或列"),
     ("add_special_tokens", "添加调用 Hugging Face 分词器时会加的特殊 token（Llama-2 为 BOS）"),
     ("append_eos", "在不以结束符结尾的文档之后加上结束符"),

@@ -3,6 +3,7 @@
 mod best;
 mod loss_scale;
 mod results;
+mod resume;
 mod step;
 
 use std::path::{Path, PathBuf};
@@ -20,9 +21,10 @@ pub use self::best::Best;
 use self::best::Criterion;
 pub use self::loss_scale::LossScale;
 use self::results::Finished;
+use self::resume::Begin;
 use self::step::StepLoss;
 use crate::arguments::{CountedTokens, SaveStrategy, Strategy, TrainerArguments};
-use crate::checkpoint::{self, Companions, Contents, Counters, State, TrainerState};
+use crate::checkpoint::{self, Companions, Contents, Counters, LearningRate, Saved, State, TrainerState};
 use crate::data::Loader;
 use crate::evaluate::{Metrics, evaluate};
 use crate::model::Model;
@@ -91,7 +93,7 @@ fn lock(output_dir: &Path) -> Result<storage::Lock> {
 }
 
 /// The checkpoint to go on from. Checkpoints of another run are never mixed with those of this one.
-fn find_checkpoint(plan: &Plan) -> Result<Option<(PathBuf, State)>> {
+fn find_checkpoint(plan: &Plan) -> Result<Option<(PathBuf, Saved)>> {
     if !plan.train {
         return Ok(None);
     }
@@ -163,7 +165,7 @@ impl Run {
     }
 
     /// All optimizer steps, from the first or from a checkpoint.
-    fn train(&mut self, resume: Option<(PathBuf, State)>) -> Result<()> {
+    fn train(&mut self, resume: Option<(PathBuf, Saved)>) -> Result<()> {
         let blocks = self.plan.blocks(&self.dataset, Split::Train);
         let reader = self.dataset.split(Split::Train)?.filter(|reader| !reader.is_empty() && blocks > 0);
         let reader = Arc::new(reader.ok_or_else(|| {
@@ -176,38 +178,15 @@ impl Run {
         self.adaptive =
             Adaptive::new(arguments.lr_scheduler_type, &arguments.lr_scheduler_kwargs, arguments.learning_rate)?;
         let mut optimizer = Optimizer::new(&self.model, &self.plan.arguments)?;
-        let mut counters = Counters::default();
-        let (mut first, mut log_history) = (0, Vec::new());
-        if let Some((dir, state)) = resume {
-            state.check_settings(&settings)?;
-            if state.step > steps.total {
-                let reason = format!(
-                    "{} is at step {}, beyond the {} steps of this run; raise --max_steps or --num_train_epochs",
-                    dir.display(),
-                    state.step,
-                    steps.total
-                );
-                return Err(Error::config("--resume_from_checkpoint", reason));
-            }
-            checkpoint::load_optimizer(&dir, &self.model, &mut optimizer)?;
-            counters = state.counters;
-            first = state.step;
-            optimizer.updates =
-                first - counters.skipped - counters.loss_scale.map_or(0, |loss_scale| loss_scale.overflowed);
-            if let (Some(adaptive), Some(course)) = (&mut self.adaptive, state.course) {
-                adaptive.set_course(course);
-            }
-            if self.plan.arguments.ignore_data_skip {
-                counters.data_lag += (first - counters.data_lag) % steps.per_epoch;
-            }
-            self.best = state.best;
-            log_history = state.log_history;
-            eprintln!("going on from {} at step {first}", dir.display());
+        let mut begin = Begin::default();
+        if let Some((dir, saved)) = resume {
+            begin = self.go_on_from(&dir, saved, &settings, &steps, &mut optimizer)?;
         } else if self.plan.arguments.overwrite_output_dir
             && let Some(aside) = checkpoint::set_aside(&self.plan.output_dir)?
         {
             eprintln!("starting anew; the old checkpoints are in {}", aside.display());
         }
+        let Begin { first, mut counters, log_history } = begin;
         let fresh = || Some(counters.loss_scale.unwrap_or_default());
         counters.loss_scale = self.plan.arguments.fp16.then(fresh).flatten();
         self.write_arguments()?;
@@ -399,10 +378,12 @@ impl Run {
         state.course = self.adaptive.as_ref().map(|adaptive| adaptive.course().clone());
         let trainer_state = self.trainer_state(step, steps, counters);
         let limit = self.plan.arguments.save_total_limit;
+        let peak = self.plan.arguments.learning_rate;
         checkpoint::save(
             &self.plan.output_dir,
             &self.contents(&self.plan.base_name()),
             (!self.plan.arguments.save_only_model).then_some(optimizer),
+            LearningRate { peak, next: self.learning_rate(steps, step, counters) },
             state,
             &trainer_state,
             limit,

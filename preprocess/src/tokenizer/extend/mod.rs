@@ -24,7 +24,7 @@ use self::corpus::Corpus;
 use self::fertility::Comparison;
 use self::train::TrainOptions;
 use self::vocabulary::Vocabulary;
-use super::{TOKENIZER_LIMIT, Tokenizer};
+use super::Tokenizer;
 
 /// Pieces that are trained unless said otherwise.
 const NUM_NEW_TOKENS: usize = 8000;
@@ -153,7 +153,7 @@ pub fn extend(arguments: &ExtendArguments) -> Result<Extended> {
     let old = Tokenizer::load(&tokenizer_dir)?;
     let old_ids = old.largest_id() + 1;
     let path = tokenizer_dir.join("tokenizer.json");
-    let mut vocabulary = Vocabulary::parse(&path, &storage::read_at_most(&path, TOKENIZER_LIMIT)?, old_ids)?;
+    let mut vocabulary = Vocabulary::parse(&path, old.json(), old_ids)?;
     let mut left_out = BTreeMap::new();
     let mut helper_pieces = 0;
     if let Some(list) = &arguments.word_list {
@@ -235,9 +235,9 @@ fn write(dir: &Path, vocabulary: &Vocabulary, old: &Tokenizer) -> Result<()> {
             "tokenizer.json" => vocabulary.to_json(),
             "vocab.json" => extended_vocab_json(dir, bytes, vocabulary)?,
             "merges.txt" => extended_merges(bytes, vocabulary),
-            "tokenizer.model" => {
+            "tokenizer.model" | "spiece.model" | "sentencepiece.bpe.model" | "qwen.tiktoken" => {
                 eprintln!(
-                    "tokenizer.model is left out: it does not know the new pieces, and whatever read it would give other ids"
+                    "{name} is left out: it does not know the new pieces, and whatever read it would give other ids"
                 );
                 continue;
             }

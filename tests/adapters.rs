@@ -64,6 +64,8 @@ fn adapters_are_all_that_is_trained_and_saved() {
     let config: Value = serde_json::from_slice(&std::fs::read(place.path("out/adapter_config.json")).unwrap()).unwrap();
     assert_eq!((&config["r"], &config["peft_type"]), (&Value::from(4), &Value::from("LORA")));
     assert_eq!(config["target_modules"].as_array().unwrap().len(), 7);
+    // The role under the name that PEFT knows.
+    assert_eq!(config["modules_to_save"], serde_json::json!(["embed_tokens"]));
 }
 
 #[test]

@@ -110,6 +110,33 @@ fn blocks_longer_than_a_table_of_positions_are_refused() {
     prepare("49", "other").ok();
 }
 
+/// The same of the trainer, with the model's own configuration, and of blocks made before.
+#[test]
+fn training_on_blocks_longer_than_a_table_of_positions_is_refused() {
+    let place = Place::new();
+    place.write("text/a.txt", lines(50, 1));
+    let config =
+        r#"{"model_type": "gpt2", "n_positions": 48, "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 1024}"#;
+    let config = place.write("gpt2/config.json", config);
+    let train = |size: &str, source: &[&str], output: &str| {
+        let mut command = Command::new(&binaries().trainer);
+        command.arg("--init_from_config").arg(&config).arg("--output_dir").arg(place.path(output)).args(source);
+        command.arg("--tokenizer_name_or_path").arg(data("tokenizers/bytes"));
+        command.arg("--cache_dir").arg(place.path("cache")).args(["--block_size", size, "--use_peft", "false"]);
+        run(command.args(["--max_steps", "1", "--save_strategy", "no", "--validation_split_percentage", "0"]))
+    };
+    let text = place.path("text");
+    let text = ["--train_file_dir", text.to_str().unwrap()];
+    train("49", &text, "out").fails(2, &["--block_size", "48 positions", "gpt2"]);
+    assert!(!place.path("cache").exists(), "something was tokenized");
+    run(&mut place.prepare("data", &["--block_size", "49"])).ok();
+    let mut command = Command::new(&binaries().trainer);
+    command.arg("--init_from_config").arg(&config).arg("--output_dir").arg(place.path("out"));
+    run(command.arg("--dataset_dir").arg(place.path("data"))).fails(2, &["--block_size", "49", "48 positions"]);
+    assert!(!place.path("out").exists());
+    train("48", &text, "out").ok();
+}
+
 #[test]
 fn an_output_directory_with_other_content_is_left_alone() {
     let place = Place::new();

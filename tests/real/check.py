@@ -9,8 +9,10 @@ import torch
 from datasets import load_from_disk
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling, LlamaConfig,
-                          LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, TrainerState, default_data_collator)
+from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, BloomConfig, BloomForCausalLM, DataCollatorForLanguageModeling, Gemma2Config,
+                          Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GemmaConfig, GemmaForCausalLM, Glm4Config, Glm4ForCausalLM, GlmConfig,
+                          GlmForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
+                          MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, TrainerState, default_data_collator)
 
 import loading
 import resuming
@@ -68,13 +70,30 @@ def check_dataset(programs, work, name):
     return out
 
 
+COMMON = dict(vocab_size=1024, hidden_size=64, initializer_range=0.1, eos_token_id=0, bos_token_id=0)
+LLAMA = dict(**COMMON, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
+FAMILIES = {
+    "llama": (LlamaForCausalLM, LlamaConfig(**LLAMA)),
+    "mistral": (MistralForCausalLM, MistralConfig(**LLAMA, sliding_window=8)),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config(**LLAMA)),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config(**LLAMA, head_dim=16, tie_word_embeddings=True)),
+    "gemma": (GemmaForCausalLM, GemmaConfig(**LLAMA, head_dim=16)),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config(**LLAMA, head_dim=16, sliding_window=8)),
+    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig(**{**LLAMA, "num_hidden_layers": 6}, head_dim=16, sliding_window=8)),
+    "glm": (GlmForCausalLM, GlmConfig(**LLAMA, head_dim=16, pad_token_id=0)),
+    "glm4": (Glm4ForCausalLM, Glm4Config(**LLAMA, head_dim=16, pad_token_id=0)),
+    "gpt2": (GPT2LMHeadModel, GPT2Config(**COMMON, n_layer=2, n_head=4, n_positions=128)),
+    "bloom": (BloomForCausalLM, BloomConfig(**{**COMMON, "hidden_size": 48}, n_layer=2, n_head=6)),
+    "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig(**COMMON, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128)),
+}
+
+
 def check_checkpoint(programs, work, dataset):
     """Our checkpoint loads in transformers with the same weights, and computes the same logits there."""
     config = work / "tiny/config.json"
     config.parent.mkdir()
-    for family, model_class, config_class in (("llama", LlamaForCausalLM, LlamaConfig), ("qwen3", Qwen3ForCausalLM, Qwen3Config)):
-        config_class(vocab_size=1024, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-                     max_position_embeddings=128, initializer_range=0.1, tie_word_embeddings=family == "qwen3", eos_token_id=0, bos_token_id=0).save_pretrained(config.parent)
+    for family, (model_class, settings) in FAMILIES.items():
+        settings.save_pretrained(config.parent)
         out = work / f"run-{family}"
         run(programs["trainer"], "--init_from_config", config, "--dataset_dir", dataset, "--output_dir", out, "--use_peft", "false", "--max_steps", 4,
             "--save_steps", 2, "--learning_rate", "1e-3", "--eval_strategy", "steps", "--eval_steps", 2, "--logging_steps", 2, "--do_train", "--do_eval")
@@ -83,7 +102,7 @@ def check_checkpoint(programs, work, dataset):
             assert isinstance(model, model_class) and not any(report.get(key) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
             weights = load_file(directory / "model.safetensors")
             for key, value in weights.items():
-                assert torch.equal(model.state_dict()[key], value), key
+                assert torch.equal(model.state_dict()[key.replace("embed_out.", "lm_head.")], value), key
             ids = torch.randint(0, 600, (2, BLOCK), generator=torch.Generator().manual_seed(1))
             save_file({"input_ids": ids}, work / "ids.safetensors")
             run(programs["logits"], directory, work / "ids.safetensors", work / "logits.safetensors")

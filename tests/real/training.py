@@ -6,15 +6,23 @@ from datasets import load_from_disk
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import (AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM,
-                          PrinterCallback, Trainer, TrainingArguments)
+from transformers import (AutoModelForCausalLM, AutoTokenizer, BloomConfig, BloomForCausalLM, DataCollatorForLanguageModeling, GPT2Config, GPT2LMHeadModel,
+                          LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, PrinterCallback, Trainer, TrainingArguments)
 
 from programs import TESTS, run
 
 SHAPE = dict(vocab_size=1024, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
              initializer_range=0.05, eos_token_id=0, bos_token_id=0)
-FAMILIES = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}
+OTHER = dict(vocab_size=1024, n_layer=3, n_head=4, initializer_range=0.05, eos_token_id=0, bos_token_id=0)
+FAMILIES = {
+    "llama": (LlamaForCausalLM, LlamaConfig(**SHAPE)),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SHAPE)),
+    "gpt2": (GPT2LMHeadModel, GPT2Config(**OTHER, n_embd=64, n_positions=128, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)),
+    "bloom": (BloomForCausalLM, BloomConfig(**OTHER, hidden_size=64)),
+}
 STEPS = 200
+# What PEFT must be told of weights whose input comes first; "all-linear" finds none of them.
+CONV1D = {"gpt2": dict(fan_in_fan_out=True, target_modules=["c_attn", "c_proj", "c_fc"])}
 
 # Name, family, whether adapters are trained, and what differs from COMMON. In bfloat16 the two round in different places.
 CURVES = [
@@ -23,6 +31,10 @@ CURVES = [
     ("full, adafactor", "llama", False, dict(optim="adafactor", lr_scheduler_type="constant")),
     ("LoRA, polynomial", "llama", True, dict(lr_scheduler_type="polynomial", warmup_steps=10, learning_rate=5e-3)),
     ("LoRA, constant with warm-up", "qwen2", True, dict(lr_scheduler_type="constant_with_warmup", warmup_steps=10, learning_rate=5e-3)),
+    ("full, linear", "gpt2", False, dict(lr_scheduler_type="linear", warmup_steps=5)),
+    ("full, cosine", "bloom", False, dict(lr_scheduler_type="cosine", warmup_steps=5)),
+    ("LoRA, linear", "gpt2", True, dict(lr_scheduler_type="linear", learning_rate=5e-3)),
+    ("LoRA, constant with warm-up", "bloom", True, dict(lr_scheduler_type="constant_with_warmup", warmup_steps=10, learning_rate=5e-3)),
     ("LoRA, bfloat16, recomputing", "llama", True, dict(bf16=True, gradient_checkpointing=True, learning_rate=5e-3)),
 ]
 COMMON = dict(max_steps=STEPS, per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-3, weight_decay=0.05, logging_steps=1, seed=1)
@@ -44,8 +56,8 @@ def base_model(work, family):
     directory = work / f"base-{family}"
     if not directory.exists():
         torch.manual_seed(3)
-        model_class, config_class = FAMILIES[family]
-        model_class(config_class(**SHAPE)).save_pretrained(directory)
+        model_class, config = FAMILIES[family]
+        model_class(config).save_pretrained(directory)
         AutoTokenizer.from_pretrained(TESTS / "data/tokenizers/bytes").save_pretrained(directory)
     return directory
 
@@ -57,7 +69,7 @@ def load(directory):
 def fresh_adapter(base, directory, **more):
     """An adapter that both sides begin with; B is not zero, so that A matters from the first step."""
     torch.manual_seed(4)
-    model = get_peft_model(load(base), LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", **more))
+    model = get_peft_model(load(base), LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.0, **{"target_modules": "all-linear"} | more))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
@@ -76,7 +88,7 @@ def losses(history):
 def check_curve(programs, work, dataset, number, name, family, lora, settings):
     """Steps of training follow the Trainer's, loss by loss."""
     base, out, settings = base_model(work, family), work / f"curve-{number}", COMMON | settings
-    adapter = fresh_adapter(base, work / f"adapter-{number}") if lora else None
+    adapter = fresh_adapter(base, work / f"adapter-{number}", **CONV1D.get(family, {})) if lora else None
     command = [programs["trainer"], "--model_name_or_path", base, "--dataset_dir", dataset, "--output_dir", out, "--do_train", "--train_sampling_strategy", "sequential",
                "--save_strategy", "no", "--report_to", "tensorboard", "--use_peft", lora, *flags(settings)]
     run(*command, *(["--peft_path", adapter] if lora else []))
@@ -137,7 +149,8 @@ def check_adapter(programs, work, dataset):
     LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True)).save_pretrained(tied)
     AutoTokenizer.from_pretrained(untied).save_pretrained(tied)
     ours = {"untied": (untied, ["--modules_to_save", "embed_tokens,lm_head"]), "tied": (tied, ["--modules_to_save", "embeddings"]),
-            "qlora": (untied, ["--load_in_4bit", "--qlora"])}
+            "qlora": (untied, ["--load_in_4bit", "--qlora"]), "gpt2": (base_model(work, "gpt2"), ["--modules_to_save", "wte"]),
+            "bloom": (base_model(work, "bloom"), ["--modules_to_save", "lm_head"])}
     adapters = {}
     for name, (base, more) in ours.items():
         out = work / f"ours-{name}"
@@ -145,6 +158,8 @@ def check_adapter(programs, work, dataset):
             "--lora_rank", 6, "--save_strategy", "no", *more)
         adapters[out.name] = (base, out)
     adapters["theirs"] = (untied, fresh_adapter(untied, work / "theirs", modules_to_save=["lm_head"], use_rslora=True))
+    for family in ("gpt2", "bloom"):
+        adapters[f"theirs-{family}"] = (work / f"base-{family}", fresh_adapter(work / f"base-{family}", work / f"theirs-{family}", use_rslora=True, **CONV1D.get(family, {})))
     for name, (base, adapter) in adapters.items():
         model = PeftModel.from_pretrained(load(base), adapter)
         loaded = {key.replace(".modules_to_save.default", "").replace(".default", ""): value for key, value in model.named_parameters(remove_duplicate=False)}

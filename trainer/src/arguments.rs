@@ -157,7 +157,7 @@ pub struct TrainerArguments {
     /// Start from random weights of this configuration (a directory or config.json)
     #[arg(long, value_name = "PATH", help_heading = "Model")]
     pub init_from_config: Option<PathBuf>,
-    /// The family the model must be of: auto, llama, mistral, qwen (qwen2, qwen3 too), … as in config.json
+    /// The family the model must be of: auto, llama, mistral, baichuan, bloom, gpt2, qwen (qwen2, qwen3 too), chatglm (glm, glm4), … as in config.json
     #[arg(long, value_name = "NAME", help_heading = "Model")]
     pub model_type: Option<String>,
     /// Directory of the tokenizer (default: the model's)

@@ -10,7 +10,7 @@ use tokenmill_shared::dataset::{Dataset, Split};
 use tokenmill_shared::{Error, Result, progress};
 
 use crate::arguments::{Compat, LogLevel, Sampling, SaveStrategy, Shuffle, Strategy, TrainerArguments};
-use crate::model::{Config, EmbeddingNoise, Model, Quantisation};
+use crate::model::{Config, EmbeddingNoise, Model, Positions, Quantisation};
 use crate::ops::precision::Precision;
 use crate::ops::quantised::Codebook;
 use crate::optimizer::Rule;
@@ -162,7 +162,8 @@ impl Plan {
         if let (Some(dir), false) = (base, config.json["quantization_config"].is_null()) {
             self.check_quantised(dir, &config)?;
         }
-        check_model_type(arguments.model_type.as_deref(), &config)
+        check_model_type(arguments.model_type.as_deref(), &config)?;
+        if arguments.dataset_dir.is_none() { check_positions(&config, arguments.data.block_size) } else { Ok(()) }
     }
 
     /// Checks what is asked of a checkpoint whose weights are quantised.
@@ -242,6 +243,7 @@ impl Plan {
     /// Tells the model how to compute.
     pub fn set_up(&self, model: &mut Model) {
         let arguments = &self.arguments;
+        model.set_seed(arguments.seed);
         model.precision = match (arguments.fp16, arguments.bf16) {
             (true, _) => Precision::F16,
             (_, true) => Precision::Bf16,
@@ -282,13 +284,7 @@ impl Plan {
                 "must be 2 or more to train: a block of one token predicts nothing",
             ));
         }
-        if manifest.block_size > config.max_position_embeddings {
-            let (block, positions) = (manifest.block_size, config.max_position_embeddings);
-            eprintln!(
-                "blocks of {block} tokens are longer than the {positions} positions this model was made for; rotary embedding goes on beyond them"
-            );
-        }
-        Ok(())
+        check_positions(config, manifest.block_size)
     }
 
     /// Blocks of a split that are used.
@@ -412,21 +408,39 @@ pub struct ResultSettings {
     pub quantisation: Option<String>,
 }
 
+/// Blocks may be longer than a model was made for, but not than its table of positions.
+fn check_positions(config: &Config, block_size: usize) -> Result<()> {
+    let positions = config.max_position_embeddings;
+    if block_size <= positions {
+        return Ok(());
+    }
+    let go_on = match config.positions {
+        Positions::Learned => {
+            let reason = format!(
+                "{block_size} is beyond the {positions} positions that this model ({}) has vectors for; use --block_size {positions} or less",
+                config.family.model_type()
+            );
+            return Err(Error::config("--block_size", reason));
+        }
+        Positions::Rotary(_) => "rotary embedding goes on beyond them",
+        Positions::Alibi => "ALiBi goes on beyond them",
+    };
+    eprintln!(
+        "blocks of {block_size} tokens are longer than the {positions} positions this model was made for; {go_on}"
+    );
+    Ok(())
+}
+
 /// MedicalGPT's `--model_type` names families, some of them several of config.json's.
 fn check_model_type(asked: Option<&str>, config: &Config) -> Result<()> {
     let Some(asked) = asked.map(str::to_lowercase).filter(|asked| !matches!(asked.as_str(), "auto" | "none" | ""))
     else {
         return Ok(());
     };
-    let found = config.json["model_type"].as_str().unwrap_or_default();
-    let names: &[&str] = match asked.as_str() {
-        "qwen" => &["qwen", "qwen2", "qwen3"],
-        "chatglm" => &["chatglm", "glm", "glm4"],
-        other => &[other],
-    };
-    if names.contains(&found) {
+    if config.family.is_called(&asked) {
         return Ok(());
     }
+    let found = config.family.model_type();
     Err(Error::config("--model_type", format!("is {asked}, config.json says {found:?}; use auto, or the right model")))
 }
 

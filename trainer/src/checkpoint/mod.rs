@@ -120,7 +120,7 @@ fn config_json(model: &Model) -> Value {
     let dtype = if json.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
     json[dtype] = json!("float32");
     if json.get("architectures").is_none_or(Value::is_null) {
-        json["architectures"] = json!([model.config().architecture()]);
+        json["architectures"] = json!([model.config().family.architecture()]);
     }
     json
 }

@@ -13,10 +13,11 @@ use tokenmill_shared::random::{Purpose, Stream};
 use tokenmill_shared::{Error, Result};
 
 use super::adapter_rows::AdapterFile;
-use super::quantised::is_projection;
-use super::{EMBEDDING, HEAD, Model, Parameter, tensor_error};
+use super::dropout::{Place, Seed};
+use super::{Model, Parameter, tensor_error};
 use crate::ops::cpu::{tensor, values, write};
-use crate::ops::lora::{Dropout, Pair};
+use crate::ops::linear::Weight;
+use crate::ops::lora::Pair;
 use crate::ops::matmul::{Matrix, Threads, matmul};
 use crate::ops::precision::Precision;
 
@@ -54,26 +55,19 @@ pub struct Adapters {
     pairs: BTreeMap<usize, (usize, usize)>,
     /// Frozen parameters whose values came with an adapter instead of the base: they are saved with it again.
     kept: BTreeSet<usize>,
-    seed: u64,
-    /// Which micro-batch of which step is being trained on: what dropout depends on.
-    pass: u64,
 }
 
 impl Adapters {
-    /// The pair beside the weight of index `weight`, for training or not.
+    /// The pair beside the weight of index `weight`, with dropout if there is a seed for it.
     pub(super) fn pair<'a>(
         &self,
         parameters: &'a [Parameter],
         weight: usize,
-        training: bool,
+        seed: Option<Seed>,
         precision: Precision,
     ) -> Option<Pair<'a>> {
         let (a, b) = *self.pairs.get(&weight)?;
-        let rate = self.settings.dropout as f32;
-        let dropout = (training && rate > 0.0).then(|| {
-            let stream = Stream::new(self.seed ^ self.pass.rotate_left(32), Purpose::Dropout, weight as u64);
-            Dropout { rate, stream }
-        });
+        let dropout = seed.and_then(|seed| seed.dropout(self.settings.dropout as f32, Place::Adapter(weight)));
         let scale = self.settings.scale();
         Some(Pair { a: (&parameters[a].tensor, a), b: (&parameters[b].tensor, b), scale, dropout, precision })
     }
@@ -87,7 +81,8 @@ impl Model {
     pub fn add_adapters(&mut self, mut settings: LoraSettings, seed: u64) -> Result<()> {
         let targets = self.targets(&settings.target_modules)?;
         settings.modules_to_save = self.module_names(settings.modules_to_save);
-        if self.config.tie_word_embeddings && settings.modules_to_save.iter().any(|name| is_named(HEAD, name)) {
+        let head = &self.layout.head_module;
+        if self.config.tie_word_embeddings && settings.modules_to_save.iter().any(|name| is_named(head, name)) {
             eprintln!("--modules_to_save: embedding and head are tied and stay so; they are trained as one");
         }
         let whole = self.modules_to_save(&settings.modules_to_save)?;
@@ -96,9 +91,9 @@ impl Model {
             parameter.trainable = whole.contains(&index);
         }
         let mut pairs = BTreeMap::new();
-        for index in targets.into_iter().filter(|index| !whole.contains(index)) {
+        for (index, input_first) in targets.into_iter().filter(|(index, _)| !whole.contains(index)) {
             let weight = &self.parameters[index];
-            let (output, input) = weight.tensor.dims2().map_err(tensor_error)?;
+            let (output, input) = Weight { tensor: &weight.tensor, input_first }.dims().map_err(tensor_error)?;
             let module = weight.name.trim_end_matches(".weight").to_owned();
             let (stream, rank) = (Stream::new(seed, Purpose::Adapter, index as u64), settings.rank);
             let bound = 1.0 / (input as f64).sqrt();
@@ -113,7 +108,7 @@ impl Model {
             }
             pairs.insert(index, (first, first + 1));
         }
-        self.adapters = Some(Adapters { settings, pairs, kept: BTreeSet::new(), seed, pass: 0 });
+        self.adapters = Some(Adapters { settings, pairs, kept: BTreeSet::new() });
         self.renew_gradients()
     }
 
@@ -135,33 +130,23 @@ impl Model {
         order
     }
 
-    /// Says which micro-batch of which step comes next, so that dropout masks and noise are a function of it.
-    pub fn set_pass(&mut self, step: u64, micro_batch: usize) {
-        let pass = step << 20 | micro_batch as u64;
-        if let Some(adapters) = &mut self.adapters {
-            adapters.pass = pass;
-        }
-        if let Some(noise) = &mut self.embedding_noise {
-            noise.pass = pass;
-        }
-    }
-
-    /// Projections that may have a pair: matrices but the embeddings and the output projection.
-    fn linear_modules(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.parameters.iter().enumerate().filter_map(|(index, parameter)| {
-            let module = parameter.name.strip_suffix(".weight")?;
-            is_projection(&parameter.name, parameter.tensor.dims()).then_some((index, module))
+    /// Projections that may have a pair: the index and module of the weight, and whether its input comes first.
+    fn linear_modules(&self) -> impl Iterator<Item = (usize, &str, bool)> {
+        self.layout.projections().into_iter().filter_map(|projection| {
+            let module = self.parameters[projection.weight].name.strip_suffix(".weight")?;
+            Some((projection.weight, module, projection.input_first))
         })
     }
 
-    fn targets(&self, wanted: &[String]) -> Result<BTreeSet<usize>> {
+    /// The weights that `wanted` means, and whether their inputs come first.
+    fn targets(&self, wanted: &[String]) -> Result<BTreeMap<usize, bool>> {
         let flag = "--target_modules";
         if let [one] = wanted
             && matches!(one.as_str(), "all" | "all-linear")
         {
-            return Ok(self.linear_modules().map(|(index, _)| index).collect());
+            return Ok(self.linear_modules().map(|(index, _, input_first)| (index, input_first)).collect());
         }
-        let mut targets = BTreeSet::new();
+        let mut targets = BTreeMap::new();
         for name in wanted {
             // As PEFT reads a single string: a regular expression for whole names, if it can be nothing else.
             let pattern = name
@@ -173,11 +158,11 @@ impl Model {
                 Some(pattern) => pattern.is_match(module),
                 None => is_named(module, name),
             };
-            let found: Vec<_> =
-                self.linear_modules().filter(|(_, module)| matches(module)).map(|(index, _)| index).collect();
+            let found = self.linear_modules().filter(|(_, module, _)| matches(module));
+            let found: Vec<_> = found.map(|(index, _, input_first)| (index, input_first)).collect();
             if found.is_empty() {
                 let leaves: BTreeSet<&str> =
-                    self.linear_modules().filter_map(|(_, module)| module.rsplit('.').next()).collect();
+                    self.linear_modules().filter_map(|(_, module, _)| module.rsplit('.').next()).collect();
                 let leaves: Vec<_> = leaves.into_iter().collect();
                 let reason = format!("{name:?} is no projection of this model; it has {}", leaves.join(", "));
                 return Err(Error::config(flag, reason));
@@ -187,14 +172,19 @@ impl Model {
         Ok(targets)
     }
 
-    /// Resolves the role `embeddings` into the family's name. Tied weights stay tied: PEFT is told both names.
+    /// Resolves the roles `embeddings` and `lm_head` into the family's names. Tied weights stay tied: PEFT is told both.
     fn module_names(&self, wanted: Vec<String>) -> Vec<String> {
+        let (embedding, head) = (&self.layout.embedding_module, &self.layout.head_module);
         let mut names: Vec<String> = Vec::new();
         for asked in wanted {
-            let name = if asked == "embeddings" { leaf(EMBEDDING).to_owned() } else { asked };
-            let is_either = is_named(EMBEDDING, &name) || is_named(HEAD, &name);
+            let name = match asked.as_str() {
+                "embeddings" => leaf(embedding).to_owned(),
+                "lm_head" => leaf(head).to_owned(),
+                _ => asked,
+            };
+            let is_either = is_named(embedding, &name) || is_named(head, &name);
             let meant = if is_either && self.config.tie_word_embeddings {
-                vec![leaf(EMBEDDING).to_owned(), leaf(HEAD).to_owned()]
+                vec![leaf(embedding).to_owned(), leaf(head).to_owned()]
             } else {
                 vec![name]
             };
@@ -205,17 +195,18 @@ impl Model {
 
     /// The parameters of the named modules.
     fn modules_to_save(&self, wanted: &[String]) -> Result<BTreeSet<usize>> {
+        let (embedding, head) = (leaf(&self.layout.embedding_module), &self.layout.head_module);
         let tied = self.config.tie_word_embeddings;
         let mut whole = BTreeSet::new();
         for name in wanted {
-            let name = if tied && is_named(HEAD, name) { leaf(EMBEDDING) } else { name.as_str() };
+            let name = if tied && is_named(head, name) { embedding } else { name.as_str() };
             let of_module = |parameter: &Parameter| {
                 parameter.name.rsplit_once('.').is_some_and(|(module, _)| is_named(module, name))
             };
             let found = self.parameters.iter().enumerate().filter(|(_, parameter)| of_module(parameter));
             let found: Vec<_> = found.map(|(index, _)| index).collect();
             if found.is_empty() {
-                let usual = [leaf(EMBEDDING), leaf(HEAD)].join(" and ");
+                let usual = [embedding, leaf(head)].join(" and ");
                 let reason = format!("{name:?} is no module of this model; usual are {usual}");
                 return Err(Error::config("--modules_to_save", reason));
             }
@@ -231,9 +222,9 @@ impl Model {
         let saved = self.parameters.iter().enumerate().filter(|(index, one)| one.trainable || kept(index));
         let saved = saved.map(|(_, parameter)| (parameter.name.as_str(), &parameter.tensor));
         let mut named: Vec<_> = saved.map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor)).collect();
-        let embedding = format!("{PREFIX}{EMBEDDING}.weight");
+        let embedding = format!("{PREFIX}{}.weight", self.layout.embedding_module);
         let tied = named.iter().find(|(name, _)| self.config.tie_word_embeddings && *name == embedding);
-        let head = tied.map(|(_, tensor)| (format!("{PREFIX}{HEAD}.weight"), *tensor));
+        let head = tied.map(|(_, tensor)| (format!("{PREFIX}{}.weight", self.layout.head_module), *tensor));
         named.extend(head);
         named
     }
@@ -249,8 +240,9 @@ impl Model {
         // Leaf names say what was adapted unless a regular expression chose among equals.
         let leaves: BTreeSet<String> = adapters.clone().map(leaf).collect();
         let chosen: BTreeSet<&usize> = adapters.collect();
+        let input_first = self.linear_modules().any(|(index, _, input_first)| input_first && chosen.contains(&index));
         let all_of_them =
-            self.linear_modules().filter(|(index, _)| leaves.contains(&leaf(index))).count() == chosen.len();
+            self.linear_modules().filter(|(index, ..)| leaves.contains(&leaf(index))).count() == chosen.len();
         let targets = if all_of_them {
             leaves.into_iter().collect::<Vec<_>>()
         } else {
@@ -261,7 +253,7 @@ impl Model {
             "auto_mapping": null,
             "base_model_name_or_path": base,
             "bias": "none",
-            "fan_in_fan_out": false,
+            "fan_in_fan_out": input_first,
             "inference_mode": true,
             "init_lora_weights": true,
             "layers_pattern": null,
@@ -278,7 +270,9 @@ impl Model {
             "use_rslora": settings.use_rslora,
         });
         // Known to PEFT since 0.18: without it both names of tied weights would be trained apart.
-        if self.config.tie_word_embeddings && settings.modules_to_save.iter().any(|name| is_named(HEAD, name)) {
+        if self.config.tie_word_embeddings
+            && settings.modules_to_save.iter().any(|name| is_named(&self.layout.head_module, name))
+        {
             json["ensure_weight_tying"] = json!(true);
         }
         json
@@ -290,7 +284,8 @@ impl Model {
     /// # Errors
     /// A kind of adapter that is not built, or tensors that do not fit the model.
     pub fn load_adapters(&mut self, dir: &Path, seed: u64) -> Result<()> {
-        let file = AdapterFile::read(dir)?;
+        let [embedding, head] = self.row_modules();
+        let file = AdapterFile::read(dir, [&embedding, &head])?;
         let AdapterFile { settings, mut tensors, .. } = self.adopt_rows(dir, file)?;
         let kept = self.kept_rows(&settings, &tensors);
         self.add_adapters(settings, seed)?;
@@ -322,8 +317,9 @@ impl Model {
 
     /// Embedding and head, where the adapter has rows of them that it does not train.
     fn kept_rows(&self, settings: &LoraSettings, tensors: &BTreeMap<String, Tensor>) -> BTreeSet<usize> {
+        let modules = self.row_modules();
         let is_kept = |parameter: &Parameter| {
-            let Some(module) = parameter.name.strip_suffix(".weight").filter(|name| [EMBEDDING, HEAD].contains(name))
+            let Some(module) = parameter.name.strip_suffix(".weight").filter(|name| modules.iter().any(|m| m == name))
             else {
                 return false;
             };
@@ -334,20 +330,24 @@ impl Model {
         kept.map(|(index, _)| index).collect()
     }
 
-    /// Folds the adapters into the weights they stand beside: `W += s · B A`. Every parameter is trainable again, and in
-    /// float32.
+    /// Folds the adapters into the weights they stand beside: `W += s · B A`, or its transpose. Every parameter is trainable
+    /// again, and in float32.
     pub fn merge_adapters(&mut self) -> Result<()> {
         self.restore()?;
         let Some(adapters) = self.adapters.take() else { return Ok(()) };
         let scale = adapters.settings.scale();
-        for (weight, (a, b)) in &adapters.pairs {
-            let [weight, a, b] = [weight, a, b].map(|index| &self.parameters[*index].tensor);
+        let input_first = self.linear_modules().filter(|(.., input_first)| *input_first);
+        let input_first: BTreeSet<usize> = input_first.map(|(index, ..)| index).collect();
+        for (index, (a, b)) in &adapters.pairs {
+            let [weight, a, b] = [index, a, b].map(|index| &self.parameters[*index].tensor);
             let ((rank, input), (output, _)) = (a.dims2().map_err(tensor_error)?, b.dims2().map_err(tensor_error)?);
             let mut scaled = values(b).map_err(tensor_error)?.to_vec();
             scaled.iter_mut().for_each(|b| *b *= scale);
             let a = values(a).map_err(tensor_error)?;
             let (a, b) = (Matrix::new(&a, rank, input), Matrix::new(&scaled, output, rank));
-            write(weight, |weight| matmul(b, a, weight, true, Threads::All)).map_err(tensor_error)?;
+            // (B A)ᵀ = Aᵀ Bᵀ where the input comes first.
+            let (left, right) = if input_first.contains(index) { (a.t(), b.t()) } else { (b, a) };
+            write(weight, |weight| matmul(left, right, weight, true, Threads::All)).map_err(tensor_error)?;
         }
         if let Some((first, _)) = adapters.pairs.values().min() {
             self.parameters.truncate(*first);

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokenmill_shared::{Error, Result, storage};
 
 use super::adapter::{LoraSettings, PREFIX, is_named};
-use super::{EMBEDDING, HEAD, Model, Parameter, tensor_error};
+use super::{Model, Parameter, tensor_error};
 use crate::ops::cpu::{values, write};
 
 /// An adapter_config.json beyond this is not one.
@@ -33,8 +33,9 @@ pub(super) struct AdapterFile {
 
 impl AdapterFile {
     /// Reads both files; copies that PEFT keeps beside trained modules are left out.
-    pub fn read(dir: &Path) -> Result<Self> {
-        let mut file = read_config(dir)?;
+    /// `modules` are those of embedding and head.
+    pub fn read(dir: &Path, modules: [&str; 2]) -> Result<Self> {
+        let mut file = read_config(dir, modules)?;
         file.tensors = super::weights::read_all_tensors(dir, "adapter_model")?;
         let copies: Vec<_> = file.tensors.keys().filter(|name| name.contains(".original_module.")).cloned().collect();
         for copy in copies {
@@ -91,8 +92,9 @@ impl Model {
     /// Makes the model one that the adapter's rows fit: with as many rows, tied or not. Then the file holds no tensor of
     /// an embedding or head but those that are the model's parameters.
     pub(super) fn adopt_rows(&mut self, dir: &Path, mut file: AdapterFile) -> Result<AdapterFile> {
-        let (embedding, head) = (format!("{PREFIX}{EMBEDDING}.weight"), format!("{PREFIX}{HEAD}.weight"));
-        for module in [EMBEDDING, HEAD] {
+        let modules = self.row_modules();
+        let [embedding, head] = modules.each_ref().map(|module| format!("{PREFIX}{module}.weight"));
+        for module in &modules {
             let base = self.rows_of(module).clone(); // shares its memory
             file.fill_rows(dir, module, &base)?;
         }
@@ -101,8 +103,8 @@ impl Model {
             // Without a word about ties PEFT trains a copy of its own for each name.
             let apart = match (e, h) {
                 (Some(e), Some(h)) => !file.keeps_ties && !same_values(e, h)?,
-                (Some(_), None) => !file.keeps_ties && file.is_trained_whole(EMBEDDING),
-                (None, Some(_)) => !file.keeps_ties && file.is_trained_whole(HEAD),
+                (Some(_), None) => !file.keeps_ties && file.is_trained_whole(&modules[0]),
+                (None, Some(_)) => !file.keeps_ties && file.is_trained_whole(&modules[1]),
                 (None, None) => false,
             };
             if apart {
@@ -116,7 +118,7 @@ impl Model {
             let rows = self.rows_of(module).dims();
             file.tensors.get(name).filter(|tensor| tensor.dims() != rows).cloned()
         };
-        let resized = [(EMBEDDING, of(EMBEDDING, &embedding)), (HEAD, of(HEAD, &head))];
+        let resized = [(&modules[0], of(&modules[0], &embedding)), (&modules[1], of(&modules[1], &head))];
         let (tied, hidden) = (self.config.tie_word_embeddings, self.config.hidden_size);
         let count = match &resized {
             [(_, None), (_, None)] => return Ok(file),
@@ -149,9 +151,14 @@ impl Model {
         Ok(file)
     }
 
+    /// The modules of embedding and head.
+    pub(super) fn row_modules(&self) -> [String; 2] {
+        [self.layout.embedding_module.clone(), self.layout.head_module.clone()]
+    }
+
     /// The matrix of the embedding or of the head, which may be the same.
     fn rows_of(&self, module: &str) -> &Tensor {
-        let module = if self.config.tie_word_embeddings { EMBEDDING } else { module };
+        let module = if self.config.tie_word_embeddings { self.layout.embedding_module.as_str() } else { module };
         let name = format!("{module}.weight");
         let found = self.parameters.iter().find(|parameter| parameter.name == name);
         &found.expect("every model has both").tensor
@@ -159,9 +166,11 @@ impl Model {
 
     /// Gives the head a matrix of its own, equal to the embedding.
     fn untie(&mut self) -> Result<()> {
-        let tensor = self.rows_of(HEAD).copy().map_err(tensor_error)?;
-        self.parameters.push(Parameter { name: format!("{HEAD}.weight"), tensor, decay: true, trainable: true });
+        let [embedding, head] = self.row_modules();
+        let tensor = self.rows_of(&embedding).copy().map_err(tensor_error)?;
+        self.parameters.push(Parameter { name: format!("{head}.weight"), tensor, decay: true, trainable: true });
         self.config.tie_word_embeddings = false;
+        self.layout = self.config.layout();
         self.config.json["tie_word_embeddings"] = json!(false);
         Ok(())
     }
@@ -173,7 +182,7 @@ fn same_values(a: &Tensor, b: &Tensor) -> Result<bool> {
 }
 
 /// What `adapter_config.json` of `dir` says, with an empty set of tensors.
-fn read_config(dir: &Path) -> Result<AdapterFile> {
+fn read_config(dir: &Path, [embedding, head]: [&str; 2]) -> Result<AdapterFile> {
     let path = dir.join("adapter_config.json");
     if storage::stat(&path)?.is_none() {
         return Err(Error::config(dir.display().to_string(), "holds no adapter_config.json, so it is no adapter"));
@@ -222,7 +231,7 @@ fn read_config(dir: &Path) -> Result<AdapterFile> {
         Value::Null => Some(Vec::new()),
         // A list is of the embedding, and of a head tied to it.
         list @ Value::Array(_) => {
-            ids(list).map(|ids| vec![(EMBEDDING.to_owned(), ids.clone()), (HEAD.to_owned(), ids)])
+            ids(list).map(|ids| vec![(embedding.to_owned(), ids.clone()), (head.to_owned(), ids)])
         }
         Value::Object(modules) => modules.iter().map(|(name, list)| Some((name.clone(), ids(list)?))).collect(),
         _ => None,

@@ -6,7 +6,10 @@ mod adapter;
 mod adapter_rows;
 mod config;
 mod decoder;
+mod dropout;
+mod families;
 mod initialise;
+mod layout;
 mod noise;
 mod quantised;
 mod weights;
@@ -22,12 +25,16 @@ use candle_core::Tensor;
 use tokenmill_shared::{Error, Result};
 
 pub use adapter::{Adapters, LoraSettings};
-pub use config::{Config, Family};
+pub use config::{Config, DropoutRates, LayerKind, NormKind, Positions, Residual, Resolved};
+pub use families::Family;
 pub use noise::EmbeddingNoise;
 pub use quantised::Quantisation;
 pub use weights::load_tensors;
 
+use self::dropout::Seed;
+use self::layout::Layout;
 use self::quantised::QuantisedWeights;
+
 use crate::arguments::Dtype;
 use crate::gradients::Gradients;
 use crate::ops::cpu::write;
@@ -35,12 +42,6 @@ use crate::ops::cross_entropy::IGNORE;
 pub use crate::ops::cross_entropy::Loss;
 use crate::ops::precision::Precision;
 use crate::ops::rope::Table;
-
-/// The module of the input embedding.
-const EMBEDDING: &str = "model.embed_tokens";
-
-/// The module of the output projection.
-const HEAD: &str = "lm_head";
 
 /// A trainable tensor.
 #[derive(Debug, Clone)]
@@ -89,6 +90,7 @@ impl Batch {
 #[derive(Debug)]
 pub struct Model {
     config: Config,
+    layout: Layout,
     parameters: Vec<Parameter>,
     gradients: Gradients,
     /// Weights whose values are kept in fewer bits.
@@ -101,8 +103,10 @@ pub struct Model {
     pub embedding_noise: Option<EmbeddingNoise>,
     /// Of the projections' products, in training and evaluation.
     pub precision: Precision,
-    /// The rotation table made last, for sequences of so many positions.
-    table: Option<(usize, Table)>,
+    /// What dropout depends on.
+    dropout_seed: Seed,
+    /// The rotation tables made last, for sequences of so many positions.
+    tables: Option<(usize, Vec<Table>)>,
 }
 
 impl Model {
@@ -119,26 +123,30 @@ impl Model {
     pub fn load_frozen(dir: &Path, dtype: Dtype, quantisation: Option<Quantisation>) -> Result<Self> {
         let mut config = Config::load(dir)?;
         let (tensors, quantised) = weights::load(dir, &mut config, dtype, quantisation)?;
-        Self::assemble(config, tensors, quantised)
+        dtype.round(std::slice::from_mut(&mut config.embedding_scale));
+        let layout = config.layout();
+        Self::assemble(config, layout, tensors, quantised)
     }
 
-    /// A new model with seeded random weights: normal with the configuration's `initializer_range`, norms 1,
-    /// biases 0.
+    /// A new model with seeded random weights: normal with the configuration's `initializer_range` unless the family has
+    /// another rule, norms 1, biases 0.
     pub fn init(config: Config, seed: u64) -> Result<Self> {
-        let tensors = initialise::tensors(&config, seed).map_err(tensor_error)?;
-        Self::assemble(config, tensors, QuantisedWeights::new())
+        let layout = config.layout();
+        let tensors = initialise::tensors(&layout.specs, seed).map_err(tensor_error)?;
+        Self::assemble(config, layout, tensors, QuantisedWeights::new())
     }
 
-    fn assemble(config: Config, tensors: Vec<Tensor>, quantised: QuantisedWeights) -> Result<Self> {
-        let specs = config.parameters().into_iter().zip(tensors);
+    fn assemble(config: Config, layout: Layout, tensors: Vec<Tensor>, quantised: QuantisedWeights) -> Result<Self> {
+        let specs = layout.specs.iter().zip(tensors);
         let parameters = specs.enumerate().map(|(index, (spec, tensor))| {
             let trainable = !quantised.contains_key(&index);
-            Parameter { name: spec.name, tensor, decay: spec.decay, trainable }
+            Parameter { name: spec.name.clone(), tensor, decay: spec.decay, trainable }
         });
         let parameters = parameters.collect();
         let gradients = Gradients::new([]).map_err(tensor_error)?;
         let mut model = Self {
             config,
+            layout,
             parameters,
             gradients,
             quantised,
@@ -146,7 +154,8 @@ impl Model {
             label_smoothing: 0.0,
             embedding_noise: None,
             precision: Precision::F32,
-            table: None,
+            dropout_seed: Seed { seed: 0, pass: 0 },
+            tables: None,
         };
         model.renew_gradients()?;
         Ok(model)
@@ -162,6 +171,7 @@ impl Model {
 
     /// Rounds all weights to `dtype`, as loading them in it does.
     pub fn round(&mut self, dtype: Dtype) -> Result<()> {
+        dtype.round(std::slice::from_mut(&mut self.config.embedding_scale));
         let unquantised = self.parameters.iter().enumerate().filter(|(index, _)| !self.quantised.contains_key(index));
         for (_, parameter) in unquantised {
             write(&parameter.tensor, |values| dtype.round(values)).map_err(tensor_error)?;
@@ -192,31 +202,46 @@ impl Model {
     /// Adds the gradients of `scale × loss` of one micro-batch, the loss being its summed −log p, smoothed. With `recompute`, layers keep only their
     /// input and run forward again in the backward (gradient checkpointing): the same bits, less memory.
     pub fn forward_backward(&mut self, batch: &Batch, scale: f32, recompute: bool) -> Result<Loss> {
-        self.prepare_table(batch.seq_len);
+        self.prepare_tables(batch.seq_len);
         decoder::forward_backward(self, batch, scale, recompute).map_err(tensor_error)
     }
 
     /// Loss and accuracy of one micro-batch, without gradients.
     pub fn evaluate(&mut self, batch: &Batch) -> Result<Loss> {
-        self.prepare_table(batch.seq_len);
+        self.prepare_tables(batch.seq_len);
         decoder::evaluate(self, batch).map_err(tensor_error)
     }
 
     /// Logits of all positions: (batch, time, vocab).
     pub fn logits(&mut self, input_ids: &[u32], batch_size: usize, seq_len: usize) -> Result<Tensor> {
-        self.prepare_table(seq_len);
+        self.prepare_tables(seq_len);
         decoder::logits(self, input_ids, batch_size, seq_len).map_err(tensor_error)
     }
 
     /// Logits of the last position of one sequence: (vocab).
     pub fn next_logits(&mut self, input_ids: &[u32]) -> Result<Vec<f32>> {
-        self.prepare_table(input_ids.len());
+        self.prepare_tables(input_ids.len());
         decoder::next_logits(self, input_ids).map_err(tensor_error)
     }
 
-    fn prepare_table(&mut self, time: usize) {
-        if self.table.as_ref().is_none_or(|(made_for, _)| *made_for != time) {
-            self.table = Some((time, self.config.rope().table(time)));
+    /// The seed of dropout.
+    pub fn set_seed(&mut self, seed: u64) {
+        self.dropout_seed.seed = seed;
+    }
+
+    /// Says which micro-batch of which step comes next, so that dropout masks and noise are a function of it.
+    pub fn set_pass(&mut self, step: u64, micro_batch: usize) {
+        let pass = step << 20 | micro_batch as u64;
+        self.dropout_seed.pass = pass;
+        if let Some(noise) = &mut self.embedding_noise {
+            noise.pass = pass;
+        }
+    }
+
+    fn prepare_tables(&mut self, time: usize) {
+        if self.tables.as_ref().is_none_or(|(made_for, _)| *made_for != time) {
+            let ropes = if let Positions::Rotary(ropes) = &self.config.positions { &ropes[..] } else { &[] };
+            self.tables = Some((time, ropes.iter().map(|rope| rope.table(time)).collect()));
         }
     }
 }

@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use tokenmill_shared::{Error, Result};
 
-use super::weights::Shard;
+use super::weights::{Places, TensorPlace};
 use super::{Model, tensor_error};
 use crate::ops::blockwise::{self, Map};
 use crate::ops::cpu::{tensor, values};
@@ -46,8 +46,10 @@ impl Quantisation {
         }
     }
 
-    /// The matrix of `values`, (out, `columns`).
-    pub(super) fn of(self, values: &[f32], columns: usize) -> Quantised {
+    /// The matrix of `values`, of `shape` (out, in), or (in, out) if the input comes first: it is turned around.
+    pub(super) fn of(self, values: &[f32], shape: &[usize], input_first: bool) -> Quantised {
+        let turned = if input_first { transposed(values, shape[1]) } else { Vec::new() };
+        let (values, columns) = if input_first { (&turned[..], shape[0]) } else { (values, shape[1]) };
         match self {
             Self::FourBit { codebook, double } => Quantised::four_bit(values, columns, codebook, double),
             Self::Int8 { threshold } => Quantised::int8(values, columns, threshold),
@@ -58,28 +60,31 @@ impl Quantisation {
 /// The quantised weights of a model, by parameter index.
 pub(super) type QuantisedWeights = BTreeMap<usize, Quantised>;
 
-/// Whether the parameter of this name is the weight of a projection.
-pub(super) fn is_projection(name: &str, shape: &[usize]) -> bool {
-    shape.len() == 2 && !name.contains("embed") && !name.starts_with("lm_head.")
+/// Stands for a quantised weight among the tensors: its shape, and no values.
+pub(super) fn shape_only(shape: &[usize]) -> Result<Tensor> {
+    let zero = Tensor::zeros((1, 1), DType::F32, &Device::Cpu);
+    zero.and_then(|zero| zero.broadcast_as(shape)).map_err(tensor_error)
 }
 
-/// Stands for a quantised weight among the tensors: its shape, and no values.
-pub(super) fn shape_only(rows: usize, columns: usize) -> Result<Tensor> {
-    let zero = Tensor::zeros((1, 1), DType::F32, &Device::Cpu);
-    zero.and_then(|zero| zero.broadcast_as((rows, columns))).map_err(tensor_error)
+/// Row-major `values` of so many columns, column by column.
+fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
+    (0..columns).flat_map(|column| values[column..].iter().step_by(columns).copied()).collect()
 }
 
 impl Model {
     /// Quantises the weights of all projections.
     pub fn quantise(&mut self, quantisation: Quantisation) -> Result<()> {
-        let own = self.config.parameters().len();
-        for (index, parameter) in self.parameters.iter_mut().take(own).enumerate() {
-            let dims = parameter.tensor.dims().to_vec();
-            if is_projection(&parameter.name, &dims) && !self.quantised.contains_key(&index) {
-                let matrix = quantisation.of(&values(&parameter.tensor).map_err(tensor_error)?, dims[1]);
-                parameter.tensor = shape_only(dims[0], dims[1])?;
+        for projection in self.layout.projections() {
+            let parameter = &mut self.parameters[projection.weight];
+            if !self.quantised.contains_key(&projection.weight) {
+                let shape = parameter.tensor.dims().to_vec();
+                let matrix = {
+                    let values = values(&parameter.tensor).map_err(tensor_error)?;
+                    quantisation.of(&values, &shape, projection.input_first)
+                };
+                self.quantised.insert(projection.weight, matrix);
+                parameter.tensor = shape_only(&shape)?;
                 parameter.trainable = false;
-                self.quantised.insert(index, matrix);
             }
         }
         self.renew_gradients()
@@ -87,9 +92,12 @@ impl Model {
 
     /// Makes the weight of index `index` float32 again, if it is quantised.
     pub(super) fn restore_one(&mut self, index: usize) -> Result<()> {
-        if let Some(matrix) = self.quantised.remove(&index) {
-            self.parameters[index].tensor = tensor(matrix.restored(), matrix.dims()).map_err(tensor_error)?;
-        }
+        let Some(matrix) = self.quantised.remove(&index) else { return Ok(()) };
+        let shape = self.parameters[index].tensor.dims().to_vec();
+        let input_first = self.layout.projections().iter().any(|one| one.weight == index && one.input_first);
+        let (values, (_, columns)) = (matrix.restored(), matrix.dims());
+        let values = if input_first { transposed(&values, columns) } else { values };
+        self.parameters[index].tensor = tensor(values, shape).map_err(tensor_error)?;
         Ok(())
     }
 
@@ -129,8 +137,15 @@ fn state_name(weight: &str, codebook: Codebook) -> String {
 }
 
 /// The weight of this name and shape as the checkpoint holds it, if it is quantised there.
-pub(super) fn read(places: &BTreeMap<&str, &Shard>, weight: &str, shape: &[usize]) -> Result<Option<Quantised>> {
+/// There it is (out, in), also where `shape` has the input first.
+pub(super) fn read(
+    places: &Places<'_>,
+    weight: &str,
+    shape: &[usize],
+    input_first: bool,
+) -> Result<Option<Quantised>> {
     let [rows, columns] = *shape else { return Ok(None) };
+    let (rows, columns) = if input_first { (columns, rows) } else { (rows, columns) };
     let stored = Stored { places, weight };
     let codebook = [Codebook::Nf4, Codebook::Fp4]
         .into_iter()
@@ -154,11 +169,11 @@ pub(super) fn read(places: &BTreeMap<&str, &Shard>, weight: &str, shape: &[usize
 
 /// One quantised weight in a checkpoint.
 struct Stored<'a> {
-    places: &'a BTreeMap<&'a str, &'a Shard>,
+    places: &'a Places<'a>,
     weight: &'a str,
 }
 
-impl Stored<'_> {
+impl<'a> Stored<'a> {
     fn four_bit(&self, (rows, columns): (usize, usize), codebook: Codebook) -> Result<Quantised> {
         let state: Value = serde_json::from_slice(&self.bytes(&state_name(self.weight, codebook))?)
             .map_err(|error| self.damaged(&format!("has a quant_state that is not JSON ({error})")))?;
@@ -199,19 +214,19 @@ impl Stored<'_> {
     }
 
     fn bytes(&self, name: &str) -> Result<Vec<u8>> {
-        self.shard(name)?.bytes(name)
+        self.place(name)?.bytes()
     }
 
     fn floats(&self, name: &str) -> Result<Vec<f32>> {
-        self.shard(name)?.floats(name)
+        self.place(name)?.read()
     }
 
-    fn shard(&self, name: &str) -> Result<&Shard> {
-        self.places.get(name).copied().ok_or_else(|| self.damaged(&format!("lacks {name}")))
+    fn place(&self, name: &str) -> Result<&TensorPlace<'a>> {
+        self.places.get(name).ok_or_else(|| self.damaged(&format!("lacks {name}")))
     }
 
     fn damaged(&self, reason: &str) -> Error {
-        let path = self.places.get(self.weight).map(|shard| shard.path.clone()).unwrap_or_default();
+        let path = self.places.get(self.weight).map(|place| place.shard.path.clone()).unwrap_or_default();
         Error::corrupt(path, format!("tensor {} {reason}", self.weight))
     }
 }

@@ -3,13 +3,26 @@ use serde_json::json;
 use super::*;
 use crate::ops::cpu::values;
 
+/// A small model of a family, by its `model_type`; every field under the name that some family has for it.
 fn tiny(family: &str) -> Config {
-    Config::resolve(json!({
+    Config::resolve(tiny_json(family)).unwrap()
+}
+
+fn tiny_json(family: &str) -> serde_json::Value {
+    json!({
         "model_type": family, "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "max_position_embeddings": 64,
         "initializer_range": 0.2, "sliding_window": 3, "attention_bias": true, "mlp_bias": true,
-    }))
-    .unwrap()
+        "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 12, "kv_channels": 4, "rotary_pct": 0.5,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "query_pre_attn_scalar": 5, "z_loss_weight": 0,
+        "attn_logit_softcapping": if family == "gemma2" { json!(3.0) } else { json!(null) },
+        "final_logit_softcapping": if family == "gemma2" { json!(4.0) } else { json!(null) },
+        "sliding_window_pattern": 2,
+    })
+}
+
+fn families() -> [&'static str; 14] {
+    Family::ALL.map(Family::model_type)
 }
 
 fn batch() -> Batch {
@@ -20,7 +33,7 @@ fn batch() -> Batch {
 
 #[test]
 fn a_lost_gradient_is_found_whichever_parameter_it_is_of() {
-    for family in ["llama", "mistral", "qwen2", "qwen3"] {
+    for family in families() {
         let mut model = Model::init(tiny(family), 1).unwrap();
         let names: Vec<String> = model.parameters().iter().map(|parameter| parameter.name.clone()).collect();
         for name in names {
@@ -39,7 +52,10 @@ fn a_lost_gradient_is_found_whichever_parameter_it_is_of() {
 
 #[test]
 fn recomputing_and_accumulating_change_no_bit_they_should_not() {
-    let mut model = Model::init(tiny("qwen3"), 1).unwrap();
+    families().into_iter().for_each(|family| assert_recomputes(&mut Model::init(tiny(family), 1).unwrap()));
+}
+
+fn assert_recomputes(model: &mut Model) {
     let mut gradients = |recompute: bool, times: usize| {
         model.clear_gradients();
         for _ in 0..times {
@@ -58,7 +74,7 @@ fn recomputing_and_accumulating_change_no_bit_they_should_not() {
     let (kept, recomputed, twice) = (gradients(false, 1), gradients(true, 1), gradients(false, 2));
     assert_eq!(kept, recomputed);
     for (once, twice) in kept.iter().zip(twice) {
-        assert!((2.0 * once - twice).abs() <= 1e-5 * once.abs().max(1e-3), "{once} {twice}");
+        assert!((2.0 * once - twice).abs() <= 1e-5 * once.abs().max(1e-2), "{once} {twice}");
     }
 }
 
@@ -67,16 +83,22 @@ fn no_bit_depends_on_the_number_of_threads() {
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let mut model = Model::init(tiny("llama"), 1).unwrap();
-            let loss = model.forward_backward(&batch(), 1.0, false).unwrap();
-            let mut bits = vec![loss.nll.to_bits()];
-            model
-                .gradients()
-                .for_each(|_, gradient| {
-                    bits.extend(gradient.iter().map(|value| u64::from(value.to_bits())));
-                    Ok(())
-                })
-                .unwrap();
+            let mut bits = Vec::new();
+            for family in families() {
+                let mut config = tiny(family);
+                config.dropout.attention = 0.2;
+                config.dropout.feed_forward_output = 0.1;
+                let mut model = Model::init(config, 1).unwrap();
+                let loss = model.forward_backward(&batch(), 1.0, false).unwrap();
+                bits.push(loss.nll.to_bits());
+                model
+                    .gradients()
+                    .for_each(|_, gradient| {
+                        bits.extend(gradient.iter().map(|value| u64::from(value.to_bits())));
+                        Ok(())
+                    })
+                    .unwrap();
+            }
             bits
         })
     };
@@ -88,13 +110,14 @@ fn no_bit_depends_on_the_number_of_threads() {
 
 fn with_adapters(family: &str, dropout: f64) -> Model {
     let mut model = Model::init(tiny(family), 3).unwrap();
+    let first_norm = if matches!(family, "gpt2" | "qwen") { "ln_1" } else { "input_layernorm" };
     let settings = LoraSettings {
         rank: 3,
         alpha: 6.0,
         dropout,
         use_rslora: false,
         target_modules: vec!["all".to_owned()],
-        modules_to_save: vec!["lm_head".to_owned(), "input_layernorm".to_owned()],
+        modules_to_save: vec!["lm_head".to_owned(), first_norm.to_owned()],
     };
     model.add_adapters(settings, 1).unwrap();
     // B begins as zero, which would hide A.
@@ -128,11 +151,146 @@ fn frozen_parameters_get_no_gradient_and_dropout_is_the_same_when_made_again() {
 }
 
 #[test]
+fn dropout_depends_on_seed_and_micro_batch_and_is_the_same_when_made_again() {
+    let mut config = tiny("gpt2");
+    config.dropout = DropoutRates { embedding: 0.1, attention: 0.2, attention_output: 0.3, feed_forward_output: 0.15 };
+    let mut model = Model::init(config, 1).unwrap();
+    let mut gradients = |seed: u64, step: u64, number: usize, recompute: bool| {
+        model.clear_gradients();
+        model.set_seed(seed);
+        model.set_pass(step, number);
+        let loss = model.forward_backward(&batch(), 1.0, recompute).unwrap();
+        let all: Vec<_> = (0..model.parameters().len()).map(|index| model.gradients().of(index).unwrap()).collect();
+        (loss.nll.to_bits(), all)
+    };
+    let first = gradients(7, 1, 0, false);
+    assert!(first == gradients(7, 1, 0, true));
+    for (seed, step, number) in [(8, 1, 0), (7, 2, 0), (7, 1, 1)] {
+        assert!(first != gradients(seed, step, number, false), "{seed} {step} {number}");
+    }
+    // Nothing is dropped in evaluation.
+    assert_eq!(model.evaluate(&batch()).unwrap(), Model::init(tiny("gpt2"), 1).unwrap().evaluate(&batch()).unwrap());
+}
+
+/// Along one direction in which all parameters move at once, with the same masks on both sides.
+#[test]
+fn gradients_under_dropout_are_the_slopes_of_the_loss() {
+    for family in ["gpt2", "bloom", "gpt_neox", "gemma2"] {
+        let mut config = tiny(family);
+        config.dropout =
+            DropoutRates { embedding: 0.1, attention: 0.2, attention_output: 0.3, feed_forward_output: 0.15 };
+        let mut model = Model::init(config, 1).unwrap();
+        let loss_at = |model: &mut Model, shift: f32| {
+            for (number, parameter) in model.parameters().iter().enumerate() {
+                write(&parameter.tensor, |values| {
+                    values.iter_mut().enumerate().for_each(|(at, value)| *value += shift * direction(number, at));
+                })
+                .unwrap();
+            }
+            model.clear_gradients();
+            model.forward_backward(&batch(), 1.0, false).unwrap().nll
+        };
+        loss_at(&mut model, 0.0);
+        let mut expected = 0.0;
+        model
+            .gradients()
+            .for_each(|number, gradient| {
+                let along = |(at, value): (usize, &f32)| f64::from(*value) * f64::from(direction(number, at));
+                expected += gradient.iter().enumerate().map(along).sum::<f64>();
+                Ok(())
+            })
+            .unwrap();
+        let step = 1e-3;
+        let (above, below) = (loss_at(&mut model, step), loss_at(&mut model, -2.0 * step));
+        let slope = (above - below) / f64::from(2.0 * step);
+        assert!((slope / expected - 1.0).abs() < 5e-3, "{family}: {slope} {expected}");
+    }
+}
+
+fn direction(number: usize, at: usize) -> f32 {
+    ((at * 7 + number * 3) % 11) as f32 / 10.0 - 0.5
+}
+
+#[test]
 fn gradients_are_the_slopes_of_the_loss() {
-    let mut full = Model::init(tiny("qwen2"), 3).unwrap();
-    assert_gradients_are_slopes(&mut full);
-    for family in ["llama", "qwen3"] {
+    for family in families() {
+        assert_gradients_are_slopes(&mut Model::init(tiny(family), 3).unwrap());
         assert_gradients_are_slopes(&mut with_adapters(family, 0.0));
+    }
+    // The ways of a family that its released models do not all go.
+    for (family, field, value) in [
+        ("bloom", "apply_residual_connection_post_layernorm", json!(true)),
+        ("gpt_neox", "use_parallel_residual", json!(false)),
+        ("baichuan", "max_position_embeddings", json!(null)),
+        ("gpt2", "scale_attn_by_inverse_layer_idx", json!(true)),
+        ("gpt2", "tie_word_embeddings", json!(false)),
+    ] {
+        let mut json = tiny_json(family);
+        json[field] = value;
+        assert_gradients_are_slopes(&mut Model::init(Config::resolve(json).unwrap(), 3).unwrap());
+    }
+}
+
+/// Merging folds B A, or its transpose, into the weight: the same logits as beside it.
+#[test]
+fn merged_adapters_compute_what_they_computed_beside_the_model() {
+    for family in families() {
+        let mut model = with_adapters(family, 0.0);
+        let ids = batch().input_ids;
+        let beside = model.logits(&ids, 2, 12).unwrap();
+        let adapted = model.parameters().iter().filter(|parameter| parameter.name.contains("lora_A")).count();
+        let layers = if matches!(family, "llama" | "mistral" | "qwen2" | "qwen3" | "gemma") { 7 } else { adapted / 2 };
+        assert_eq!(adapted, 2 * layers, "{family}");
+        let turned = model.adapter_config("base")["fan_in_fan_out"].as_bool().unwrap();
+        assert_eq!(turned, family == "gpt2");
+        model.merge_adapters().unwrap();
+        let merged = model.logits(&ids, 2, 12).unwrap();
+        let (beside, merged) = (values(&beside).unwrap(), values(&merged).unwrap());
+        let apart = beside.iter().zip(&*merged).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        assert!(apart < 2e-5, "{family}: {apart}");
+    }
+}
+
+/// Baichuan2's own code normalises the head in place when it evaluates; here what is saved is what was learned.
+#[test]
+fn evaluation_changes_no_weight_of_a_normalised_head() {
+    let mut model = Model::init(tiny("baichuan"), 1).unwrap();
+    assert!(model.config().normalized_head);
+    let head = model.parameters().last().unwrap().clone();
+    assert_eq!(head.name, "lm_head.weight");
+    let before = values(&head.tensor).unwrap().to_vec();
+    let loss = model.evaluate(&batch()).unwrap();
+    assert_eq!(*values(&model.parameters().last().unwrap().tensor).unwrap(), *before);
+    // Its length makes no difference.
+    write(&head.tensor, |values| values.iter_mut().for_each(|value| *value *= 3.0)).unwrap();
+    assert!((model.evaluate(&batch()).unwrap().nll - loss.nll).abs() < 1e-3);
+}
+
+/// Biases and norms are not decayed, embeddings and positions are; each family begins by its own rule.
+#[test]
+fn decay_and_initial_weights_go_by_role() {
+    for family in families() {
+        let model = Model::init(tiny(family), 1).unwrap();
+        for parameter in model.parameters() {
+            let (name, found) = (&parameter.name, values(&parameter.tensor).unwrap());
+            assert_eq!(parameter.decay, parameter.tensor.rank() == 2, "{family} {name}");
+            let spread = (found.iter().map(|value| value * value).sum::<f32>() / found.len() as f32).sqrt();
+            let expected = match name {
+                _ if name.ends_with("bias") => 0.0,
+                _ if !parameter.decay => {
+                    if family.starts_with("gemma") {
+                        0.0
+                    } else {
+                        1.0
+                    }
+                }
+                _ if family == "baichuan" && name.starts_with("lm_head") => 0.25 / 3f32.sqrt(),
+                // Of two layers, each adds to the residual stream twice.
+                _ if matches!(family, "gpt2" | "qwen") && name.contains("c_proj") => 0.1,
+                _ => 0.2,
+            };
+            assert!((spread - expected).abs() <= 0.3 * expected, "{family} {name}: {spread}, not {expected}");
+        }
     }
 }
 

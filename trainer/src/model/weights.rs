@@ -29,6 +29,11 @@ pub(super) struct Shard {
     data_start: u64,
 }
 
+/// What checkpoints hold beside parameters, by the end of its name: causal masks and rotary frequencies, which are
+/// computed, not learned.
+const BUFFERS: [&str; 5] =
+    ["rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"];
+
 /// Loads the tensors of all parameters, in parameter order. Resolves tying: a configuration that ties is
 /// obeyed unless the file holds a different head; a head that is missing is tied.
 /// Weights of projections that are quantised in the checkpoint, or are to be, come apart; in their place is a tensor
@@ -40,43 +45,61 @@ pub(super) fn load(
     quantisation: Option<Quantisation>,
 ) -> Result<(Vec<Tensor>, QuantisedWeights)> {
     let shards = open_shards(dir, "model")?;
-    let places = places(&shards)?;
+    let places = renamed(places(&shards)?, config);
     resolve_tying(config, &places)?;
-    let specs = config.parameters();
-    let mut known: BTreeSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
-    if config.tie_word_embeddings {
-        known.insert("lm_head.weight");
-    }
-    let beside: Vec<String> = specs.iter().flat_map(|spec| quantised::companions(&spec.name)).collect();
+    let layout = config.layout();
+    let head = format!("{}.weight", layout.head_module);
+    let mut known: BTreeSet<&str> = layout.specs.iter().map(|spec| spec.name.as_str()).chain([head.as_str()]).collect();
+    let beside: Vec<String> = layout.specs.iter().flat_map(|spec| quantised::companions(&spec.name)).collect();
     known.extend(beside.iter().map(String::as_str));
-    // Old llama checkpoints carry rotary buffers; they are computed, not learned.
-    let unknown = places.keys().find(|name| !known.contains(**name) && !name.ends_with("rotary_emb.inv_freq"));
-    if let Some(name) = unknown {
+    let is_buffer = |name: &str| BUFFERS.iter().any(|buffer| name.ends_with(buffer));
+    let unknown = places.iter().find(|(name, _)| !known.contains(name.as_str()) && !is_buffer(name));
+    if let Some((name, place)) = unknown {
         let reason = format!(
             "tensor {name} is not part of a {} model; it would be lost, so nothing is loaded",
-            config.architecture()
+            config.family.architecture()
         );
-        return Err(Error::corrupt(&places[*name].path, reason));
+        return Err(Error::corrupt(&place.shard.path, reason));
     }
+    let projections = layout.projections().into_iter().map(|projection| (projection.weight, projection.input_first));
+    let projections: BTreeMap<usize, bool> = projections.collect();
     let (mut tensors, mut quantised) = (Vec::new(), QuantisedWeights::new());
-    for (index, spec) in specs.iter().enumerate() {
-        let mut matrix = quantised::read(&places, &spec.name, &spec.shape)?;
+    for (index, spec) in layout.specs.iter().enumerate() {
+        let mut matrix = match projections.get(&index) {
+            Some(input_first) => quantised::read(&places, &spec.name, &spec.shape, *input_first)?,
+            None => None,
+        };
         if matrix.is_none() {
-            let mut values = shard_of(dir, &places, &spec.name, &spec.shape)?.floats(&spec.name)?;
+            let mut values = place_of(dir, &places, &spec.name, &spec.shape)?.read()?;
             dtype.round(&mut values);
-            let asked = quantisation.filter(|_| quantised::is_projection(&spec.name, &spec.shape));
+            let asked = quantisation.zip(projections.get(&index));
             match asked {
-                Some(asked) => matrix = Some(asked.of(&values, spec.shape[1])),
+                Some((asked, input_first)) => matrix = Some(asked.of(&values, &spec.shape, *input_first)),
                 None => tensors.push(tensor(values, spec.shape.as_slice()).map_err(tensor_error)?),
             }
         }
         if let Some(matrix) = matrix {
-            let (rows, columns) = matrix.dims();
-            tensors.push(quantised::shape_only(rows, columns)?);
+            tensors.push(quantised::shape_only(&spec.shape)?);
             quantised.insert(index, matrix);
         }
     }
     Ok((tensors, quantised))
+}
+
+/// The places under the names that the layout has: old files of some families leave out what all names begin with, and
+/// transformers 5 calls every head `lm_head`.
+fn renamed<'a>(places: Places<'a>, config: &Config) -> Places<'a> {
+    let layout = config.layout();
+    let known: BTreeSet<&str> = layout.specs.iter().map(|spec| spec.name.as_str()).collect();
+    let name = |name: String| {
+        let whole = format!("{}{name}", config.family.prefix());
+        match name.as_str() {
+            "lm_head.weight" => format!("{}.weight", layout.head_module),
+            _ if known.contains(whole.as_str()) => whole,
+            _ => name,
+        }
+    };
+    places.into_iter().map(|(found, place)| (name(found), place)).collect()
 }
 
 /// Loads the named tensors from `<stem>.safetensors` in `dir`, or its shards, each of the given shape: f32 from any
@@ -90,20 +113,42 @@ pub fn load_tensors(dir: &Path, stem: &str, wanted: &[Wanted]) -> Result<Vec<Ten
 pub(super) fn read_all_tensors(dir: &Path, stem: &str) -> Result<BTreeMap<String, Tensor>> {
     let shards = open_shards(dir, stem)?;
     let places = places(&shards)?;
-    let wanted: Vec<_> = places
-        .iter()
-        .map(|(name, shard)| ((*name).to_owned(), shard.tensors[*name].shape.clone(), DType::F32))
-        .collect();
+    let wanted: Vec<_> =
+        places.iter().map(|(name, place)| (name.clone(), place.info().shape.clone(), DType::F32)).collect();
     let tensors = read_all(dir, &places, &wanted)?;
     Ok(wanted.into_iter().map(|(name, ..)| name).zip(tensors).collect())
 }
 
+/// A tensor's name in a file.
+pub(super) struct TensorPlace<'a> {
+    pub(super) shard: &'a Shard,
+    name: &'a str,
+}
+
+impl TensorPlace<'_> {
+    fn info(&self) -> &TensorInfo {
+        &self.shard.tensors[self.name]
+    }
+
+    /// Its values, of any float type.
+    pub(super) fn read(&self) -> Result<Vec<f32>> {
+        self.shard.read(self.name, self.info())
+    }
+
+    /// Its bytes, whatever its type.
+    pub(super) fn bytes(&self) -> Result<Vec<u8>> {
+        self.shard.bytes(self.info())
+    }
+}
+
 /// Which file holds each tensor.
-fn places(shards: &[Shard]) -> Result<BTreeMap<&str, &Shard>> {
+pub(super) type Places<'a> = BTreeMap<String, TensorPlace<'a>>;
+
+fn places(shards: &[Shard]) -> Result<Places<'_>> {
     let mut places = BTreeMap::new();
     for shard in shards {
         for name in shard.tensors.keys() {
-            if places.insert(name.as_str(), shard).is_some() {
+            if places.insert(name.clone(), TensorPlace { shard, name }).is_some() {
                 return Err(Error::corrupt(
                     &shard.path,
                     format!("tensor {name} is also in another file of this checkpoint"),
@@ -114,40 +159,40 @@ fn places(shards: &[Shard]) -> Result<BTreeMap<&str, &Shard>> {
     Ok(places)
 }
 
-fn read_all(dir: &Path, places: &BTreeMap<&str, &Shard>, wanted: &[Wanted]) -> Result<Vec<Tensor>> {
+fn read_all(dir: &Path, places: &Places<'_>, wanted: &[Wanted]) -> Result<Vec<Tensor>> {
     let mut tensors = Vec::new();
     for (name, shape, dtype) in wanted {
-        let shard = shard_of(dir, places, name, shape)?;
+        let place = place_of(dir, places, name, shape)?;
         tensors.push(if *dtype == DType::U8 {
-            let bytes = shard.read_bytes(name, &shard.tensors[name], StoredDtype::U8, 1)?;
+            let bytes = place.shard.read_bytes(place.name, place.info(), StoredDtype::U8, 1)?;
             Tensor::from_vec(bytes, shape.as_slice(), &Device::Cpu).map_err(tensor_error)?
         } else {
-            tensor(shard.floats(name)?, shape.as_slice()).map_err(tensor_error)?
+            tensor(place.read()?, shape.as_slice()).map_err(tensor_error)?
         });
     }
     Ok(tensors)
 }
 
-/// The file that holds the tensor of this name, whose shape must be this.
-fn shard_of<'a>(dir: &Path, places: &BTreeMap<&str, &'a Shard>, name: &str, shape: &[usize]) -> Result<&'a Shard> {
-    let Some(shard) = places.get(name) else {
+/// Where the tensor of this name is, whose shape must be this.
+fn place_of<'p, 'a>(dir: &Path, places: &'p Places<'a>, name: &str, shape: &[usize]) -> Result<&'p TensorPlace<'a>> {
+    let Some(place) = places.get(name) else {
         return Err(Error::corrupt(dir, format!("tensor {name} is in none of the checkpoint's files; fetch it again")));
     };
-    let found = &shard.tensors[name].shape;
+    let found = &place.info().shape;
     if found != shape {
         let reason = format!("tensor {name} has shape {found:?}, {shape:?} is called for");
-        return Err(Error::corrupt(&shard.path, reason));
+        return Err(Error::corrupt(&place.shard.path, reason));
     }
-    Ok(shard)
+    Ok(place)
 }
 
-fn resolve_tying(config: &mut Config, places: &BTreeMap<&str, &Shard>) -> Result<()> {
-    let (head, embedding) = ("lm_head.weight", "model.embed_tokens.weight");
-    let tie = match (places.get(head), places.get(embedding)) {
+fn resolve_tying(config: &mut Config, places: &Places<'_>) -> Result<()> {
+    let layout = config.layout();
+    let of = |module: &str| places.get(&format!("{module}.weight"));
+    let (head, embedding) = (of(&layout.head_module), of(&layout.embedding_module));
+    let tie = match (head, embedding) {
         (None, _) => true,
-        (Some(head_shard), Some(embedding_shard)) if config.tie_word_embeddings => {
-            head_shard.floats(head)? == embedding_shard.floats(embedding)?
-        }
+        (Some(head), Some(embedding)) if config.tie_word_embeddings => head.read()? == embedding.read()?,
         _ => config.tie_word_embeddings,
     };
     if tie != config.tie_word_embeddings {
@@ -228,9 +273,7 @@ impl Shard {
         Ok(Self { file, path, tensors, data_start })
     }
 
-    /// The values of the tensor `name`, which must be there, in any float type.
-    pub(super) fn floats(&self, name: &str) -> Result<Vec<f32>> {
-        let info = &self.tensors[name];
+    fn read(&self, name: &str, info: &TensorInfo) -> Result<Vec<f32>> {
         let width = match info.dtype {
             StoredDtype::F32 => 4,
             StoredDtype::BF16 | StoredDtype::F16 => 2,
@@ -266,12 +309,12 @@ impl Shard {
                 format!("tensor {name} has {} bytes for shape {:?}", end.saturating_sub(start), info.shape),
             ));
         }
-        self.bytes(name)
+        self.bytes(info)
     }
 
-    /// The bytes of the tensor `name`, which must be there, whatever its type.
-    pub(super) fn bytes(&self, name: &str) -> Result<Vec<u8>> {
-        let (start, end) = self.tensors[name].data_offsets;
+    /// The bytes of a tensor, whatever its type.
+    fn bytes(&self, info: &TensorInfo) -> Result<Vec<u8>> {
+        let (start, end) = info.data_offsets;
         let mut bytes = vec![0; end.saturating_sub(start)];
         self.file.read_exact_at(&mut bytes, self.data_start + start as u64)?;
         Ok(bytes)

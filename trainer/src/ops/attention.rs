@@ -1,4 +1,5 @@
-//! Causal attention with grouped keys and values and an optional sliding window, forward and backward.
+//! Causal attention with grouped keys and values, forward and backward: optionally with a sliding window, soft-capped
+//! scores, ALiBi and dropout of the weights.
 //!
 //! Scores exist for `BLOCK_ROWS` queries of one head at a time, never as a time × time matrix; the
 //! backward computes them again from the log of each row's sum, as in FlashAttention (Dao et al. 2022).
@@ -7,6 +8,7 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::cpu::{tensor, values};
+use super::dropout::Dropout;
 use super::matmul::{Matrix, Threads, matmul};
 use super::simd::{self, dot, exp, exp_and_sum};
 
@@ -16,26 +18,59 @@ const BLOCK_ROWS: usize = 64;
 /// What the backward needs besides its inputs and output: the log of the sum of each row's exponentials.
 pub type LogSums = Vec<f32>;
 
-/// Which keys a query sees.
+/// What becomes of the products of queries and keys.
 #[derive(Debug, Clone, Copy)]
-struct Mask {
-    window: Option<usize>,
+pub struct Scores<'a> {
+    /// What they are multiplied by: 1/√head_dim, usually.
+    pub scale: f32,
+    /// Keys that a query sees, itself included; without a window, all that are not later.
+    pub window: Option<usize>,
+    /// Each score becomes `cap · tanh(score / cap)` (gemma2).
+    pub softcap: Option<f32>,
+    /// What a score loses for each step between query and key, for each head ([ALiBi](super::alibi)).
+    pub slopes: Option<&'a [f32]>,
+    /// Of the weights, while training.
+    pub dropout: Option<Dropout>,
 }
 
-impl Mask {
+impl Scores<'_> {
     /// The first key that query `query` sees; the last is `query` itself.
-    fn first(self, query: usize) -> usize {
+    fn first(&self, query: usize) -> usize {
         self.window.map_or(0, |window| (query + 1).saturating_sub(window))
+    }
+
+    /// Turns the products of a query with the keys it sees, the last of them its own, into scores, all but a factor that
+    /// is returned. `head` counts through the batch.
+    #[inline(always)]
+    fn of(&self, products: &mut [f32], head: usize) -> f32 {
+        let mut scale = self.scale;
+        if let Some(cap) = self.softcap {
+            products.iter_mut().for_each(|x| *x = cap * simd::tanh(*x * scale / cap));
+            scale = 1.0;
+        }
+        if let Some(slopes) = self.slopes {
+            let (slope, last) = (slopes[head % slopes.len()], products.len() - 1);
+            products.iter_mut().enumerate().for_each(|(key, x)| *x = *x * scale - slope * (last - key) as f32);
+            scale = 1.0;
+        }
+        scale
+    }
+
+    /// Multiplies the weights of a query, from key `first` on, by their part of the mask.
+    fn drop(&self, weights: &mut [f32], (head, time, query, first): (usize, usize, usize, usize)) {
+        if let Some(dropout) = &self.dropout {
+            dropout.apply_from(weights, (head * time + query) * time + first);
+        }
     }
 }
 
 /// `q`: (batch, heads, time, head_dim); `k`, `v`: (batch, kv_heads, time, head_dim); query i sees keys j with
-/// 0 ≤ i − j (< `window`). Returns the output in q's shape and what the backward needs.
-pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<usize>) -> Result<(Tensor, LogSums)> {
+/// 0 ≤ i − j (< window). Returns the output in q's shape and what the backward needs.
+pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, kind: Scores<'_>) -> Result<(Tensor, LogSums)> {
     let (_, heads, time, dim) = q.dims4()?;
     let (_, kv_heads, _, _) = k.dims4()?;
     let (queries, keys, mut_values) = (values(q)?, values(k)?, values(v)?);
-    let (scale, mask, head) = (1.0 / (dim as f32).sqrt(), Mask { window }, time * dim);
+    let head = time * dim;
     let mut output = vec![0.0; queries.len()];
     let mut log_sums = vec![0.0; queries.len() / dim];
     output.par_chunks_mut(head).zip(log_sums.par_chunks_mut(time)).enumerate().for_each_init(
@@ -46,20 +81,25 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<usize>) -> Res
                 (&queries[index * head..][..head], &keys[kv * head..][..head], &mut_values[kv * head..][..head]);
             for begin in (0..time).step_by(BLOCK_ROWS) {
                 let end = time.min(begin + BLOCK_ROWS);
-                let (rows, first) = (end - begin, mask.first(begin));
+                let (rows, first) = (end - begin, kind.first(begin));
                 let columns = end - first;
                 let key_block = Matrix::new(&k[first * dim..], columns, dim);
                 matmul(Matrix::new(&q[begin * dim..], rows, dim), key_block.t(), scores, false, Threads::One);
                 for row in 0..rows {
                     let query = begin + row;
-                    let seen = mask.first(query) - first..query + 1 - first;
+                    let seen = kind.first(query) - first..query + 1 - first;
                     let row = &mut scores[row * columns..][..columns];
                     row[..seen.start].fill(0.0);
                     row[seen.end..].fill(0.0);
+                    let weights = &mut row[seen];
                     log_sums[query] = simd::run(
                         #[inline(always)]
-                        || softmax(&mut row[seen], scale),
+                        || {
+                            let scale = kind.of(weights, index);
+                            softmax(weights, scale)
+                        },
                     );
+                    kind.drop(weights, (index, time, query, kind.first(query)));
                 }
                 let value_block = Matrix::new(&v[first * dim..], columns, dim);
                 matmul(
@@ -91,13 +131,13 @@ pub fn backward(
     (q, k, v): (&Tensor, &Tensor, &Tensor),
     output: &Tensor,
     log_sums: &LogSums,
-    window: Option<usize>,
+    kind: Scores<'_>,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let (_, heads, time, dim) = q.dims4()?;
     let (_, kv_heads, _, _) = k.dims4()?;
     let (dout, queries, keys, key_values, output) =
         (values(dout)?, values(q)?, values(k)?, values(v)?, values(output)?);
-    let (scale, mask, head, group) = (1.0 / (dim as f32).sqrt(), Mask { window }, time * dim, heads / kv_heads);
+    let (head, group) = (time * dim, heads / kv_heads);
     let (mut dq, mut dk, mut dv) = (vec![0.0; queries.len()], vec![0.0; keys.len()], vec![0.0; keys.len()]);
     // One task a key head, so that its query heads add to dk and dv in a fixed order.
     let tasks = dq.par_chunks_mut(group * head).zip(dk.par_chunks_mut(head)).zip(dv.par_chunks_mut(head)).enumerate();
@@ -113,7 +153,7 @@ pub fn backward(
                 let dq = &mut dq[member * head..][..head];
                 for begin in (0..time).step_by(BLOCK_ROWS) {
                     let end = time.min(begin + BLOCK_ROWS);
-                    let (rows, first) = (end - begin, mask.first(begin));
+                    let (rows, first) = (end - begin, kind.first(begin));
                     let columns = end - first;
                     let block = |x, from: usize, rows| {
                         Matrix::new(&<[f32]>::split_at(x, from * dim).1[..rows * dim], rows, dim)
@@ -124,24 +164,25 @@ pub fn backward(
                     matmul(dout_block, v_block.t(), dweights, false, Threads::One);
                     for row in 0..rows {
                         let query = begin + row;
-                        let seen = mask.first(query) - first..query + 1 - first;
+                        let seen = kind.first(query) - first..query + 1 - first;
                         let (weights, dweights) =
                             (&mut weights[row * columns..][..columns], &mut dweights[row * columns..][..columns]);
                         let range = query * dim..(query + 1) * dim;
+                        for (outside, doutside) in [(0, seen.start), (seen.end, columns)] {
+                            weights[outside..doutside].fill(0.0);
+                            dweights[outside..doutside].fill(0.0);
+                        }
+                        let (weights, dweights) = (&mut weights[seen.clone()], &mut dweights[seen]);
+                        let place = (index, time, query, kind.first(query));
+                        kind.drop(dweights, place);
                         simd::run(
                             #[inline(always)]
                             || {
                                 let mean = dot(&dout[range.clone()], &output[range]);
-                                for (outside, doutside) in [(0, seen.start), (seen.end, columns)] {
-                                    weights[outside..doutside].fill(0.0);
-                                    dweights[outside..doutside].fill(0.0);
-                                }
-                                for (weight, dweight) in weights[seen.clone()].iter_mut().zip(&mut dweights[seen]) {
-                                    *weight = exp(*weight * scale - log_sums[query]);
-                                    *dweight = *weight * (*dweight - mean) * scale;
-                                }
+                                to_gradients(&kind, weights, dweights, (index, log_sums[query], mean));
                             },
                         );
+                        kind.drop(weights, place);
                     }
                     let (weights, dscores) =
                         (Matrix::new(weights, rows, columns), Matrix::new(dweights, rows, columns));
@@ -153,4 +194,35 @@ pub fn backward(
         },
     );
     Ok((tensor(dq, q.shape())?, tensor(dk, k.shape())?, tensor(dv, v.shape())?))
+}
+
+/// Turns the products of a query with its keys into the weights of those keys, and the gradients of the weights into
+/// those of the products: ds = p·(dp − Σ p·dp), where the sum over keys is `mean`.
+#[inline(always)]
+fn to_gradients(
+    kind: &Scores<'_>,
+    weights: &mut [f32],
+    dweights: &mut [f32],
+    (head, log_sum, mean): (usize, f32, f32),
+) {
+    if let Some(cap) = kind.softcap {
+        // The slope of the cap, before the products that it is a function of are gone.
+        let rows = weights.iter().zip(dweights.iter_mut());
+        let slope = |product: f32| {
+            let capped = simd::tanh(product * kind.scale / cap);
+            1.0 - capped * capped
+        };
+        rows.for_each(|(product, dweight)| *dweight = (*dweight - mean) * slope(*product));
+        let scale = kind.of(weights, head);
+        for (weight, dweight) in weights.iter_mut().zip(dweights) {
+            *weight = exp(*weight * scale - log_sum);
+            *dweight *= *weight * kind.scale;
+        }
+        return;
+    }
+    let scale = kind.of(weights, head);
+    for (weight, dweight) in weights.iter_mut().zip(dweights) {
+        *weight = exp(*weight * scale - log_sum);
+        *dweight = *weight * (*dweight - mean) * kind.scale;
+    }
 }

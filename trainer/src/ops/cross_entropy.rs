@@ -52,11 +52,30 @@ fn check(labels: &[u32], rows: usize, vocab: usize) -> Result<()> {
     }
 }
 
-/// Loss and accuracy. `x`: (rows, features); `weight`: (vocab, features); `labels`: an id or [`IGNORE`] for each row.
-pub fn forward(x: &Tensor, weight: &Tensor, labels: &[u32], precision: Precision) -> Result<Loss> {
-    let ((rows, width), (vocab, _)) = (x.dims2()?, weight.dims2()?);
+/// The output projection.
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
+    /// (vocab, features).
+    pub weight: &'a Tensor,
+    /// Logits are `cap · tanh(product / cap)` (gemma2).
+    pub softcap: Option<f32>,
+}
+
+impl Head<'_> {
+    /// Turns products into logits, in place.
+    #[inline(always)]
+    pub fn cap(&self, products: &mut [f32]) {
+        if let Some(cap) = self.softcap {
+            products.iter_mut().for_each(|x| *x = cap * simd::tanh(*x / cap));
+        }
+    }
+}
+
+/// Loss and accuracy. `x`: (rows, features); `labels`: an id or [`IGNORE`] for each row.
+pub fn forward(x: &Tensor, head: Head<'_>, labels: &[u32], precision: Precision) -> Result<Loss> {
+    let ((rows, width), (vocab, _)) = (x.dims2()?, head.weight.dims2()?);
     check(labels, rows, vocab)?;
-    let (x, weight) = (values(x)?, values(weight)?);
+    let (x, weight) = (values(x)?, values(head.weight)?);
     let (x, weight) = (precision.operand(&x), precision.operand(&weight));
     let chunk = chunk_rows(vocab).min(rows.max(1));
     let mut logits = vec![0.0; chunk * vocab];
@@ -78,6 +97,7 @@ pub fn forward(x: &Tensor, weight: &Tensor, labels: &[u32], precision: Precision
                 simd::run(
                     #[inline(always)]
                     || {
+                        head.cap(row);
                         let (largest, at_label) = (simd::max(row), row[*label as usize]);
                         // Of equal logits the first wins, as argmax has it.
                         let correct = row.iter().position(|value| *value == largest) == Some(*label as usize);
@@ -103,15 +123,15 @@ pub fn forward(x: &Tensor, weight: &Tensor, labels: &[u32], precision: Precision
 /// the weight added to its slot.
 pub fn forward_backward(
     x: &Tensor,
-    weight: &Tensor,
+    head: Head<'_>,
     labels: &[u32],
     (scale, smoothing): (f32, f32),
     precision: Precision,
     slot: Slot<'_>,
 ) -> Result<(Loss, Tensor)> {
-    let ((rows, width), (vocab, _)) = (x.dims2()?, weight.dims2()?);
+    let ((rows, width), (vocab, _)) = (x.dims2()?, head.weight.dims2()?);
     check(labels, rows, vocab)?;
-    let (input, weight) = (values(x)?, values(weight)?);
+    let (input, weight) = (values(x)?, values(head.weight)?);
     let (input, weight) = (precision.operand(&input), precision.operand(&weight));
     let chunk = chunk_rows(vocab).min(rows.max(1));
     let mut logits = vec![0.0; chunk * vocab];
@@ -129,7 +149,7 @@ pub fn forward_backward(
                 .map(|(row, label)| {
                     simd::run(
                         #[inline(always)]
-                        || to_gradient(row, *label, scale, smoothing),
+                        || to_gradient(row, *label, (scale, smoothing), head),
                     )
                 })
                 .collect();
@@ -150,25 +170,30 @@ pub fn forward_backward(
     Ok((loss, tensor(dx, (rows, width))?))
 }
 
-/// Turns a row of logits into `scale · (softmax − (1 − smoothing) · one-hot − smoothing / vocab)`; returns
-/// −log p(label) and, if there is smoothing, the mean of −log p.
+/// Turns a row of products into their gradients, `scale · (softmax − (1 − smoothing) · one-hot − smoothing / vocab)` times
+/// the slope of the cap; returns −log p(label) and, if there is smoothing, the mean of −log p.
 #[inline(always)]
-fn to_gradient(row: &mut [f32], label: u32, scale: f32, smoothing: f32) -> Option<(f64, f64)> {
+fn to_gradient(row: &mut [f32], label: u32, (scale, smoothing): (f32, f32), head: Head<'_>) -> Option<(f64, f64)> {
     if label == IGNORE {
         row.fill(0.0);
         return None;
     }
+    head.cap(row);
     let (largest, at_label) = (simd::max(row), row[label as usize]);
     let mean = if smoothing > 0.0 { f64::from(simd::sum(row)) / row.len() as f64 } else { 0.0 };
+    let mut slopes = Vec::new();
+    if let Some(cap) = head.softcap {
+        slopes.extend(row.iter().map(|logit| 1.0 - (logit / cap) * (logit / cap)));
+    }
     let sum = exp_and_sum(row, 1.0, largest);
     let factor = scale / sum;
     row.iter_mut().for_each(|value| *value *= factor);
     row[label as usize] -= scale * (1.0 - smoothing);
     let log_sum = f64::from(sum).ln() + f64::from(largest);
-    if smoothing == 0.0 {
-        return Some((log_sum - f64::from(at_label), 0.0));
+    if smoothing > 0.0 {
+        let uniform = scale * smoothing / row.len() as f32;
+        row.iter_mut().for_each(|value| *value -= uniform);
     }
-    let uniform = scale * smoothing / row.len() as f32;
-    row.iter_mut().for_each(|value| *value -= uniform);
-    Some((log_sum - f64::from(at_label), log_sum - mean))
+    row.iter_mut().zip(&slopes).for_each(|(value, slope)| *value *= slope);
+    Some((log_sum - f64::from(at_label), if smoothing > 0.0 { log_sum - mean } else { 0.0 }))
 }

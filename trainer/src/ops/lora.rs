@@ -3,35 +3,12 @@
 //! The backward makes `dropout(x) Aᵀ` again instead of keeping it: with rank r it costs r/out of the projection.
 
 use candle_core::{Result, Tensor};
-use rayon::prelude::*;
-use tokenmill_shared::random::Stream;
 
-use super::cpu::{PIECE, values, write};
+use super::cpu::{values, write};
+use super::dropout::Dropout;
 use super::matmul::{Matrix, Threads, matmul};
 use super::precision::Precision;
 use crate::gradients::Gradients;
-
-/// Inverted dropout whose mask is a function of a stream and the position: made again, it is the same.
-#[derive(Debug, Clone, Copy)]
-pub struct Dropout {
-    /// The share that is dropped.
-    pub rate: f32,
-    /// Where the mask comes from.
-    pub stream: Stream,
-}
-
-impl Dropout {
-    /// Multiplies by the mask: 0 for what is dropped, 1/(1 − rate) for the rest.
-    fn apply(&self, x: &mut [f32]) {
-        let kept = 1.0 / (1.0 - self.rate);
-        x.par_chunks_mut(PIECE).enumerate().for_each(|(piece, x)| {
-            for (at, x) in x.iter_mut().enumerate() {
-                let drop = self.stream.uniform((piece * PIECE + at) as u64) < f64::from(self.rate);
-                *x = if drop { 0.0 } else { *x * kept };
-            }
-        });
-    }
-}
 
 /// The two matrices beside a projection.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +31,7 @@ impl Pair<'_> {
         let (rank, input) = self.a.0.dims2()?;
         let dropped = self.dropout.map(|dropout| {
             let mut dropped = x.to_vec();
-            dropout.apply(&mut dropped);
+            dropout.apply_to(&mut dropped);
             dropped
         });
         let mut u = vec![0.0; rows * rank];
@@ -96,7 +73,7 @@ impl Pair<'_> {
         };
         let mut through = vec![0.0; rows * input];
         matmul(du, a, &mut through, false, Threads::All);
-        dropout.apply(&mut through);
+        dropout.apply_to(&mut through);
         write(dx, |dx| dx.iter_mut().zip(&through).for_each(|(dx, through)| *dx += through))
     }
 }

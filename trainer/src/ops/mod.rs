@@ -6,19 +6,24 @@
 //! Every reduction that crosses rows is done in pieces of fixed size summed in index order: no bit of a
 //! result depends on the number of threads.
 
+pub mod activation;
 pub mod adafactor;
 pub mod adamw;
+pub mod alibi;
 pub mod attention;
 pub mod blockwise;
 pub mod cpu;
 pub mod cross_entropy;
+pub mod dropout;
 pub mod embedding;
 pub mod heads;
+pub mod layer_norm;
 pub mod linear;
 pub mod lion;
 mod llm_int8;
 pub mod lora;
 pub(crate) mod matmul;
+pub mod normalize;
 pub mod precision;
 pub mod quantised;
 pub mod quantised_linear;
@@ -26,7 +31,6 @@ pub mod rms_norm;
 pub mod rope;
 pub mod sgd;
 mod simd;
-pub mod swiglu;
 
 #[cfg(test)]
 mod tests;

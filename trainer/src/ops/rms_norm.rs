@@ -1,4 +1,5 @@
-//! RMSNorm: `y = x / √(mean(x²) + ε) · w`, normalised in f32 before the weight (llama's order).
+//! RMSNorm: `y = x / √(mean(x²) + ε) · (w + offset)`, normalised in f32 before the weight (llama's order). The offset is
+//! 0, or 1 in gemma, whose weights begin as zeros.
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
@@ -11,9 +12,9 @@ use crate::gradients::Slot;
 const PIECE_ROWS: usize = 64;
 
 /// `x`: (…, features); `weight`: (features). Returns y of x's shape and 1/√(mean(x²) + ε) of each row.
-pub fn forward(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<(Tensor, Vec<f32>)> {
+pub fn forward(x: &Tensor, weight: &Tensor, offset: f32, epsilon: f64) -> Result<(Tensor, Vec<f32>)> {
     let width = weight.elem_count();
-    let (input, weight) = (values(x)?, values(weight)?);
+    let (input, weight) = (values(x)?, shifted(weight, offset)?);
     let rows = input.len() / width;
     let mut y = vec![0.0; input.len()];
     let mut scales = vec![0.0; rows];
@@ -24,7 +25,7 @@ pub fn forward(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<(Tensor, Vec
             || {
                 for ((y, x), scale) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(scales) {
                     *scale = 1.0 / (dot(x, x) / width as f32 + epsilon as f32).sqrt();
-                    for ((y, x), w) in y.iter_mut().zip(x).zip(&*weight) {
+                    for ((y, x), w) in y.iter_mut().zip(x).zip(&weight) {
                         *y = x * *scale * w;
                     }
                 }
@@ -34,19 +35,24 @@ pub fn forward(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<(Tensor, Vec
     Ok((tensor(y, x.shape())?, scales))
 }
 
+/// w + offset.
+fn shifted(weight: &Tensor, offset: f32) -> Result<Vec<f32>> {
+    Ok(values(weight)?.iter().map(|weight| weight + offset).collect())
+}
+
 /// Given dy, the input x and the scales of the forward: adds the gradient of x to `dx` in place (or sets
 /// it, unless `add`) and that of the weight to its slot.
 pub fn backward(
     dy: &Tensor,
     x: &Tensor,
-    weight: &Tensor,
+    (weight, offset): (&Tensor, f32),
     scales: &[f32],
     dx: &Tensor,
     add: bool,
     slot: Slot<'_>,
 ) -> Result<()> {
     let width = weight.elem_count();
-    let (dy, x, weight) = (values(dy)?, values(x)?, values(weight)?);
+    let (dy, x, weight) = (values(dy)?, values(x)?, shifted(weight, offset)?);
     let mut pieces = vec![0.0; scales.len().div_ceil(PIECE_ROWS) * width];
     write(dx, |dx| {
         let inputs = dx

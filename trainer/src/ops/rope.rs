@@ -1,4 +1,5 @@
-//! Rotary position embedding, half-split form ("rotate_half"), with every frequency scaling of the families.
+//! Rotary position embedding of all or the first features of a head, with every frequency scaling of the families. A
+//! feature is rotated with that half the rotated features away ("rotate_half"), or with its neighbour (glm).
 //!
 //! Formulas: `transformers/modeling_rope_utils.py`. Frequencies, angles and rotations are f32 there, so they are here.
 
@@ -60,18 +61,21 @@ pub enum Scaling {
 pub struct Rope {
     /// Base of the frequencies.
     pub theta: f64,
-    /// Features of a head.
-    pub head_dim: usize,
+    /// Features of a head that are rotated: its first ones.
+    pub features: usize,
     /// Scaling.
     pub scaling: Scaling,
+    /// Whether neighbours are rotated together.
+    pub interleaved: bool,
 }
 
-/// cos and sin of every position and frequency: `time × head_dim / 2` each.
+/// cos and sin of every position and frequency: `time × features / 2` each.
 #[derive(Debug, Clone)]
 pub struct Table {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
+    interleaved: bool,
 }
 
 impl Rope {
@@ -83,15 +87,15 @@ impl Rope {
         let scaled = |function: fn(f64) -> f64| {
             angles.iter().map(|angle| function(f64::from(*angle)) as f32 * factor as f32).collect()
         };
-        Table { cos: scaled(f64::cos), sin: scaled(f64::sin), half: self.head_dim / 2 }
+        Table { cos: scaled(f64::cos), sin: scaled(f64::sin), half: self.features / 2, interleaved: self.interleaved }
     }
 
     /// Inverse frequencies, and what cos and sin are multiplied by.
     fn frequencies(&self, time: usize) -> (Vec<f32>, f64) {
-        let dim = self.head_dim as f64;
+        let dim = self.features as f64;
         let of_base = |base: f64| -> Vec<f32> {
-            let exponent = |index: usize| (2 * index) as f32 / self.head_dim as f32;
-            (0..self.head_dim / 2).map(|index| 1.0 / (base as f32).powf(exponent(index))).collect()
+            let exponent = |index: usize| (2 * index) as f32 / self.features as f32;
+            (0..self.features / 2).map(|index| 1.0 / (base as f32).powf(exponent(index))).collect()
         };
         let plain = of_base(self.theta);
         match self.scaling {
@@ -156,7 +160,7 @@ pub fn backward(dx: &Tensor, table: &Table) -> Result<()> {
 
 fn rotate(x: &Tensor, table: &Table, sign: f32) -> Result<()> {
     let (_, _, time, head_dim) = x.dims4()?;
-    if head_dim != 2 * table.half || table.cos.len() < time * table.half {
+    if head_dim < 2 * table.half || table.cos.len() < time * table.half {
         bail!("rope: the table is for {} features and {} positions", 2 * table.half, table.cos.len() / table.half);
     }
     write(x, |x| {
@@ -167,6 +171,14 @@ fn rotate(x: &Tensor, table: &Table, sign: f32) -> Result<()> {
                     for (step, x) in head.chunks_exact_mut(head_dim).enumerate() {
                         let range = step * table.half..(step + 1) * table.half;
                         let (cos, sin) = (&table.cos[range.clone()], &table.sin[range]);
+                        if table.interleaved {
+                            for ((pair, cos), sin) in x.chunks_exact_mut(2).zip(cos).zip(sin) {
+                                let (a, b) = (pair[0], pair[1]);
+                                pair[0] = a * cos - b * sin * sign;
+                                pair[1] = b * cos + a * sin * sign;
+                            }
+                            continue;
+                        }
                         let (low, high) = x.split_at_mut(table.half);
                         for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
                             let (a, b) = (*low, *high);

@@ -1,14 +1,20 @@
 //! Every operation against candle's forward, and its backward against finite differences of it in f64.
 
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::ops::{rms_norm as candle_rms_norm, silu, softmax_last_dim};
-use candle_nn::rotary_emb::rope_slow;
+use candle_nn::ops::{layer_norm_slow, rms_norm as candle_rms_norm, softmax_last_dim};
+use candle_nn::rotary_emb::{rope_i_slow, rope_slow};
 use tokenmill_shared::random::{Purpose, Stream};
 
+use super::activation::{self, Activation};
+use super::attention::{self, Scores};
+use super::cross_entropy::{self, Head};
+use super::dropout::Dropout;
+use super::heads::{self, Columns};
+use super::linear::{self, Weight};
 use super::precision::Precision;
 use super::quantised::{Codebook, Quantised};
 use super::rope::{Rope, Scaling};
-use super::{attention, cross_entropy, embedding, heads, linear, quantised_linear, rms_norm, rope, swiglu};
+use super::{alibi, embedding, layer_norm, normalize, quantised_linear, rms_norm, rope};
 use crate::gradients::Gradients;
 
 fn random(shape: &[usize], seed: u64) -> Tensor {
@@ -70,21 +76,33 @@ fn gradient_of(len: usize, write: impl FnOnce(&mut Gradients)) -> Vec<f64> {
 }
 
 #[test]
-fn linear_with_and_without_bias_and_residual() {
+fn linear_with_and_without_bias_and_residual_and_either_way_round() {
     let (x, w, b, residual) = (random(&[5, 7], 1), random(&[3, 7], 2), random(&[3], 3), random(&[5, 3], 4));
+    let turned = w.t().unwrap().contiguous().unwrap();
     let reference = |inputs: &[Tensor]| inputs[0].matmul(&inputs[1].t()?)?.broadcast_add(&inputs[2]);
+    let of_turned = |inputs: &[Tensor]| inputs[0].matmul(&inputs[1])?.broadcast_add(&inputs[2]);
     let expected = reference(&[x.clone(), w.clone(), b.clone()]).unwrap();
-    assert_close(&flat(&linear::forward(&x, &w, Some(&b), Precision::F32).unwrap()), &flat(&expected), 1e-6);
-    let added = linear::forward_add(&x, &w, Some(&b), &residual, Precision::F32).unwrap();
-    assert_close(&flat(&added), &flat(&(expected + &residual).unwrap()), 1e-6);
     let dy = random(&[5, 3], 5);
-    let dx = linear::backward_input(&dy, &w, Precision::F32).unwrap();
-    let dw = gradient_of(21, |gradients| linear::backward_weight(&dy, &x, gradients.slot(0), Precision::F32).unwrap());
-    let db = gradient_of(3, |gradients| linear::backward_bias(&dy, gradients.slot(0)).unwrap());
-    let twice: Vec<f64> = flat(&dx).iter().map(|value| 2.0 * value).collect();
-    assert_slopes(&[&x, &w, &b], &[flat(&dx), dw, db], &dy, reference);
-    linear::backward_input_add(&dy, &w, &dx, Precision::F32).unwrap();
-    assert_close(&flat(&dx), &twice, 1e-6);
+    for (tensor, input_first) in [(&w, false), (&turned, true)] {
+        let weight = Weight { tensor, input_first };
+        assert_close(&flat(&linear::forward(&x, weight, Some(&b), Precision::F32).unwrap()), &flat(&expected), 1e-6);
+        let added = linear::forward_add(&x, weight, Some(&b), &residual, Precision::F32).unwrap();
+        assert_close(&flat(&added), &flat(&(&expected + &residual).unwrap()), 1e-6);
+        let dx = linear::backward_input(&dy, weight, Precision::F32).unwrap();
+        let dw = gradient_of(21, |gradients| {
+            linear::backward_weight(&dy, &x, input_first, gradients.slot(0), Precision::F32).unwrap();
+        });
+        let db = gradient_of(3, |gradients| linear::backward_bias(&dy, gradients.slot(0)).unwrap());
+        let twice: Vec<f64> = flat(&dx).iter().map(|value| 2.0 * value).collect();
+        let found = [flat(&dx), dw, db];
+        if input_first {
+            assert_slopes(&[&x, &turned, &b], &found, &dy, of_turned);
+        } else {
+            assert_slopes(&[&x, &w, &b], &found, &dy, reference);
+        }
+        linear::backward_input_add(&dy, weight, &dx, Precision::F32).unwrap();
+        assert_close(&flat(&dx), &twice, 1e-6);
+    }
 }
 
 /// bfloat16 keeps 8 bits: an operand is off by at most 2⁻⁹, a product of two by about twice that.
@@ -92,10 +110,10 @@ fn linear_with_and_without_bias_and_residual() {
 fn products_in_bfloat16_are_near_and_results_are_bfloat16() {
     let (x, w, b, dy) = (random(&[5, 64], 1), random(&[3, 64], 2), random(&[3], 3), random(&[5, 3], 5));
     let exact = |precision| {
-        let y = linear::forward(&x, &w, Some(&b), precision).unwrap();
-        let dx = linear::backward_input(&dy, &w, precision).unwrap();
+        let y = linear::forward(&x, (&w).into(), Some(&b), precision).unwrap();
+        let dx = linear::backward_input(&dy, (&w).into(), precision).unwrap();
         let weight =
-            |gradients: &mut Gradients| linear::backward_weight(&dy, &x, gradients.slot(0), precision).unwrap();
+            |gradients: &mut Gradients| linear::backward_weight(&dy, &x, false, gradients.slot(0), precision).unwrap();
         (flat(&y), flat(&dx), gradient_of(192, weight))
     };
     let (near, exact) = (exact(Precision::Bf16), exact(Precision::F32));
@@ -108,79 +126,196 @@ fn products_in_bfloat16_are_near_and_results_are_bfloat16() {
 
 #[test]
 fn rms_norm_of_widths_with_and_without_a_rest() {
-    for width in [8, 16, 19, 33] {
+    for (width, offset) in [(8, 0.0), (16, 1.0), (19, 0.0), (33, 1.0)] {
         let (x, w, dy) = (random(&[70, width], 1), random(&[width], 2), random(&[70, width], 3));
-        let (y, scales) = rms_norm::forward(&x, &w, 1e-5).unwrap();
-        assert_close(&flat(&y), &flat(&candle_rms_norm(&x, &w, 1e-5).unwrap()), 1e-6);
+        let shifted = (&w + f64::from(offset)).unwrap();
+        let (y, scales) = rms_norm::forward(&x, &w, offset, 1e-5).unwrap();
+        assert_close(&flat(&y), &flat(&candle_rms_norm(&x, &shifted, 1e-5).unwrap()), 1e-6);
         let dx = x.zeros_like().unwrap();
         let dw = gradient_of(width, |gradients| {
-            rms_norm::backward(&dy, &x, &w, &scales, &dx, false, gradients.slot(0)).unwrap();
+            rms_norm::backward(&dy, &x, (&w, offset), &scales, &dx, false, gradients.slot(0)).unwrap();
         });
         let reference = |inputs: &[Tensor]| {
             let mean = inputs[0].sqr()?.mean_keepdim(1)?;
-            inputs[0].broadcast_div(&(mean + 1e-5)?.sqrt()?)?.broadcast_mul(&inputs[1])
+            let weight = (&inputs[1] + f64::from(offset))?;
+            inputs[0].broadcast_div(&(mean + 1e-5)?.sqrt()?)?.broadcast_mul(&weight)
         };
         assert_slopes(&[&x, &w], &[flat(&dx), dw], &dy, reference);
     }
 }
 
 #[test]
-fn swiglu_is_silu_of_the_gate_times_up() {
-    let (gate, up, dy) = (random(&[3, 11], 1), random(&[3, 11], 2), random(&[3, 11], 3));
-    let reference = |inputs: &[Tensor]| silu(&inputs[0])? * &inputs[1];
-    let expected = reference(&[gate.clone(), up.clone()]).unwrap();
-    assert_close(&flat(&swiglu::forward(&gate, &up).unwrap()), &flat(&expected), 1e-6);
-    let (dgate, dup) = swiglu::backward(&dy, &gate, &up).unwrap();
-    assert_slopes(&[&gate, &up], &[flat(&dgate), flat(&dup)], &dy, reference);
+fn layer_norm_of_widths_with_and_without_a_rest() {
+    for width in [8, 16, 19, 33] {
+        // Rows far from zero, where the variance would cancel.
+        let x = (random(&[70, width], 1) + 30.0).unwrap();
+        let (w, b, dy) = (random(&[width], 2), random(&[width], 4), random(&[70, width], 3));
+        let (y, statistics) = layer_norm::forward(&x, &w, &b, 1e-5).unwrap();
+        let double = |tensor: &Tensor| tensor.to_dtype(DType::F64).unwrap();
+        let reference = |inputs: &[Tensor]| layer_norm_slow(&inputs[0], &inputs[1], &inputs[2], 1e-5);
+        assert_close(&flat(&y), &flat(&reference(&[&x, &w, &b].map(double)).unwrap()), 1e-5);
+        let dx = x.zeros_like().unwrap();
+        let mut gradients = Gradients::new(["w", "b"].map(|name| (name.to_owned(), Some(width)))).unwrap();
+        layer_norm::backward(&dy, &x, (&w, 0), 1, &statistics, (&dx, false), &mut gradients).unwrap();
+        let of = |index| gradients.of(index).unwrap().into_iter().map(f64::from).collect::<Vec<_>>();
+        assert_slopes(&[&x, &w, &b], &[flat(&dx), of(0), of(1)], &dy, reference);
+        let once = flat(&dx);
+        layer_norm::backward(&dy, &x, (&w, 0), 1, &statistics, (&dx, true), &mut gradients).unwrap();
+        assert_close(&flat(&dx), &once.iter().map(|value| 2.0 * value).collect::<Vec<_>>(), 1e-6);
+    }
+}
+
+#[test]
+fn rows_are_scaled_to_length_one() {
+    let (x, dy) = (random(&[5, 19], 1), random(&[5, 19], 2));
+    let reference = |inputs: &[Tensor]| inputs[0].broadcast_div(&inputs[0].sqr()?.sum_keepdim(1)?.sqrt()?);
+    assert_close(&flat(&normalize::forward(&x).unwrap()), &flat(&reference(std::slice::from_ref(&x)).unwrap()), 1e-6);
+    let values: Vec<f32> = flat(&dy).into_iter().map(|value| value as f32).collect();
+    let dx = gradient_of(95, |gradients| normalize::backward(&values, &x, gradients.slot(0)).unwrap());
+    assert_slopes(&[&x], &[dx], &dy, reference);
+    // A row of zeros stays one, and no gradient of it is not a number.
+    let zeros = x.zeros_like().unwrap();
+    assert!(flat(&normalize::forward(&zeros).unwrap()).iter().all(|value| *value == 0.0));
+}
+
+#[test]
+fn activations_alone_and_gated() {
+    let spread = |seed| (random(&[3, 41], seed) * 3.0).unwrap();
+    let (gate, up, dy) = (spread(1), spread(2), random(&[3, 41], 3));
+    type Reference = fn(&Tensor) -> Result<Tensor>;
+    let kinds: [(Activation, Reference); 3] = [
+        (Activation::Silu, candle_nn::ops::silu),
+        (Activation::Gelu, Tensor::gelu_erf),
+        // candle's gelu is the tanh form.
+        (Activation::GeluTanh, Tensor::gelu),
+    ];
+    for (kind, reference) in kinds {
+        let alone = |inputs: &[Tensor]| reference(&inputs[0]);
+        let expected = alone(std::slice::from_ref(&gate)).unwrap();
+        assert_close(&flat(&activation::forward(kind, &gate).unwrap()), &flat(&expected), 1e-6);
+        assert_slopes(&[&gate], &[flat(&activation::backward(kind, &dy, &gate).unwrap())], &dy, alone);
+        let gated = |inputs: &[Tensor]| reference(&inputs[0])? * &inputs[1];
+        let expected = gated(&[gate.clone(), up.clone()]).unwrap();
+        assert_close(&flat(&activation::gated_forward(kind, &gate, &up).unwrap()), &flat(&expected), 1e-6);
+        let (dgate, dup) = activation::gated_backward(kind, &dy, &gate, &up).unwrap();
+        assert_slopes(&[&gate, &up], &[flat(&dgate), flat(&dup)], &dy, gated);
+    }
 }
 
 #[test]
 fn rope_rotates_and_its_backward_rotates_back() {
-    let table = Rope { theta: 10_000.0, head_dim: 6, scaling: Scaling::Default }.table(5);
-    let x = random(&[2, 3, 5, 6], 1);
-    let rotated = x.copy().unwrap();
-    rope::forward(&rotated, &table).unwrap();
-    let angle = |step: usize, index: usize| step as f64 / 10_000f64.powf(2.0 * index as f64 / 6.0);
-    let angles: Vec<f64> = (0..5).flat_map(|step| (0..3).map(move |index| angle(step, index))).collect();
-    let of = |function: fn(f64) -> f64| {
-        let values: Vec<f32> = angles.iter().map(|angle| function(*angle) as f32).collect();
-        Tensor::from_vec(values, (5, 3), &Device::Cpu).unwrap()
-    };
-    let expected = rope_slow(&x, &of(f64::cos), &of(f64::sin)).unwrap();
-    assert_close(&flat(&rotated), &flat(&expected), 1e-6);
-    rope::backward(&rotated, &table).unwrap();
-    assert_close(&flat(&rotated), &flat(&x), 1e-6);
+    for (head_dim, features, interleaved) in [(6, 6, false), (10, 6, false), (6, 6, true), (10, 6, true)] {
+        let table = Rope { theta: 10_000.0, features, scaling: Scaling::Default, interleaved }.table(5);
+        let x = random(&[2, 3, 5, head_dim], 1);
+        let rotated = x.copy().unwrap();
+        rope::forward(&rotated, &table).unwrap();
+        let angle = |step: usize, index: usize| step as f64 / 10_000f64.powf(2.0 * index as f64 / features as f64);
+        let half = features / 2;
+        let angles: Vec<f64> = (0..5).flat_map(|step| (0..half).map(move |index| angle(step, index))).collect();
+        let of = |function: fn(f64) -> f64| {
+            let values: Vec<f32> = angles.iter().map(|angle| function(*angle) as f32).collect();
+            Tensor::from_vec(values, (5, half), &Device::Cpu).unwrap()
+        };
+        let first = x.narrow(3, 0, features).unwrap().contiguous().unwrap();
+        let rotate = if interleaved { rope_i_slow } else { rope_slow };
+        let first = rotate(&first, &of(f64::cos), &of(f64::sin)).unwrap();
+        let rest = x.narrow(3, features, head_dim - features).unwrap();
+        assert_close(&flat(&rotated), &flat(&Tensor::cat(&[first, rest], 3).unwrap()), 1e-6);
+        rope::backward(&rotated, &table).unwrap();
+        assert_close(&flat(&rotated), &flat(&x), 1e-6);
+    }
 }
 
 #[test]
 fn heads_split_and_merge_are_inverse() {
     let x = random(&[2 * 5, 3 * 4], 1);
-    let split = heads::split(&x, 2, 3).unwrap();
+    let split = heads::split(&x, 2, Columns::whole(3, 4)).unwrap();
     let expected = x.reshape((2, 5, 3, 4)).unwrap().transpose(1, 2).unwrap().contiguous().unwrap();
     assert_eq!(flat(&split), flat(&expected));
     assert_eq!(flat(&heads::merge(&split).unwrap()), flat(&x));
+    // Two heads of 2 with query, key and value each: the keys, and back.
+    let keys = Columns { heads: 2, head_dim: 2, offset: 2, stride: 6 };
+    let split = heads::split(&x, 2, keys).unwrap();
+    let expected = x.reshape((2, 5, 2, 3, 2)).unwrap().narrow(3, 1, 1).unwrap().squeeze(3).unwrap();
+    assert_eq!(flat(&split), flat(&expected.transpose(1, 2).unwrap().contiguous().unwrap()));
+    let back = x.zeros_like().unwrap();
+    heads::merge_into(&split, &back, keys).unwrap();
+    assert_eq!(flat(&heads::split(&back, 2, keys).unwrap()), flat(&split));
+    assert_eq!(flat(&back).iter().filter(|value| **value == 0.0).count(), 80);
 }
 
 #[test]
-fn attention_is_causal_grouped_and_windowed() {
-    for (time, window) in [(9, None), (9, Some(3)), (9, Some(1)), (70, Some(5))] {
+fn slopes_of_alibi_are_those_of_the_paper() {
+    assert_eq!(alibi::slopes(4), [0.25, 0.0625, 0.015_625, 0.003_906_25]);
+    assert_eq!(alibi::slopes(6), [0.25, 0.0625, 0.015_625, 0.003_906_25, 0.5, 0.125]);
+    assert_eq!(alibi::slopes(8)[0], 0.5);
+    assert_eq!(alibi::slopes(40).len(), 40);
+}
+
+#[test]
+fn dropout_drops_its_share_and_keeps_the_mean() {
+    let dropout = Dropout { rate: 0.25, stream: Stream::new(1, Purpose::Dropout, 2) };
+    let x = Tensor::ones(100_000, DType::F32, &Device::Cpu).unwrap();
+    dropout.apply(&x).unwrap();
+    let values = flat(&x);
+    let dropped = values.iter().filter(|value| **value == 0.0).count();
+    assert!((dropped as f64 / 1e5 - 0.25).abs() < 0.01, "{dropped}");
+    assert!(values.iter().all(|value| *value == 0.0 || (value - 4.0 / 3.0).abs() < 1e-6));
+    let mut part = vec![1.0; 1000];
+    dropout.apply_from(&mut part, 60_000);
+    assert!(part.iter().zip(&values[60_000..]).all(|(part, whole)| f64::from(*part) == *whole));
+}
+
+/// What scores go through: window, cap, ALiBi's slopes and dropout, one by one.
+#[test]
+fn attention_is_causal_grouped_windowed_capped_penalised_and_dropped() {
+    let slopes = alibi::slopes(4);
+    let dropout = Dropout { rate: 0.3, stream: Stream::new(5, Purpose::Dropout, 0) };
+    let plain = Scores { scale: 1.0 / 6f32.sqrt(), window: None, softcap: None, slopes: None, dropout: None };
+    let kinds = [
+        (9, plain),
+        (9, Scores { window: Some(3), ..plain }),
+        (9, Scores { window: Some(1), ..plain }),
+        (70, Scores { window: Some(5), ..plain }),
+        (9, Scores { scale: 0.9, softcap: Some(0.7), window: Some(4), ..plain }),
+        (9, Scores { slopes: Some(&slopes), ..plain }),
+        (70, Scores { slopes: Some(&slopes), ..plain }),
+        (9, Scores { dropout: Some(dropout), ..plain }),
+        (9, Scores { dropout: Some(dropout), window: Some(4), slopes: Some(&slopes), softcap: Some(2.0), ..plain }),
+    ];
+    for (time, kind) in kinds {
         let (q, k, v) = (random(&[1, 4, time, 6], 1), random(&[1, 2, time, 6], 2), random(&[1, 2, time, 6], 3));
         let dout = random(&[1, 4, time, 6], 4);
-        let mask: Vec<f64> = (0..time * time)
-            .map(|at| (at / time, at % time))
-            .map(|(i, j)| if j <= i && window.is_none_or(|window| i - j < window) { 0.0 } else { -1e30 })
-            .collect();
-        let mask = Tensor::from_vec(mask, (1, 1, time, time), &Device::Cpu).unwrap();
+        let places = || (0..4 * time * time).map(|at| (at / time / time, at / time % time, at % time));
+        let of = |value: &dyn Fn(usize, usize, usize) -> f64| {
+            let values: Vec<f64> = places().map(|(head, i, j)| value(head, i, j)).collect();
+            Tensor::from_vec(values, (1, 4, time, time), &Device::Cpu).unwrap()
+        };
+        let added = of(&|head, i, j| {
+            let seen = j <= i && kind.window.is_none_or(|window| i - j < window);
+            // ALiBi as bloom adds it: by the key's position, which is the same under softmax.
+            let penalty = kind.slopes.map_or(0.0, |slopes| f64::from(slopes[head]) * j as f64);
+            if seen { penalty } else { -1e30 }
+        });
+        let mut mask = vec![1f32; 4 * time * time];
+        if let Some(dropout) = kind.dropout {
+            dropout.apply_to(&mut mask);
+        }
+        let mask = Tensor::from_vec(mask, (1, 4, time, time), &Device::Cpu).unwrap();
         let reference = |inputs: &[Tensor]| {
             let repeat =
                 |x: &Tensor| x.unsqueeze(2)?.expand((1, 2, 2, time, 6))?.reshape((1, 4, time, 6))?.contiguous();
-            let scores = (inputs[0].contiguous()?.matmul(&repeat(&inputs[1])?.t()?)? / 6f64.sqrt())?;
-            let scores = scores.broadcast_add(&mask.to_dtype(scores.dtype())?)?;
-            softmax_last_dim(&scores)?.matmul(&repeat(&inputs[2])?)
+            let dtype = inputs[0].dtype();
+            let mut scores = (inputs[0].contiguous()?.matmul(&repeat(&inputs[1])?.t()?)? * f64::from(kind.scale))?;
+            if let Some(cap) = kind.softcap {
+                scores = ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?;
+            }
+            let weights = softmax_last_dim(&(scores + added.to_dtype(dtype)?)?)?;
+            (weights * mask.to_dtype(dtype)?)?.matmul(&repeat(&inputs[2])?)
         };
-        let (output, log_sums) = attention::forward(&q, &k, &v, window).unwrap();
-        assert_close(&flat(&output), &flat(&reference(&[q.clone(), k.clone(), v.clone()]).unwrap()), 2e-6);
-        let (dq, dk, dv) = attention::backward(&dout, (&q, &k, &v), &output, &log_sums, window).unwrap();
+        let (output, log_sums) = attention::forward(&q, &k, &v, kind).unwrap();
+        assert_close(&flat(&output), &flat(&reference(&[q.clone(), k.clone(), v.clone()]).unwrap()), 3e-6);
+        let (dq, dk, dv) = attention::backward(&dout, (&q, &k, &v), &output, &log_sums, kind).unwrap();
         if time < 20 {
             assert_slopes(&[&q, &k, &v], &[flat(&dq), flat(&dk), flat(&dv)], &dout, reference);
         }
@@ -197,19 +332,22 @@ fn cross_entropy_is_the_sum_over_labels_and_ignores_the_rest() {
     let count = kept.len();
     let index = Tensor::from_vec(kept, count, &Device::Cpu).unwrap();
     let targets = Tensor::from_vec(targets, count, &Device::Cpu).unwrap();
-    for smoothing in [0.0, 0.2] {
+    for (smoothing, softcap) in [(0.0, None), (0.2, None), (0.0, Some(1.5)), (0.2, Some(1.5))] {
         let reference = |inputs: &[Tensor]| {
-            let logits = inputs[0].index_select(&index, 0)?.matmul(&inputs[1].t()?)?;
+            let mut logits = inputs[0].index_select(&index, 0)?.matmul(&inputs[1].t()?)?;
+            if let Some(cap) = softcap {
+                logits = ((logits / f64::from(cap))?.tanh()? * f64::from(cap))?;
+            }
             let nll = (candle_nn::loss::cross_entropy(&logits, &targets)? * count as f64)?;
             let all = (candle_nn::ops::log_softmax(&logits, 1)?.sum_all()? / -30.0)?;
             (nll * (1.0 - smoothing))? + (all * smoothing)?
         };
         let expected: f64 = flat(&reference(&[x.clone(), w.clone()]).unwrap())[0];
-        let mut dx = None;
+        let (head, mut dx) = (Head { weight: &w, softcap }, None);
         let dw = gradient_of(180, |gradients| {
             let slot = gradients.slot(0);
             let (loss, gradient) =
-                cross_entropy::forward_backward(&x, &w, &labels, (0.5, smoothing as f32), Precision::F32, slot)
+                cross_entropy::forward_backward(&x, head, &labels, (0.5, smoothing as f32), Precision::F32, slot)
                     .unwrap();
             let found = loss.smoothed(smoothing);
             assert!((found / expected - 1.0).abs() < 1e-6, "{found} {expected}");
@@ -218,15 +356,16 @@ fn cross_entropy_is_the_sum_over_labels_and_ignores_the_rest() {
         });
         let half = Tensor::new(0.5f64, &Device::Cpu).unwrap();
         assert_slopes(&[&x, &w], &[dx.unwrap(), dw], &half, reference);
-        let evaluated = cross_entropy::forward(&x, &w, &labels, Precision::F32).unwrap();
+        let evaluated = cross_entropy::forward(&x, head, &labels, Precision::F32).unwrap();
         assert!((evaluated.smoothed(smoothing) / expected - 1.0).abs() < 1e-6);
     }
 
-    let evaluated = cross_entropy::forward(&x, &w, &labels, Precision::F32).unwrap();
+    let head = Head { weight: &w, softcap: None };
+    let evaluated = cross_entropy::forward(&x, head, &labels, Precision::F32).unwrap();
     let best = x.matmul(&w.t().unwrap()).unwrap().argmax(1).unwrap().to_vec1::<u32>().unwrap();
     let correct = best.iter().zip(&labels).filter(|(best, label)| best == label).count();
     assert_eq!((evaluated.correct, evaluated.tokens), (correct as u64, count as u64));
-    assert!(cross_entropy::forward(&x, &w, &[30; 40], Precision::F32).unwrap_err().to_string().contains("label 30"));
+    assert!(cross_entropy::forward(&x, head, &[30; 40], Precision::F32).unwrap_err().to_string().contains("label 30"));
 }
 
 #[test]
@@ -234,12 +373,13 @@ fn embedding_sums_the_gradients_of_repeated_ids() {
     let weight = random(&[9, 4], 1);
     let ids = [3, 0, 3, 8, 3];
     let index = Tensor::new(&ids, &Device::Cpu).unwrap();
-    let found = embedding::forward(&ids, &weight).unwrap();
-    assert_eq!(flat(&found), flat(&weight.index_select(&index, 0).unwrap()));
+    let expected = |inputs: &[Tensor]| inputs[0].index_select(&index, 0)? * 1.5;
+    let found = embedding::forward(&ids, &weight, 1.5).unwrap();
+    assert_eq!(flat(&found), flat(&expected(std::slice::from_ref(&weight)).unwrap()));
     let dy = random(&[5, 4], 2);
-    let dw = gradient_of(36, |gradients| embedding::backward(&dy, &ids, gradients.slot(0)).unwrap());
-    assert_slopes(&[&weight], &[dw], &dy, |inputs| inputs[0].index_select(&index, 0));
-    assert!(embedding::forward(&[9], &weight).unwrap_err().to_string().contains("id 9"));
+    let dw = gradient_of(36, |gradients| embedding::backward(&dy, &ids, 1.5, gradients.slot(0)).unwrap());
+    assert_slopes(&[&weight], &[dw], &dy, expected);
+    assert!(embedding::forward(&[9], &weight, 1.0).unwrap_err().to_string().contains("id 9"));
 }
 
 /// Values of a quantised weight in float32 are what its products are made of.
@@ -258,13 +398,13 @@ fn quantised_linear_is_linear_with_the_restored_weight() {
             let restored = Tensor::from_vec(quantised.restored(), (output, input), &Device::Cpu).unwrap();
             for (precision, tolerance) in [(Precision::F32, 2e-6), (Precision::Bf16, 1e-2)] {
                 let found = quantised_linear::forward(&x, quantised, Some(&bias), precision).unwrap();
-                let expected = linear::forward(&x, &restored, Some(&bias), precision).unwrap();
+                let expected = linear::forward(&x, (&restored).into(), Some(&bias), precision).unwrap();
                 assert_close(&flat(&found), &flat(&expected), tolerance);
                 let found = quantised_linear::forward_add(&x, quantised, None, &residual, precision).unwrap();
-                let expected = linear::forward_add(&x, &restored, None, &residual, precision).unwrap();
+                let expected = linear::forward_add(&x, (&restored).into(), None, &residual, precision).unwrap();
                 assert_close(&flat(&found), &flat(&expected), tolerance);
                 let found = quantised_linear::backward_input(&dy, quantised, precision).unwrap();
-                let expected = linear::backward_input(&dy, &restored, precision).unwrap();
+                let expected = linear::backward_input(&dy, (&restored).into(), precision).unwrap();
                 assert_close(&flat(&found), &flat(&expected), 2e-6);
                 quantised_linear::backward_input_add(&dy, quantised, &found, precision).unwrap();
                 assert_close(&flat(&found), &flat(&(expected * 2.0).unwrap()), 2e-6);

@@ -4,7 +4,10 @@
 pub const CHINESE: &[(&str, &str)] = &[
     ("model_name_or_path", "本地 Hugging Face 模型目录：config.json 与 safetensors"),
     ("init_from_config", "按此配置（目录或 config.json）从随机权重开始"),
-    ("model_type", "模型必须属于的家族：auto、llama、mistral、qwen（也含 qwen2、qwen3）等，与 config.json 一致"),
+    (
+        "model_type",
+        "模型必须属于的家族：auto、llama、mistral、baichuan、bloom、gpt2、qwen（也含 qwen2、qwen3）、chatglm（glm、glm4）等，与 config.json 一致",
+    ),
     ("tokenizer_name_or_path", "分词器目录（默认与模型相同）"),
     ("torch_dtype", "读取权重时舍入到的类型；内存中为 float32"),
     ("load_in_8bit", "冻结的模型以 8 位保存：每行按其最大绝对值缩放"),

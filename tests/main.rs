@@ -14,6 +14,7 @@ mod golden;
 mod kills;
 mod loading;
 mod numerics;
+mod quantised;
 mod resume;
 mod reuse;
 mod strategies;

@@ -148,12 +148,14 @@ def check_adapter(programs, work, dataset):
     torch.manual_seed(3)
     LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True)).save_pretrained(tied)
     AutoTokenizer.from_pretrained(untied).save_pretrained(tied)
-    ours = {"untied": (untied, "embed_tokens,lm_head"), "tied": (tied, "embeddings"), "gpt2": (base_model(work, "gpt2"), "wte"), "bloom": (base_model(work, "bloom"), "lm_head")}
+    ours = {"untied": (untied, ["--modules_to_save", "embed_tokens,lm_head"]), "tied": (tied, ["--modules_to_save", "embeddings"]),
+            "qlora": (untied, ["--load_in_4bit", "--qlora"]), "gpt2": (base_model(work, "gpt2"), ["--modules_to_save", "wte"]),
+            "bloom": (base_model(work, "bloom"), ["--modules_to_save", "lm_head"])}
     adapters = {}
-    for name, (base, modules) in ours.items():
+    for name, (base, more) in ours.items():
         out = work / f"ours-{name}"
         run(programs["trainer"], "--model_name_or_path", base, "--dataset_dir", dataset, "--output_dir", out, "--do_train", "--max_steps", 6, "--learning_rate", "1e-2",
-            "--lora_rank", 6, "--modules_to_save", modules, "--save_strategy", "no")
+            "--lora_rank", 6, "--save_strategy", "no", *more)
         adapters[out.name] = (base, out)
     adapters["theirs"] = (untied, fresh_adapter(untied, work / "theirs", modules_to_save=["lm_head"], use_rslora=True))
     for family in ("gpt2", "bloom"):

@@ -42,6 +42,12 @@ pub fn merge(arguments: MergeArguments) -> Result<()> {
         return Err(Error::config("--output_dir", reason));
     }
     let mut model = Model::load(&base)?;
+    if model.is_quantised() {
+        eprintln!(
+            "{}: the weights are quantised; the merged model has their restored values in float32, which are not those they were made of",
+            base.display()
+        );
+    }
     model.load_adapters(&adapter, 0)?;
     model.merge_adapters()?;
     let with_tokenizer = |dir: &PathBuf| storage::stat(&dir.join("tokenizer.json")).ok().flatten().is_some();

@@ -93,6 +93,7 @@ impl Model {
             eprintln!("--modules_to_save: embedding and head are tied and stay so; they are trained as one");
         }
         let whole = self.modules_to_save(&settings.modules_to_save)?;
+        whole.iter().try_for_each(|index| self.restore_one(*index))?;
         for (index, parameter) in self.parameters.iter_mut().enumerate() {
             parameter.trainable = whole.contains(&index);
         }
@@ -361,8 +362,10 @@ impl Model {
         kept.map(|(index, _)| index).collect()
     }
 
-    /// Folds the adapters into the weights they stand beside: `W += s · B A`, or its transpose. Every parameter is trainable again.
+    /// Folds the adapters into the weights they stand beside: `W += s · B A`, or its transpose. Every parameter is trainable
+    /// again, and in float32.
     pub fn merge_adapters(&mut self) -> Result<()> {
+        self.restore()?;
         let Some(adapters) = self.adapters.take() else { return Ok(()) };
         let scale = adapters.settings.scale();
         let input_first = self.linear_modules().filter(|(.., input_first)| *input_first);

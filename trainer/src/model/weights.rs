@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::tensor::{Dtype as StoredDtype, Metadata, TensorInfo};
 use serde_json::Value;
 use tokenmill_shared::{Error, Result, storage};
 
 use super::config::Config;
+use super::quantised::{self, Quantisation, QuantisedWeights};
 use super::tensor_error;
+use crate::arguments::Dtype;
 use crate::ops::cpu::tensor;
 
 /// As in the safetensors crate.
@@ -20,9 +22,9 @@ const HEADER_LIMIT: u64 = 100_000_000;
 pub type Wanted = (String, Vec<usize>, DType);
 
 /// One open file and what its header says.
-struct Shard {
+pub(super) struct Shard {
     file: storage::File,
-    path: PathBuf,
+    pub(super) path: PathBuf,
     tensors: BTreeMap<String, TensorInfo>,
     data_start: u64,
 }
@@ -34,13 +36,22 @@ const BUFFERS: [&str; 5] =
 
 /// Loads the tensors of all parameters, in parameter order. Resolves tying: a configuration that ties is
 /// obeyed unless the file holds a different head; a head that is missing is tied.
-pub(super) fn load(dir: &Path, config: &mut Config) -> Result<Vec<Tensor>> {
+/// Weights of projections that are quantised in the checkpoint, or are to be, come apart; in their place is a tensor
+/// without values. The others are rounded to `dtype`.
+pub(super) fn load(
+    dir: &Path,
+    config: &mut Config,
+    dtype: Dtype,
+    quantisation: Option<Quantisation>,
+) -> Result<(Vec<Tensor>, QuantisedWeights)> {
     let shards = open_shards(dir, "model")?;
     let places = renamed(places(&shards)?, config);
     resolve_tying(config, &places)?;
     let layout = config.layout();
     let head = format!("{}.weight", layout.head_module);
-    let known: BTreeSet<&str> = layout.specs.iter().map(|spec| spec.name.as_str()).chain([head.as_str()]).collect();
+    let mut known: BTreeSet<&str> = layout.specs.iter().map(|spec| spec.name.as_str()).chain([head.as_str()]).collect();
+    let beside: Vec<String> = layout.specs.iter().flat_map(|spec| quantised::companions(&spec.name)).collect();
+    known.extend(beside.iter().map(String::as_str));
     let is_buffer = |name: &str| BUFFERS.iter().any(|buffer| name.ends_with(buffer));
     let unknown = places.iter().find(|(name, _)| !known.contains(name.as_str()) && !is_buffer(name));
     if let Some((name, place)) = unknown {
@@ -50,8 +61,29 @@ pub(super) fn load(dir: &Path, config: &mut Config) -> Result<Vec<Tensor>> {
         );
         return Err(Error::corrupt(&place.shard.path, reason));
     }
-    let wanted: Vec<_> = layout.specs.into_iter().map(|spec| (spec.name, spec.shape, DType::F32)).collect();
-    read_all(dir, &places, &wanted)
+    let projections = layout.projections().into_iter().map(|projection| (projection.weight, projection.input_first));
+    let projections: BTreeMap<usize, bool> = projections.collect();
+    let (mut tensors, mut quantised) = (Vec::new(), QuantisedWeights::new());
+    for (index, spec) in layout.specs.iter().enumerate() {
+        let mut matrix = match projections.get(&index) {
+            Some(input_first) => quantised::read(&places, &spec.name, &spec.shape, *input_first)?,
+            None => None,
+        };
+        if matrix.is_none() {
+            let mut values = place_of(dir, &places, &spec.name, &spec.shape)?.read()?;
+            dtype.round(&mut values);
+            let asked = quantisation.zip(projections.get(&index));
+            match asked {
+                Some((asked, input_first)) => matrix = Some(asked.of(&values, &spec.shape, *input_first)),
+                None => tensors.push(tensor(values, spec.shape.as_slice()).map_err(tensor_error)?),
+            }
+        }
+        if let Some(matrix) = matrix {
+            tensors.push(quantised::shape_only(&spec.shape)?);
+            quantised.insert(index, matrix);
+        }
+    }
+    Ok((tensors, quantised))
 }
 
 /// The places under the names that the layout has: old files of some families leave out what all names begin with, and
@@ -94,8 +126,8 @@ pub(super) fn tensor_shapes(dir: &Path, stem: &str) -> Result<BTreeMap<String, V
 }
 
 /// A tensor's name in a file.
-struct TensorPlace<'a> {
-    shard: &'a Shard,
+pub(super) struct TensorPlace<'a> {
+    pub(super) shard: &'a Shard,
     name: &'a str,
 }
 
@@ -104,13 +136,19 @@ impl TensorPlace<'_> {
         &self.shard.tensors[self.name]
     }
 
-    fn read(&self) -> Result<Vec<f32>> {
+    /// Its values, of any float type.
+    pub(super) fn read(&self) -> Result<Vec<f32>> {
         self.shard.read(self.name, self.info())
+    }
+
+    /// Its bytes, whatever its type.
+    pub(super) fn bytes(&self) -> Result<Vec<u8>> {
+        self.shard.bytes(self.info())
     }
 }
 
 /// Which file holds each tensor.
-type Places<'a> = BTreeMap<String, TensorPlace<'a>>;
+pub(super) type Places<'a> = BTreeMap<String, TensorPlace<'a>>;
 
 fn places(shards: &[Shard]) -> Result<Places<'_>> {
     let mut places = BTreeMap::new();
@@ -130,25 +168,28 @@ fn places(shards: &[Shard]) -> Result<Places<'_>> {
 fn read_all(dir: &Path, places: &Places<'_>, wanted: &[Wanted]) -> Result<Vec<Tensor>> {
     let mut tensors = Vec::new();
     for (name, shape, dtype) in wanted {
-        let Some(place) = places.get(name.as_str()) else {
-            return Err(Error::corrupt(
-                dir,
-                format!("tensor {name} is in none of the checkpoint's files; fetch it again"),
-            ));
-        };
-        let found = &place.info().shape;
-        if found != shape {
-            let reason = format!("tensor {name} has shape {found:?}, {shape:?} is called for");
-            return Err(Error::corrupt(&place.shard.path, reason));
-        }
+        let place = place_of(dir, places, name, shape)?;
         tensors.push(if *dtype == DType::U8 {
-            let bytes = place.shard.read_bytes(place.name, place.info(), Dtype::U8, 1)?;
+            let bytes = place.shard.read_bytes(place.name, place.info(), StoredDtype::U8, 1)?;
             Tensor::from_vec(bytes, shape.as_slice(), &Device::Cpu).map_err(tensor_error)?
         } else {
             tensor(place.read()?, shape.as_slice()).map_err(tensor_error)?
         });
     }
     Ok(tensors)
+}
+
+/// Where the tensor of this name is, whose shape must be this.
+fn place_of<'p, 'a>(dir: &Path, places: &'p Places<'a>, name: &str, shape: &[usize]) -> Result<&'p TensorPlace<'a>> {
+    let Some(place) = places.get(name) else {
+        return Err(Error::corrupt(dir, format!("tensor {name} is in none of the checkpoint's files; fetch it again")));
+    };
+    let found = &place.info().shape;
+    if found != shape {
+        let reason = format!("tensor {name} has shape {found:?}, {shape:?} is called for");
+        return Err(Error::corrupt(&place.shard.path, reason));
+    }
+    Ok(place)
 }
 
 fn resolve_tying(config: &mut Config, places: &Places<'_>) -> Result<()> {
@@ -240,8 +281,8 @@ impl Shard {
 
     fn read(&self, name: &str, info: &TensorInfo) -> Result<Vec<f32>> {
         let width = match info.dtype {
-            Dtype::F32 => 4,
-            Dtype::BF16 | Dtype::F16 => 2,
+            StoredDtype::F32 => 4,
+            StoredDtype::BF16 | StoredDtype::F16 => 2,
             other => {
                 return Err(Error::corrupt(
                     &self.path,
@@ -252,16 +293,16 @@ impl Shard {
         let bytes = self.read_bytes(name, info, info.dtype, width)?;
         let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
         Ok(match info.dtype {
-            Dtype::F32 => {
+            StoredDtype::F32 => {
                 bytes.chunks_exact(4).map(|word| f32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect()
             }
-            Dtype::BF16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
+            StoredDtype::BF16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
             _ => pairs().map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
         })
     }
 
     /// The bytes of a tensor of type `dtype`, whose values take `width` of them.
-    fn read_bytes(&self, name: &str, info: &TensorInfo, dtype: Dtype, width: usize) -> Result<Vec<u8>> {
+    fn read_bytes(&self, name: &str, info: &TensorInfo, dtype: StoredDtype, width: usize) -> Result<Vec<u8>> {
         let (start, end) = info.data_offsets;
         let count: usize = info.shape.iter().product();
         if info.dtype != dtype {
@@ -274,7 +315,13 @@ impl Shard {
                 format!("tensor {name} has {} bytes for shape {:?}", end.saturating_sub(start), info.shape),
             ));
         }
-        let mut bytes = vec![0; end - start];
+        self.bytes(info)
+    }
+
+    /// The bytes of a tensor, whatever its type.
+    fn bytes(&self, info: &TensorInfo) -> Result<Vec<u8>> {
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0; end.saturating_sub(start)];
         self.file.read_exact_at(&mut bytes, self.data_start + start as u64)?;
         Ok(bytes)
     }

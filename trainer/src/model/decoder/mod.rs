@@ -19,6 +19,7 @@ use self::parts::{End, SavedEnd, Statistics};
 use super::config::{Config, Positions, Residual};
 use super::dropout::{Place, Seed};
 use super::layout::{Layer, Layout};
+use super::quantised::QuantisedWeights;
 use super::{Adapters, Batch, EmbeddingNoise, Model, Parameter};
 use crate::gradients::Gradients;
 use crate::ops::cross_entropy::{self, Head, Loss};
@@ -32,6 +33,7 @@ struct Decoder<'a> {
     config: &'a Config,
     layout: &'a Layout,
     parameters: &'a [Parameter],
+    quantised: &'a QuantisedWeights,
     adapters: Option<&'a Adapters>,
     /// Rotations, if positions are rotary.
     tables: &'a [Table],
@@ -72,6 +74,7 @@ impl<'a> Decoder<'a> {
             config: &model.config,
             layout: &model.layout,
             parameters: &model.parameters,
+            quantised: &model.quantised,
             adapters: model.adapters.as_ref(),
             tables: model.tables.as_ref().map(|(_, tables)| &tables[..]).expect("made before every pass"),
             slopes: (model.config.positions == Positions::Alibi).then(slopes),

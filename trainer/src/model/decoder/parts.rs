@@ -9,7 +9,7 @@ use crate::model::layout::{Norm, Projection};
 use crate::ops::dropout::Dropout;
 use crate::ops::linear::Weight;
 use crate::ops::lora::Pair;
-use crate::ops::{layer_norm, linear, rms_norm};
+use crate::ops::{layer_norm, linear, quantised_linear, rms_norm};
 
 /// What a norm's backward needs of each row.
 pub(super) enum Statistics {
@@ -79,14 +79,20 @@ impl<'a> Decoder<'a> {
 
     pub(super) fn project(&self, x: &Tensor, projection: Projection) -> Result<Tensor> {
         let bias = projection.bias.map(|bias| self.parameter(bias));
-        let y = linear::forward(x, self.weight(projection), bias, self.precision)?;
+        let y = match self.quantised.get(&projection.weight) {
+            Some(weight) => quantised_linear::forward(x, weight, bias, self.precision)?,
+            None => linear::forward(x, self.weight(projection), bias, self.precision)?,
+        };
         self.adapter(projection).map_or(Ok(()), |pair| pair.forward_add(x, &y))?;
         Ok(y)
     }
 
     fn project_onto(&self, x: &Tensor, projection: Projection, residual: &Tensor) -> Result<Tensor> {
         let bias = projection.bias.map(|bias| self.parameter(bias));
-        let y = linear::forward_add(x, self.weight(projection), bias, residual, self.precision)?;
+        let y = match self.quantised.get(&projection.weight) {
+            Some(weight) => quantised_linear::forward_add(x, weight, bias, residual, self.precision)?,
+            None => linear::forward_add(x, self.weight(projection), bias, residual, self.precision)?,
+        };
         self.adapter(projection).map_or(Ok(()), |pair| pair.forward_add(x, &y))?;
         Ok(y)
     }
@@ -148,7 +154,10 @@ impl<'a> Decoder<'a> {
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         self.parameter_gradients(dy, x, projection, gradients)?;
-        let dx = linear::backward_input(dy, self.weight(projection), self.precision)?;
+        let dx = match self.quantised.get(&projection.weight) {
+            Some(weight) => quantised_linear::backward_input(dy, weight, self.precision)?,
+            None => linear::backward_input(dy, self.weight(projection), self.precision)?,
+        };
         self.adapter(projection).map_or(Ok(()), |pair| pair.backward(dy, x, &dx, gradients))?;
         Ok(dx)
     }
@@ -162,7 +171,10 @@ impl<'a> Decoder<'a> {
         gradients: &mut Gradients,
     ) -> Result<()> {
         self.parameter_gradients(dy, x, projection, gradients)?;
-        linear::backward_input_add(dy, self.weight(projection), dx, self.precision)?;
+        match self.quantised.get(&projection.weight) {
+            Some(weight) => quantised_linear::backward_input_add(dy, weight, dx, self.precision)?,
+            None => linear::backward_input_add(dy, self.weight(projection), dx, self.precision)?,
+        }
         self.adapter(projection).map_or(Ok(()), |pair| pair.backward(dy, x, dx, gradients))
     }
 }

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling, LlamaConfig,
                           LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, TrainerState, default_data_collator)
 
+import hub
 import loading
 import resuming
 import training
@@ -111,4 +112,5 @@ if __name__ == "__main__":
         check_checkpoint(programs, work, datasets["bytes"])
         training.check(programs, work, datasets["bytes"])
         resuming.check(programs, work, datasets["bytes"])
+        hub.check(programs, work, datasets["bytes"])
     print("all passed")

@@ -14,6 +14,7 @@ mod golden;
 mod hub;
 mod kills;
 mod loading;
+mod numerics;
 mod resume;
 mod reuse;
 mod strategies;

@@ -44,7 +44,7 @@ const STATE_LIMIT: u64 = 64 << 20;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Saved {
     /// Ours: everything, to the bit.
-    Ours(State),
+    Ours(Box<State>),
     /// The Hugging Face Trainer's.
     Trainer(TrainerCheckpoint),
 }
@@ -125,11 +125,12 @@ fn config_json(model: &Model) -> Value {
     json
 }
 
-/// Saves checkpoint `state.step` in `output_dir`, then removes older ones so that `limit` are left.
+/// Saves checkpoint `state.step` in `output_dir`, then removes older ones so that `limit` are left. Without an
+/// optimizer nothing can go on from it.
 pub fn save(
     output_dir: &Path,
     contents: &Contents<'_>,
-    optimizer: &Optimizer,
+    optimizer: Option<&Optimizer>,
     learning_rate: LearningRate,
     mut state: State,
     trainer_state: &Value,
@@ -142,11 +143,15 @@ pub fn save(
     files.insert("trainer_state.json".to_owned(), write_file(dir, "trainer_state.json", &pretty(trainer_state))?);
     let own = dir.join(OPTIMIZER_DIR);
     storage::create_dir_all(&own)?;
-    if torch_state::holds(optimizer) {
-        files.extend(torch_state::write(dir, contents.model, optimizer, learning_rate, state.step)?);
-    } else {
-        let written = tensors::write(&own, "optimizer", &optimizer.state(contents.model).collect::<Vec<_>>())?;
-        files.extend(written.into_iter().map(|(name, entry)| (format!("{OPTIMIZER_DIR}/{name}"), entry)));
+    match optimizer {
+        Some(optimizer) if torch_state::holds(optimizer) => {
+            files.extend(torch_state::write(dir, contents.model, optimizer, learning_rate, state.step)?);
+        }
+        Some(optimizer) => {
+            let written = tensors::write(&own, "optimizer", &optimizer.state(contents.model).collect::<Vec<_>>())?;
+            files.extend(written.into_iter().map(|(name, entry)| (format!("{OPTIMIZER_DIR}/{name}"), entry)));
+        }
+        None => state.only_model = true,
     }
     state.files = files;
     storage::replace(&dir.join(STATE), &state.seal())?;
@@ -207,18 +212,18 @@ pub fn verify(dir: &Path) -> Result<Saved> {
             return Err(Error::corrupt(&path, "is not as it was saved; use an older checkpoint"));
         }
     }
-    Ok(Saved::Ours(state))
+    Ok(Saved::Ours(Box::new(state)))
 }
 
 /// Finds the checkpoint that `--resume_from_checkpoint` means: a path, or the newest whole one.
 pub fn find(output_dir: &Path, asked: &str) -> Result<(PathBuf, Saved)> {
     if !matches!(asked.to_ascii_lowercase().as_str(), "true" | "latest") {
         let path = PathBuf::from(asked);
-        let state = verify(&path)?;
+        let state = going_on(&path, verify(&path)?)?;
         return Ok((path, state));
     }
     for (_, path) in list(output_dir)?.into_iter().rev() {
-        match verify(&path) {
+        match verify(&path).and_then(|saved| going_on(&path, saved)) {
             Ok(state) => return Ok((path, state)),
             Err(error) => eprintln!("{}: {error}; trying the one before", path.display()),
         }
@@ -227,6 +232,14 @@ pub fn find(output_dir: &Path, asked: &str) -> Result<(PathBuf, Saved)> {
         "--resume_from_checkpoint",
         format!("{} holds no whole checkpoint; remove the flag to start anew", output_dir.display()),
     ))
+}
+
+fn going_on(dir: &Path, saved: Saved) -> Result<Saved> {
+    if !matches!(&saved, Saved::Ours(state) if state.only_model) {
+        return Ok(saved);
+    }
+    let reason = "was saved with --save_only_model, without the optimizer's state; start from its weights with --model_name_or_path";
+    Err(Error::config(dir.display().to_string(), reason))
 }
 
 /// Moves the checkpoints in `output_dir` into a directory of their own, so that a new run starts without them.
@@ -257,7 +270,8 @@ pub fn load_optimizer(dir: &Path, model: &Model, optimizer: &mut Optimizer) -> R
     if storage::stat(&path)?.is_some() {
         return torch_state::read(&path, model, optimizer);
     }
-    let wanted: Vec<_> = optimizer.state(model).map(|(name, tensor)| (name, tensor.dims().to_vec())).collect();
+    let wanted: Vec<_> =
+        optimizer.state(model).map(|(name, tensor)| (name, tensor.dims().to_vec(), tensor.dtype())).collect();
     optimizer.set_state(crate::model::load_tensors(&dir.join(OPTIMIZER_DIR), "optimizer", &wanted)?);
     Ok(Vec::new())
 }

@@ -28,6 +28,9 @@ pub struct Plan {
     pub train: bool,
     /// Whether to evaluate at the end.
     pub evaluate: bool,
+    /// With `--dataloader_drop_last`, blocks that fill no micro-batch of this size are left out of an epoch: that asked
+    /// for, whatever size is found to fit.
+    drop_last_size: u64,
 }
 
 impl Plan {
@@ -116,7 +119,8 @@ impl Plan {
         }
         let evaluate = arguments.do_eval || arguments.eval_strategy != Strategy::No;
         let named = (arguments.model_name_or_path.clone(), arguments.tokenizer_name_or_path.clone());
-        Ok(Self { train: arguments.do_train || neither, evaluate, output_dir, named, arguments })
+        let drop_last_size = arguments.per_device_train_batch_size as u64;
+        Ok(Self { train: arguments.do_train || neither, evaluate, drop_last_size, output_dir, named, arguments })
     }
 
     /// Fetches what is named by its hub id.
@@ -306,7 +310,7 @@ impl Plan {
 
     /// Blocks of an epoch, of `blocks` training blocks.
     fn blocks_per_epoch(&self, blocks: u64) -> u64 {
-        let batch = self.arguments.per_device_train_batch_size as u64;
+        let batch = self.drop_last_size;
         if self.arguments.dataloader_drop_last { blocks / batch * batch } else { blocks }
     }
 

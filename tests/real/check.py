@@ -17,6 +17,7 @@ import hub
 import loading
 import resuming
 import training
+import vocabulary
 from programs import TESTS, binaries, run
 
 BLOCK = 32
@@ -115,4 +116,5 @@ if __name__ == "__main__":
         training.check(programs, work, datasets["bytes"])
         resuming.check(programs, work, datasets["bytes"])
         hub.check(programs, work, datasets["bytes"])
+        vocabulary.check(programs, work)
     print("all passed")

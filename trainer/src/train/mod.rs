@@ -64,6 +64,7 @@ pub fn run(arguments: TrainerArguments) -> Result<()> {
     plan.check_model()?;
     let dataset = plan.open_dataset()?;
     let resume = find_checkpoint(&plan)?;
+    plan.find_new_tokens(&dataset)?;
     let model = match &resume {
         Some((dir, _)) => plan.open_resumed(dir)?,
         None => plan.open_model()?,

@@ -25,6 +25,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if path in (f"/api/models/org/tiny/revision/{revision}" for revision in ("main", COMMIT)):
             names = sorted(file.name for file in self.directory.iterdir())
             return self.answer(json.dumps({"_id": "1", "id": "org/tiny", "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}).encode())
+        if path == f"/api/models/org/tiny/tree/{COMMIT}":
+            return self.answer(json.dumps([self.entry(file) for file in sorted(self.directory.iterdir())]).encode(), 200, {"Content-Type": "application/json"})
         file = self.directory / pathlib.PurePosixPath(path).name
         if not path.startswith("/org/tiny/resolve/") or not file.is_file():
             return self.answer(b"", 404)
@@ -32,6 +34,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
         large = file.suffix == ".safetensors"
         etag = hashlib.sha256(content).hexdigest() if large else hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
         self.answer(content, 200, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT} | ({"X-Linked-ETag": f'"{etag}"', "X-Linked-Size": str(len(content))} if large else {}))
+
+    def entry(self, file):
+        content = file.read_bytes()
+        entry = {"type": "file", "path": file.name, "size": len(content), "oid": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()}
+        return entry | ({"lfs": {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}} if file.suffix == ".safetensors" else {})
 
     def answer(self, content, status=200, headers={}):
         self.send_response(status)

@@ -45,14 +45,23 @@ fn corpus(place: &Place) {
     }
 }
 
-/// `at` most `most` of the calls 1 to `calls`, evenly spread, the first and last among them.
-fn points(calls: u64, most: u64) -> Vec<u64> {
-    let step = calls.div_ceil(most).max(1);
-    (1..=calls).step_by(step as usize).chain([calls]).collect()
+/// `count` of the calls 1 to `calls` (all, if there are no more), evenly spread, the first and the last among them.
+fn points(calls: u64, count: u64) -> Vec<u64> {
+    let steps = calls.min(count) - 1;
+    (0..=steps).map(|step| 1 + step * (calls - 1) / steps).collect()
 }
 
 fn scale(normal: u64) -> u64 {
     if std::env::var("TOKENMILL_SCALE").is_ok_and(|scale| scale != "pr") { u64::MAX } else { normal }
+}
+
+/// How often a program was killed, by what it was about to do.
+type Hits = BTreeMap<String, u64>;
+
+fn assert_fifty_of_every_kind(hits: &Hits) {
+    println!("killed at {hits:?}");
+    assert!(hits.values().sum::<u64>() >= 50, "{hits:?}");
+    assert!(["hit write", "hit fsync", "hit rename"].iter().all(|kind| hits.contains_key(*kind)), "{hits:?}");
 }
 
 const SPLIT: [&str; 2] = ["--validation_split_percentage", "20"];
@@ -63,8 +72,8 @@ fn prepare_killed_anywhere_and_run_again_gives_the_same_bytes() {
     corpus(&clean);
     let calls = count(&mut clean.prepare("out", &SPLIT), &clean);
     let expected = digest(&clean.path("out"));
-    assert!(calls > 50, "only {calls} calls to be killed at");
-    let mut hit: BTreeMap<String, u64> = BTreeMap::new();
+    assert!(calls >= 50, "only {calls} calls to be killed at");
+    let mut hit = Hits::new();
     for at in points(calls, scale(60)) {
         let place = Place::new();
         corpus(&place);
@@ -79,8 +88,7 @@ fn prepare_killed_anywhere_and_run_again_gives_the_same_bytes() {
         run(&mut place.prepare("out", &SPLIT)).ok();
         assert_eq!(digest(&place.path("out")), expected, "killed at call {at}: {noted}");
     }
-    println!("prepare was killed at {hit:?}");
-    assert!(["hit write", "hit fsync", "hit rename"].iter().all(|kind| hit.contains_key(*kind)), "{hit:?}");
+    assert_fifty_of_every_kind(&hit);
 }
 
 #[test]
@@ -114,10 +122,13 @@ fn a_checkpoint_is_whole_or_absent_whenever_the_trainer_is_killed() {
     let calls = count(&mut place.train("data", "counted", &flags), &place);
     let weights = |output: &str| digest(&place.path(output)).remove(Path::new("model.safetensors")).unwrap();
     let expected = weights("clean");
-    for at in points(calls, scale(24)) {
+    assert!(calls >= 50, "only {calls} calls to be killed at");
+    let mut hit = Hits::new();
+    for at in points(calls, scale(56)) {
         let output = format!("killed-{at}");
         let (ended, noted) = with_fault(&mut place.train("data", &output, &flags), &place, at, "kill");
         assert!(ended.code.is_none() && noted.starts_with("hit "), "call {at} of {calls}: {noted:?} {}", ended.stderr);
+        *hit.entry(noted.trim().to_owned()).or_default() += 1;
         for step in [2, 4] {
             let whole = digest(&place.path(&format!("clean/checkpoint-{step}")));
             let dir = place.path(&format!("{output}/checkpoint-{step}"));
@@ -133,4 +144,5 @@ fn a_checkpoint_is_whole_or_absent_whenever_the_trainer_is_killed() {
         run(place.train("data", &output, &flags).args(resume)).ok();
         assert_eq!(weights(&output), expected, "killed at call {at}: {noted}");
     }
+    assert_fifty_of_every_kind(&hit);
 }

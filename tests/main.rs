@@ -13,6 +13,7 @@ mod formats;
 mod golden;
 mod kills;
 mod loading;
+mod means;
 mod resume;
 mod reuse;
 mod strategies;

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use clap::Args;
 use tokenmill_shared::config::{KNOWN, known, with_grammar};
-use tokenmill_tests::{Place, TINY_LLAMA, binaries, data, lines, run};
+use tokenmill_tests::{Place, TINY_LLAMA, binaries, data, digest, lines, run};
 use tokenmill_trainer::arguments::TrainerArguments;
 
 /// The 120 parameters of MedicalGPT's `pretraining.py` and Hugging Face's TrainingArguments that scripts
@@ -75,6 +75,53 @@ fn the_flags_of_a_published_script_run_to_the_end() {
     }
     command.args(["--model_type", "bloom"]);
     run(&mut command).fails(2, &["--model_type", "bloom", "qwen2"]);
+}
+
+/// Tokens of a hub may be given in every way a script gives them; nothing that is printed or written holds one.
+#[test]
+fn secrets_are_neither_printed_nor_written() {
+    const SECRETS: [&str; 4] = ["hf_plantedFlag", "hf_plantedOther", "hf_plantedFile", "hf_plantedVariable"];
+    let place = Place::new();
+    place.write("text/a.txt", lines(25, 5));
+    run(&mut place.prepare("data", &[])).ok();
+    let file = place.write("secret.yaml", "max_steps: 1\nhub_token: hf_plantedFile\n");
+    let with_file = |file: &std::path::Path, more: &[&str]| {
+        let command = place.train("data", "out", &["--save_steps", "1", "--report_to", "tensorboard"]);
+        let mut with_file = Command::new(command.get_program());
+        with_file.arg(file).args(command.get_args()).args(more);
+        for name in ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"] {
+            with_file.env(name, "hf_plantedVariable");
+        }
+        run(&mut with_file)
+    };
+    let tokens = ["--hub_token", "hf_plantedFlag", "--hf_hub_token=hf_plantedOther", "--overwrite_output_dir"];
+    let mut said = with_file(&file, &tokens).ok().stderr;
+    let broken = place.write("broken.yaml", "hub_token: hf_plantedFile\n  bad: [\n");
+    let broken_toml = place.write("broken.toml", "hub_token = hf_plantedFile\n");
+    for ended in [
+        with_file(&file, &["--hf_hub_token", "hf_plantedOther", "--block_size", "many"]),
+        with_file(&file, &["--hub_token", "hf_plantedFlag", "hf_plantedOther"]),
+        with_file(&file, &["--hub_tokens", "hf_plantedFlag"]),
+        with_file(&file, &["--hub_tokens=hf_plantedFlag"]),
+        with_file(&broken, &[]),
+        with_file(&broken_toml, &[]),
+    ] {
+        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+        said += &(ended.stdout + &ended.stderr);
+    }
+    let mut searched = 0;
+    for name in digest(&place.path("")).into_keys().filter(|name| !name.starts_with("secret.yaml")) {
+        if name.to_str().unwrap().starts_with("broken") {
+            continue;
+        }
+        let bytes = std::fs::read(place.path("").join(&name)).unwrap();
+        for secret in SECRETS {
+            let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
+            assert!(!found, "{secret} is in {}", name.display());
+        }
+        searched += 1;
+    }
+    assert!(searched > 10 && !SECRETS.iter().any(|secret| said.contains(secret)), "{said}");
 }
 
 /// torchrun starts the program several times; each would train the same model into one directory.

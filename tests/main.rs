@@ -14,6 +14,7 @@ mod golden;
 mod kills;
 mod loading;
 mod means;
+mod numerics;
 mod resume;
 mod reuse;
 mod strategies;

@@ -131,6 +131,72 @@ fn steps_that_are_not_finite_update_nothing_and_ten_in_a_row_stop_the_run() {
 }
 
 #[test]
+fn a_checkpoint_of_the_model_alone_is_smaller_and_nothing_goes_on_from_it() {
+    let place = prepared();
+    let flags = ["--max_steps", "4", "--save_steps", "2", "--save_only_model", "--save_total_limit", "1"];
+    let best = ["--load_best_model_at_end", "--eval_strategy", "steps", "--eval_steps", "2"];
+    run(place.train("data", "out", &flags).args(best)).ok();
+    assert!(place.path("out/checkpoint-4/model.safetensors").exists());
+    for file in ["optimizer.pt", "scheduler.pt", "trainer/optimizer.safetensors"] {
+        assert!(!place.path("out/checkpoint-4").join(file).exists(), "{file}");
+    }
+    let mut resumed = place.train("data", "out", &flags);
+    run(resumed.args(["--resume_from_checkpoint", "true"])).fails(2, &["checkpoint-4", "--save_only_model"]);
+}
+
+/// With a learning rate of 0 the loss of a step says which blocks it saw.
+#[test]
+fn going_on_without_skipping_data_begins_the_epoch_again() {
+    let place = prepared();
+    let flags = ["--learning_rate", "0", "--num_train_epochs", "3", "--save_steps", "1", "--weight_decay", "0"];
+    run(&mut place.train("data", "out", &flags)).ok();
+    let losses = |dir: &str| -> Vec<u64> {
+        let state = state(&place, dir);
+        let entries = state["log_history"].as_array().unwrap().iter();
+        entries.filter_map(|entry| Some(entry["loss"].as_f64()?.to_bits())).collect()
+    };
+    let whole = losses("out");
+    let per_epoch = whole.len() / 3;
+    let from = per_epoch + 2;
+    assert!(per_epoch > 5, "{per_epoch} steps");
+    let checkpoint = place.path(&format!("out/checkpoint-{from}"));
+    let more = ["--ignore_data_skip", "--resume_from_checkpoint", checkpoint.to_str().unwrap()];
+    run(place.train("data", "again", &flags).args(more)).ok();
+    let again = losses("again");
+    assert_eq!(again[..from], whole[..from]);
+    assert_eq!(again[from..], whole[per_epoch..whole.len() - 2]);
+    // Going on from there sees the blocks that the run would have seen.
+    let later = place.path(&format!("again/checkpoint-{}", from + 3));
+    let more = ["--resume_from_checkpoint", later.to_str().unwrap()];
+    run(place.train("data", "later", &flags).args(more)).ok();
+    assert_eq!(losses("later"), again);
+}
+
+#[test]
+fn input_tokens_are_counted_with_or_without_padding() {
+    let place = prepared();
+    run(&mut place.prepare("padded", &["--remainder", "pad"])).ok();
+    let seen = |output: &str, more: &[&str]| {
+        let flags = ["--num_train_epochs", "1", "--save_strategy", "no", "--train_sampling_strategy", "sequential"];
+        run(place.train("padded", output, &flags).args(more)).ok();
+        let state = state(&place, output);
+        let history = state["log_history"].as_array().unwrap();
+        let last = history.iter().rfind(|entry| !entry["loss"].is_null()).unwrap();
+        assert_eq!(last["num_input_tokens_seen"], state["num_input_tokens_seen"]);
+        state["num_input_tokens_seen"].as_u64().unwrap()
+    };
+    let json = run(&mut place.prepare("padded", &["--remainder", "pad"])).ok().json();
+    let split = &json["manifest"]["splits"]["train"];
+    let (blocks, last) = (split["blocks"].as_u64().unwrap(), split["last_block_valid_tokens"].as_u64().unwrap());
+    assert!(last < 16, "the text must not fill its last block");
+    assert_eq!(seen("all", &["--include_num_input_tokens_seen"]), 16 * blocks);
+    assert_eq!(seen("valid", &["--include_num_input_tokens_seen", "non_padding"]), 16 * (blocks - 1) + last);
+    let flags = ["--max_steps", "1", "--save_strategy", "no", "--include_num_input_tokens_seen", "False"];
+    run(&mut place.train("padded", "none", &flags)).ok();
+    assert_eq!(state(&place, "none")["num_input_tokens_seen"], 0);
+}
+
+#[test]
 fn a_configuration_file_stands_for_flags_and_flags_win() {
     let place = prepared();
     place.write("run.yaml", "max_steps: 3\nsave_strategy: \"no\"\nreport_to: [none]\nlearning_rate: 1e-3\n");

@@ -15,6 +15,8 @@ pub enum Purpose {
     Sample = 4,
     /// Initial adapters.
     Adapter = 5,
+    /// Noise on embeddings.
+    EmbeddingNoise = 6,
 }
 
 /// The finalizer of SplitMix64 (Steele, Lea, Flood 2014; constants by David Stafford): a bijection on u64

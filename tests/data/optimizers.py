@@ -23,7 +23,6 @@ optimizers = {
     "adafactor": lambda groups: transformers.optimization.Adafactor(groups, lr=1e-2, scale_parameter=False, relative_step=False),
     "sgd": lambda groups: torch.optim.SGD(groups, lr=1e-2),
     "lion_32bit": lambda groups: bitsandbytes.optim.Lion(groups, betas=BETAS, optim_bits=32),
-    "adamw_8bit": lambda groups: bitsandbytes.optim.AdamW(groups, **adam, optim_bits=8, min_8bit_size=4096),
 }
 if len(sys.argv) > 2:
     spec = importlib.util.spec_from_file_location("transformers.old_optimization", sys.argv[2])

@@ -88,6 +88,21 @@ pub enum NonfiniteAction {
     Stop,
 }
 
+/// Which input tokens are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum CountedTokens {
+    /// None.
+    #[value(aliases = ["false", "False"])]
+    No,
+    /// All, padding included.
+    #[value(aliases = ["true", "True"])]
+    All,
+    /// All but padding.
+    NonPadding,
+}
+
 /// The order in which blocks are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -226,15 +241,24 @@ pub struct TrainerArguments {
     /// Steps of linear warm-up; below 1, a share of all steps
     #[arg(long, value_name = "STEPS", help_heading = "Training")]
     pub warmup_steps: f64,
+    /// Multiply in float16, with the loss scaled up so that gradients do not vanish; bf16 needs no scaling
+    #[arg(long, help_heading = "Training")]
+    pub fp16: bool,
+    /// Evaluate in float16 when not training
+    #[arg(long, help_heading = "Training")]
+    pub fp16_full_eval: bool,
     /// Multiply in bfloat16; weights, sums, norms, softmax and optimizer stay in float32
     #[arg(long, help_heading = "Training")]
     pub bf16: bool,
-    /// The same in a run that only evaluates
+    /// Evaluate in bfloat16 when not training
     #[arg(long, help_heading = "Training")]
     pub bf16_full_eval: bool,
     /// Weight of the mean over all tokens in the loss, beside that of the label
     #[arg(long, value_name = "SHARE", help_heading = "Training")]
     pub label_smoothing_factor: f64,
+    /// Noise on the embeddings while training (NEFTune): uniform within ±alpha / √(tokens · hidden size); 0 for none
+    #[arg(long, value_name = "ALPHA", value_parser = number_or_none, help_heading = "Training")]
+    pub neftune_noise_alpha: f64,
     /// What becomes of a step whose loss or gradients are not finite
     #[arg(long, help_heading = "Training")]
     pub nonfinite_action: NonfiniteAction,
@@ -268,6 +292,9 @@ pub struct TrainerArguments {
     /// Leave memory figures out of the results
     #[arg(long, help_heading = "Training")]
     pub skip_memory_metrics: bool,
+    /// Log how many input tokens were seen, and how many a second
+    #[arg(long, num_args = 0..=1, default_missing_value = "all", help_heading = "Training")]
+    pub include_num_input_tokens_seen: CountedTokens,
     /// When to evaluate
     #[arg(long, alias = "evaluation_strategy", help_heading = "Training")]
     pub eval_strategy: Strategy,
@@ -298,6 +325,9 @@ pub struct TrainerArguments {
     /// Checkpoints kept, the newest ones
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub save_total_limit: Option<usize>,
+    /// Leave the optimizer's state out of checkpoints: smaller, but nothing can go on from them
+    #[arg(long, help_heading = "Training")]
+    pub save_only_model: bool,
     /// Seed of initial weights, and of the order of blocks unless --data_seed is given
     #[arg(long, help_heading = "Training")]
     pub seed: u64,
@@ -316,6 +346,9 @@ pub struct TrainerArguments {
     /// Continue from a checkpoint: its path, or true for the newest whole one in --output_dir
     #[arg(long, value_name = "PATH|true", help_heading = "Training")]
     pub resume_from_checkpoint: Option<String>,
+    /// When going on, begin the epoch's blocks again instead of after those already seen
+    #[arg(long, help_heading = "Training")]
+    pub ignore_data_skip: bool,
     /// Print what the model writes after this text, before and after training
     #[arg(long, value_name = "TEXT", help_heading = "Training")]
     pub sample_prompt: Option<String>,
@@ -364,9 +397,12 @@ impl Default for TrainerArguments {
             lr_scheduler_kwargs: Map::new(),
             warmup_ratio: 0.0,
             warmup_steps: 0.0,
+            fp16: false,
+            fp16_full_eval: false,
             bf16: false,
             bf16_full_eval: false,
             label_smoothing_factor: 0.0,
+            neftune_noise_alpha: 0.0,
             nonfinite_action: NonfiniteAction::Skip,
             logging_strategy: Strategy::Steps,
             logging_steps: 500.0,
@@ -378,6 +414,7 @@ impl Default for TrainerArguments {
             disable_tqdm: None,
             log_level: LogLevel::Passive,
             skip_memory_metrics: true,
+            include_num_input_tokens_seen: CountedTokens::No,
             eval_strategy: Strategy::No,
             eval_steps: None,
             eval_delay: 0.0,
@@ -388,12 +425,14 @@ impl Default for TrainerArguments {
             save_strategy: SaveStrategy::Steps,
             save_steps: 500.0,
             save_total_limit: None,
+            save_only_model: false,
             seed: 42,
             data_seed: None,
             train_sampling_strategy: Sampling::Random,
             shuffle: Shuffle::Global,
             gradient_checkpointing: false,
             resume_from_checkpoint: None,
+            ignore_data_skip: false,
             sample_prompt: None,
             sample_tokens: 48,
         }
@@ -419,5 +458,13 @@ fn object(text: &str) -> Result<Map<String, Value>, String> {
     match text.trim() {
         "" | "None" | "none" | "null" => Ok(Map::new()),
         text => serde_json::from_str(text).map_err(|error| format!("give a JSON object: {error}")),
+    }
+}
+
+/// A number, or a Python `None` for 0.
+fn number_or_none(text: &str) -> Result<f64, String> {
+    match text.trim() {
+        "" | "None" | "none" | "null" => Ok(0.0),
+        text => text.parse().map_err(|error| format!("give a number: {error}")),
     }
 }

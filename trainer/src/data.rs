@@ -36,6 +36,12 @@ impl StepBatches {
     pub fn input_tokens(&self) -> u64 {
         self.micro_batches.iter().map(|batch| batch.input_ids.len() as u64).sum()
     }
+
+    /// The same without padding.
+    pub fn input_tokens_without_padding(&self) -> u64 {
+        let labels = self.micro_batches.iter().flat_map(|batch| &batch.labels);
+        labels.filter(|label| **label >= 0).count() as u64
+    }
 }
 
 /// Where a step lies: its epoch and its blocks, as positions in that epoch's order.

@@ -1,6 +1,6 @@
 //! The optimizer over the parameters of a model: which rule, its state, decay groups and clipping.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tokenmill_shared::{Error, Result};
@@ -8,6 +8,7 @@ use tokenmill_shared::{Error, Result};
 use crate::arguments::TrainerArguments;
 use crate::model::{Model, Parameter};
 use crate::ops::adamw::Formula;
+use crate::ops::blockwise::BLOCK;
 use crate::ops::{adafactor, adamw, lion, sgd};
 
 /// Optimizers, by Hugging Face's names. Some of its names are one here: every rule is fused, and nothing is paged
@@ -19,6 +20,10 @@ pub enum Rule {
     /// AdamW as PyTorch computes it
     #[value(aliases = ["adamw_torch_fused", "adamw_apex_fused", "paged_adamw", "paged_adamw_32bit"])]
     AdamwTorch,
+    /// AdamW with its moments in 8 bits, block by block; those of small tensors and embeddings stay in 32
+    #[value(name = "adamw_8bit", aliases = ["adamw_bnb_8bit", "paged_adamw_8bit"])]
+    #[serde(rename = "adamw_8bit")]
+    Adamw8bit,
     /// AdamW as transformers computed it until 4.46
     AdamwHf,
     /// Adafactor: row and column means instead of a second moment
@@ -31,21 +36,45 @@ pub enum Rule {
     Lion32bit,
 }
 
+/// Below as many values the moments are kept in 32 bits, as bitsandbytes does.
+const SMALLEST_8BIT: usize = 4096;
+
+/// A tensor that is kept of a parameter: its name, shape and type.
+type Kept = (&'static str, Vec<usize>, DType);
+
 impl Rule {
-    /// Names and shapes of what is kept for a parameter of shape `dims`.
-    fn state(self, dims: &[usize]) -> Vec<(&'static str, Vec<usize>)> {
-        let same = || dims.to_vec();
+    /// What is kept of a parameter.
+    fn state(self, parameter: &Parameter) -> Vec<Kept> {
+        let dims = parameter.tensor.dims();
+        let same = |name| (name, dims.to_vec(), DType::F32);
         match self {
-            Self::AdamwTorch | Self::AdamwHf => vec![("exp_avg", same()), ("exp_avg_sq", same())],
+            Self::Adamw8bit if is_8bit(parameter) => {
+                let blocks = vec![parameter.tensor.elem_count().div_ceil(BLOCK)];
+                vec![
+                    ("exp_avg", dims.to_vec(), DType::U8),
+                    ("exp_avg_scale", blocks.clone(), DType::F32),
+                    ("exp_avg_sq", dims.to_vec(), DType::U8),
+                    ("exp_avg_sq_scale", blocks, DType::F32),
+                ]
+            }
+            Self::AdamwTorch | Self::AdamwHf | Self::Adamw8bit => vec![same("exp_avg"), same("exp_avg_sq")],
             Self::Adafactor => {
                 let dims = adafactor::state_dims(dims);
                 let names: &[_] = if dims.len() == 2 { &["exp_avg_sq_row", "exp_avg_sq_col"] } else { &["exp_avg_sq"] };
-                names.iter().copied().zip(dims).collect()
+                names.iter().copied().zip(dims).map(|(name, dims)| (name, dims, DType::F32)).collect()
             }
             Self::Sgd => Vec::new(),
-            Self::Lion32bit => vec![("exp_avg", same())],
+            Self::Lion32bit => vec![same("exp_avg")],
         }
     }
+}
+
+/// Whether 8 bits do for the moments of a parameter. Those of embeddings would not be stable; the Trainer keeps them
+/// in 32.
+fn is_8bit(parameter: &Parameter) -> bool {
+    const EMBEDDINGS: [&str; 5] = ["embed_tokens", "wte", "wpe", "word_embeddings", "embed_in"];
+    let module = parameter.name.trim_end_matches(".weight").rsplit('.').next().unwrap_or_default();
+    parameter.tensor.elem_count() >= SMALLEST_8BIT && !EMBEDDINGS.contains(&module)
 }
 
 /// The optimizer and its state.
@@ -68,8 +97,8 @@ impl Optimizer {
     pub fn new(model: &Model, arguments: &TrainerArguments) -> Result<Self> {
         let rule = arguments.optim;
         let zeros = |parameter: &Parameter| {
-            let state = rule.state(parameter.tensor.dims()).into_iter().filter(|_| parameter.trainable);
-            state.map(|(_, dims)| Tensor::zeros(dims, parameter.tensor.dtype(), parameter.tensor.device())).collect()
+            let state = rule.state(parameter).into_iter().filter(|_| parameter.trainable);
+            state.map(|(_, dims, dtype)| Tensor::zeros(dims, dtype, parameter.tensor.device())).collect()
         };
         let state: candle_core::Result<_> = model.parameters().iter().map(zeros).collect();
         Ok(Self {
@@ -93,8 +122,8 @@ impl Optimizer {
 
     /// Names and tensors of what is kept of the parameter of index `index`.
     pub fn state_of<'a>(&'a self, model: &Model, index: usize) -> impl Iterator<Item = (&'static str, &'a Tensor)> {
-        let names = self.rule.state(model.parameters()[index].tensor.dims()).into_iter();
-        names.zip(&self.state[index]).map(|((name, _), tensor)| (name, tensor))
+        let names = self.rule.state(&model.parameters()[index]).into_iter();
+        names.zip(&self.state[index]).map(|((name, ..), tensor)| (name, tensor))
     }
 
     /// Replaces what is kept of the parameter of index `index`.
@@ -107,11 +136,12 @@ impl Optimizer {
         self.state.iter_mut().flatten().zip(tensors).for_each(|(slot, tensor)| *slot = tensor);
     }
 
-    /// One update from the model's gradients, whose norm is `norm`. Clipping multiplies by
-    /// `max_grad_norm / (norm + 1e-6)` where that is below 1, as PyTorch does.
-    pub fn update(&mut self, model: &Model, learning_rate: f64, norm: f64) -> Result<()> {
+    /// One update from the model's gradients, which are multiplied by `unscale` and then have the norm `norm`. Clipping
+    /// multiplies by `max_grad_norm / (norm + 1e-6)` where that is below 1, as PyTorch does.
+    pub fn update(&mut self, model: &Model, learning_rate: f64, norm: f64, unscale: f64) -> Result<()> {
         self.updates += 1;
         let clip = if self.max_grad_norm > 0.0 { (self.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        let clip = clip * unscale;
         let update = |index: usize, gradient: &[f32]| {
             self.update_one(&model.parameters()[index], gradient, &self.state[index], learning_rate, clip)
         };
@@ -128,13 +158,15 @@ impl Optimizer {
     ) -> candle_core::Result<()> {
         let weight_decay = if parameter.decay { self.weight_decay } else { 0.0 };
         let (beta1, beta2, step, parameter) = (self.beta1, self.beta2, self.updates, &parameter.tensor);
+        let formula = if self.rule == Rule::AdamwHf { Formula::HuggingFace } else { Formula::Torch };
+        let epsilon = self.epsilon;
+        let adamw = adamw::Update { formula, learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale };
         match (self.rule, state) {
-            (Rule::AdamwTorch | Rule::AdamwHf, [first, second]) => {
-                let formula = if self.rule == Rule::AdamwTorch { Formula::Torch } else { Formula::HuggingFace };
-                let epsilon = self.epsilon;
-                let figures =
-                    adamw::Update { formula, learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale };
-                adamw::update(parameter, gradient, first, second, figures)
+            (Rule::AdamwTorch | Rule::AdamwHf | Rule::Adamw8bit, [first, second]) => {
+                adamw::update(parameter, gradient, first, second, adamw)
+            }
+            (Rule::Adamw8bit, [first, first_scale, second, second_scale]) => {
+                adamw::update_8bit(parameter, gradient, [first, first_scale, second, second_scale], adamw)
             }
             (Rule::Adafactor, state) => {
                 let figures = adafactor::Update { learning_rate, weight_decay, step, gradient_scale };
@@ -154,22 +186,27 @@ impl Optimizer {
 mod tests {
     use super::*;
     use crate::ops::cpu::values;
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
-    /// Golden values of torch, transformers and bitsandbytes (`tests/data/optimizers.py`): six updates.
+    /// Golden values of torch, transformers and bitsandbytes (`tests/data/optimizers.py`, `optimizers_8bit.py`): six
+    /// updates.
     #[test]
     fn parameters_after_six_updates_equal_the_reference() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/optimizers.safetensors");
-        let golden = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+        let load = |name: &str| {
+            let path = format!("{}/../tests/data/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
+            candle_core::safetensors::load(path, &Device::Cpu).unwrap()
+        };
+        let mut golden = load("optimizers");
+        golden.extend(load("optimizers_8bit"));
         let rates: Vec<f64> = golden["rates"].to_vec1().unwrap();
         for rule in Rule::value_variants() {
             let rule_name = rule.to_possible_value().unwrap().get_name().to_owned();
             for (name, decay) in [("matrix", true), ("vector", false)] {
                 let tensor = golden[&format!("start.{name}")].copy().unwrap();
-                let state = rule.state(tensor.dims()).into_iter();
-                let state: Vec<_> =
-                    state.map(|(_, dims)| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap()).collect();
                 let parameter = Parameter { name: name.to_owned(), tensor, decay, trainable: true };
+                let state = rule.state(&parameter).into_iter();
+                let state: Vec<_> =
+                    state.map(|(_, dims, dtype)| Tensor::zeros(dims, dtype, &Device::Cpu).unwrap()).collect();
                 let mut optimizer = Optimizer {
                     rule: *rule,
                     beta1: 0.9,
@@ -192,7 +229,35 @@ mod tests {
                 let (found, expected) = (values(&parameter.tensor).unwrap(), values(expected).unwrap());
                 let worst = found.iter().zip(expected.iter()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert!(worst < 2e-6, "{rule_name}, {name}: {worst}");
+                // The 8-bit moments: indices and scales, also of the last, shorter block.
+                for ((kept, ..), tensor) in rule.state(&parameter).into_iter().zip(&state).filter(|_| state.len() == 4)
+                {
+                    let expected = &golden[&format!("{rule_name}.{name}.{kept}")];
+                    let numbers = |tensor: &Tensor| -> Vec<f32> {
+                        tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+                    };
+                    for (at, (found, expected)) in numbers(tensor).iter().zip(numbers(expected)).enumerate() {
+                        assert!(
+                            (found / expected - 1.0).abs() < 3e-6 || *found == expected,
+                            "{kept} {at}: {found}, {expected}"
+                        );
+                    }
+                }
             }
         }
+    }
+
+    #[test]
+    fn small_tensors_and_embeddings_keep_their_moments_in_32_bits() {
+        let types = |name: &str, dims: (usize, usize)| -> Vec<DType> {
+            let tensor = Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
+            let parameter = Parameter { name: name.to_owned(), tensor, decay: true, trainable: true };
+            Rule::Adamw8bit.state(&parameter).into_iter().map(|(_, _, dtype)| dtype).collect()
+        };
+        let eight = [DType::U8, DType::F32, DType::U8, DType::F32];
+        assert_eq!(types("model.layers.0.mlp.up_proj.weight", (64, 64)), eight);
+        assert_eq!(types("lm_head.weight", (64, 64)), eight);
+        assert_eq!(types("model.layers.0.mlp.up_proj.weight", (63, 65)), [DType::F32; 2]);
+        assert_eq!(types("model.embed_tokens.weight", (1024, 64)), [DType::F32; 2]);
     }
 }

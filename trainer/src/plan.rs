@@ -10,7 +10,7 @@ use tokenmill_shared::dataset::{Dataset, Split};
 use tokenmill_shared::{Error, Result, progress};
 
 use crate::arguments::{LogLevel, Sampling, SaveStrategy, Shuffle, Strategy, TrainerArguments};
-use crate::model::{Config, Model};
+use crate::model::{Config, EmbeddingNoise, Model};
 use crate::ops::precision::Precision;
 use crate::optimizer::Rule;
 use crate::schedule::Schedule;
@@ -75,6 +75,20 @@ impl Plan {
         }
         say_ignored_adapter_flags(&arguments);
         finite("--label_smoothing_factor", arguments.label_smoothing_factor, 0.0..1.0)?;
+        finite("--neftune_noise_alpha", arguments.neftune_noise_alpha, 0.0..f64::INFINITY)?;
+        if arguments.fp16 && arguments.bf16 {
+            return Err(both("--fp16", "--bf16"));
+        }
+        if arguments.fp16_full_eval && arguments.bf16_full_eval {
+            return Err(both("--fp16_full_eval", "--bf16_full_eval"));
+        }
+        if arguments.fp16 {
+            eprintln!("--fp16 scales the loss so that gradients do not vanish; --bf16 is as fast and needs no scaling");
+        }
+        if arguments.lr_scheduler_type.is_adaptive() && arguments.eval_strategy == Strategy::No {
+            let reason = "follows evaluations; give --eval_strategy steps or epoch";
+            return Err(Error::config("--lr_scheduler_type", reason));
+        }
         finite("--eval_delay", arguments.eval_delay, 0.0..f64::INFINITY)?;
         finite("--warmup_ratio", arguments.warmup_ratio, 0.0..1.0 + f64::EPSILON)?;
         finite("--warmup_steps", arguments.warmup_steps, 0.0..f64::INFINITY)?;
@@ -199,9 +213,26 @@ impl Plan {
     /// Tells the model how to compute.
     pub fn set_up(&self, model: &mut Model) {
         let arguments = &self.arguments;
-        let rounded = arguments.bf16 || arguments.bf16_full_eval && !self.train;
-        model.precision = if rounded { Precision::Bf16 } else { Precision::F32 };
+        model.precision = match (arguments.fp16, arguments.bf16) {
+            (true, _) => Precision::F16,
+            (_, true) => Precision::Bf16,
+            _ => Precision::F32,
+        };
         model.label_smoothing = arguments.label_smoothing_factor as f32;
+        let alpha = arguments.neftune_noise_alpha as f32;
+        model.embedding_noise = (alpha > 0.0).then_some(EmbeddingNoise { alpha, seed: arguments.seed, pass: 0 });
+    }
+
+    /// Whether the model computes otherwise when it is not being trained.
+    pub fn changes_evaluation(&self) -> bool {
+        self.arguments.fp16_full_eval || self.arguments.bf16_full_eval
+    }
+
+    /// Tells the model how to compute when it is not being trained.
+    pub fn set_up_evaluation(&self, model: &mut Model) {
+        if self.changes_evaluation() {
+            model.precision = if self.arguments.fp16_full_eval { Precision::F16 } else { Precision::Bf16 };
+        }
     }
 
     /// Checks that the model can take the dataset.

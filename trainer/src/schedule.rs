@@ -1,9 +1,13 @@
 //! The learning rate of every step, as `transformers/optimization.py` has it.
 
+mod adaptive;
+
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokenmill_shared::{Error, Result};
+
+pub use adaptive::{Adaptive, Course};
 
 /// How the learning rate goes after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -30,6 +34,21 @@ pub enum Kind {
     CosineWarmupWithMinLr,
     /// Warm-up, then 1, then down over num_decay_steps
     WarmupStableDecay,
+    /// Down by a factor when evaluations no longer get better
+    ReduceLrOnPlateau,
+    /// Up while evaluations get better, down when they do not
+    Greedy,
+}
+
+impl Kind {
+    /// Whether it follows evaluations instead of being a function of the step.
+    pub fn is_adaptive(self) -> bool {
+        matches!(self, Self::ReduceLrOnPlateau | Self::Greedy)
+    }
+
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
 }
 
 /// Every setting that `--lr_scheduler_kwargs` may hold, for one kind or another.
@@ -60,7 +79,7 @@ enum Curve {
     OneMinusSqrt,
 }
 
-/// A schedule over a whole run.
+/// A schedule over a whole run, a function of the step; for the kinds that follow evaluations see [`Adaptive`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
     kind: Kind,
@@ -82,9 +101,15 @@ impl Schedule {
         warmup_steps: u64,
         total_steps: u64,
     ) -> Result<Self> {
+        if kind.is_adaptive() {
+            let settings = Settings::default();
+            return Ok(Self { kind, settings, learning_rate, warmup_steps: 0, total_steps });
+        }
         let refuse = |reason: String| Error::config("--lr_scheduler_kwargs", reason);
         let (allowed, required): (&[&str], Option<&[&str]>) = match kind {
-            Kind::Linear | Kind::Constant | Kind::ConstantWithWarmup => (&[], None),
+            Kind::Linear | Kind::Constant | Kind::ConstantWithWarmup | Kind::ReduceLrOnPlateau | Kind::Greedy => {
+                (&[], None)
+            }
             Kind::Cosine | Kind::CosineWithRestarts => (&["num_cycles"], None),
             Kind::Polynomial => (&["power", "lr_end"], None),
             Kind::InverseSqrt => (&["timescale"], None),
@@ -97,14 +122,11 @@ impl Schedule {
                 Some(&["num_decay_steps"]),
             ),
         };
-        let name = kind.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
-        if let Some(unknown) = kwargs.keys().find(|key| !allowed.contains(&key.as_str())) {
-            let has = if allowed.is_empty() { "none".to_owned() } else { allowed.join(", ") };
-            return Err(refuse(format!("{name} has no setting {unknown}; it has: {has}")));
-        }
+        refuse_unknown(kind, kwargs, allowed)?;
         let given = required.map(|names| names.iter().filter(|name| kwargs.contains_key(**name)).count());
         if given.is_some_and(|count| count != 1) {
-            return Err(refuse(format!("{name} needs one of {}", required.unwrap_or_default().join(", "))));
+            let names = required.unwrap_or_default().join(", ");
+            return Err(refuse(format!("{} needs one of {names}", kind.name())));
         }
         let settings: Settings =
             serde_json::from_value(Value::Object(kwargs.clone())).map_err(|error| refuse(error.to_string()))?;
@@ -130,7 +152,7 @@ impl Schedule {
         let (done, warmup, total) = (done as f64, self.warmup_steps as f64, self.total_steps as f64);
         let settings = &self.settings;
         match self.kind {
-            Kind::Constant => return 1.0,
+            Kind::Constant | Kind::ReduceLrOnPlateau | Kind::Greedy => return 1.0,
             Kind::WarmupStableDecay => return self.stages(done),
             Kind::CosineWarmupWithMinLr if done < warmup => {
                 return match settings.warmup_lr_rate {
@@ -164,7 +186,10 @@ impl Schedule {
                 let progress = (done - warmup + 1.0) / (total - warmup).max(1.0);
                 self.above_lowest(half_cosine(progress, settings.num_cycles)).max(0.0)
             }
-            Kind::Constant | Kind::ConstantWithWarmup | Kind::WarmupStableDecay => 1.0,
+            Kind::ConstantWithWarmup => 1.0,
+            Kind::Constant | Kind::WarmupStableDecay | Kind::ReduceLrOnPlateau | Kind::Greedy => {
+                unreachable!("returned above")
+            }
         }
     }
 
@@ -201,6 +226,12 @@ impl Schedule {
     }
 }
 
+fn refuse_unknown(kind: Kind, kwargs: &Map<String, Value>, allowed: &[&str]) -> Result<()> {
+    let Some(unknown) = kwargs.keys().find(|key| !allowed.contains(&key.as_str())) else { return Ok(()) };
+    let has = if allowed.is_empty() { "none".to_owned() } else { allowed.join(", ") };
+    Err(Error::config("--lr_scheduler_kwargs", format!("{} has no setting {unknown}; it has: {has}", kind.name())))
+}
+
 /// ½(1 + cos 2πcp); with the default c of ½ it goes from 1 to 0 once.
 fn half_cosine(progress: f64, cycles: Option<f64>) -> f64 {
     0.5 * (1.0 + (2.0 * std::f64::consts::PI * cycles.unwrap_or(0.5) * progress).cos())
@@ -230,7 +261,8 @@ mod tests {
             }
         }
         kinds.dedup();
-        assert_eq!(kinds.len(), Kind::value_variants().len(), "every kind has a golden vector");
+        let of_the_step = Kind::value_variants().iter().filter(|kind| !kind.is_adaptive());
+        assert_eq!(kinds.len(), of_the_step.count(), "every kind has a golden vector");
     }
 
     #[test]

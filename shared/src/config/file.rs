@@ -21,8 +21,13 @@ pub fn expand(argv: Vec<OsString>) -> Result<Vec<OsString>> {
     let kind = path.extension().and_then(|kind| kind.to_str()).unwrap_or_default();
     let parse: fn(&str) -> std::result::Result<Value, String> = match kind {
         "json" => |text| serde_json::from_str(text).map_err(|error| error.to_string()),
-        "yaml" | "yml" => |text| serde_saphyr::from_str(text).map_err(|error| error.to_string()),
-        "toml" => |text| toml::from_str(text).map_err(|error| error.to_string()),
+        "yaml" | "yml" => |text| serde_saphyr::from_str(text).map_err(|error| first_line(&error)),
+        "toml" => |text| {
+            toml::from_str(text).map_err(|error| {
+                let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+                format!("{} at line {line}", error.message())
+            })
+        },
         _ => return Ok(argv),
     };
     let refuse = |reason: String| Error::config(path.display().to_string(), reason);
@@ -38,6 +43,11 @@ pub fn expand(argv: Vec<OsString>) -> Result<Vec<OsString>> {
     }
     words.extend_from_slice(&argv[2..]);
     Ok(words)
+}
+
+/// What is wrong and where, without the lines of the file that follow: one of them may hold a secret.
+fn first_line(error: &impl ToString) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// One setting as words: a list follows its flag, a mapping is inline JSON, null leaves the default.

@@ -48,7 +48,9 @@ pub fn parse<T: clap::Args + Default>(command: Command, argv: impl IntoIterator<
     }
     let mut command = with_known(command);
     let argv = expand_negations(&command, argv);
-    let mut matches = command.try_get_matches_from_mut(argv).map_err(|error| explain(&error))?;
+    let mut matches = command
+        .try_get_matches_from_mut(&argv)
+        .map_err(|error| word_too_many(&error, &argv).unwrap_or(explain(&error)))?;
     for known in KNOWN {
         judge(known, &matches)?;
     }
@@ -101,6 +103,19 @@ fn expand_negations(command: &Command, argv: Vec<OsString>) -> Vec<OsString> {
         find(positive).is_some_and(is_boolean).then(|| format!("--{positive}=false").into())
     };
     argv.into_iter().map(|word| positive(&word).unwrap_or(word)).collect()
+}
+
+/// A word that follows a flag and does not belong to it. It is not repeated: it may be a secret.
+fn word_too_many(error: &clap::Error, argv: &[OsString]) -> Option<Error> {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return None };
+    if error.kind() != ErrorKind::UnknownArgument || word.starts_with('-') {
+        return None;
+    }
+    let before = argv.iter().take_while(|given| *given != word.as_str());
+    let flag = before.filter_map(|given| given.to_str()).filter(|given| given.starts_with("--")).last();
+    let flag = flag.map_or("command line", |flag| flag.split('=').next().unwrap_or(flag));
+    Some(Error::config(flag, "is followed by a word too many; every value follows the flag it belongs to"))
 }
 
 fn explain(error: &clap::Error) -> Error {
@@ -183,7 +198,8 @@ mod tests {
     /// They are known from other scripts; what they ask for is the case here anyway.
     #[test]
     fn flags_without_effect_are_taken_with_their_values() {
-        let words = ["--ddp_timeout", "30000", "--no_log_on_each_node", "--label_names", "labels", "--fp16", "False"];
+        let words =
+            ["--ddp_timeout", "30000", "--no_log_on_each_node", "--label_names", "labels", "--torch_compile", "False"];
         let more = ["--load-in-8bit", "no", "--deepspeed", "none", "--local_rank", "-1", "--block_size", "8"];
         assert_eq!(data(&[&words[..], &more[..]].concat()).unwrap().block_size, 8);
         assert!(
@@ -198,8 +214,9 @@ mod tests {
             (vec!["--block_size", "many"], "many"),
             (vec!["--sample_by", "word"], "line, paragraph, document"),
             (vec!["--keep_linebreaks", "maybe"], "true or false"),
+            (vec!["--block_size", "8", "stray"], "--block_size: is followed by a word too many"),
             (vec!["--deepspeed", "x.json"], "not built yet"),
-            (vec!["--fp16"], "not built yet"),
+            (vec!["--optim_args", "a=1"], "not built yet"),
         ] {
             let error = data(&words).unwrap_err();
             assert!(error.to_string().contains(part), "{words:?}: {error}");

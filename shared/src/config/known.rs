@@ -90,8 +90,6 @@ pub const KNOWN: &[Known] = &[
     flag("torch_compile_mode", Value, NoEffect(COMPILED)),
     flag("use_liger_kernel", Boolean, NoEffect(COMPILED)),
     flag("torch_empty_cache_steps", Value, NoEffect(COMPILED)),
-    flag("fp16", Boolean, Refused(FLOAT16)),
-    flag("fp16_full_eval", Boolean, Refused(FLOAT16)),
     flag("fp16_opt_level", Value, NoEffect(ONE_PRECISION)).off(&["o1"]),
     flag("fp16_backend", Value, NoEffect(ONE_PRECISION)).off(&["auto"]),
     flag("half_precision_backend", Value, NoEffect(ONE_PRECISION)).off(&["auto"]),
@@ -108,7 +106,6 @@ pub const KNOWN: &[Known] = &[
     flag("past_index", Value, Refused(PAST)).off(&["-1"]),
     flag("remove_unused_columns", Boolean, NoEffect(ONLY_IDS)).off(&["true"]),
     flag("label_names", List, Refused(LABELS)).off(&["labels"]),
-    flag("ignore_data_skip", Boolean, Refused(LATER)),
     flag("sharded_ddp", List, Refused(PROCESSES)),
     flag("fsdp", List, Refused(PROCESSES)),
     flag("fsdp_config", Value, Refused(PROCESSES)),
@@ -138,15 +135,12 @@ pub const KNOWN: &[Known] = &[
     flag("full_determinism", Boolean, NoEffect(DETERMINISTIC)),
     flag("ray_scope", Value, NoEffect(NO_RAY)).off(&["last"]),
     flag("gradient_checkpointing_kwargs", Value, NoEffect(ONE_RECOMPUTE)),
-    flag("save_only_model", Boolean, Refused(LATER)),
     flag("eval_use_gather_object", Boolean, NoEffect(ONE_PROCESS)),
     flag("split_batches", Boolean, NoEffect(ONE_PROCESS)),
-    flag("neftune_noise_alpha", Value, Refused(LATER)).off(&["", "none", "0", "0.0"]),
-    flag("optim_args", Value, Refused(LATER)),
-    flag("optim_target_modules", List, Refused(LATER)),
+    flag("optim_args", Value, Refused(OPTIMIZER_SETTINGS)),
+    flag("optim_target_modules", List, Refused(OPTIMIZER_SETTINGS)),
     flag("save_safetensors", Boolean, Refused(SAFETENSORS)).off(&["true"]),
     flag("restore_callback_states_from_checkpoint", Boolean, NoEffect(CALLBACKS)),
-    flag("include_num_input_tokens_seen", Boolean, Refused(LATER)).off(&["false", "no"]),
     flag("include_tokens_per_second", Boolean, NoEffect(TOKENS_PER_SECOND)),
     flag("use_cache", Boolean, NoEffect(NO_CACHE)),
     flag("enable_jit_checkpoint", Boolean, NoEffect(SIGNALS)),
@@ -177,12 +171,14 @@ const fn text(en: &'static str, zh: &'static str) -> Text {
 }
 
 const LATER: Text = text("not built yet; remove it to run without", "尚未实现；去掉它即可运行");
+const OPTIMIZER_SETTINGS: Text = text(
+    "not built yet: the optimizers here have no settings but adam_beta1, adam_beta2, adam_epsilon and weight_decay; remove it",
+    "尚未实现：这里的优化器只有 adam_beta1、adam_beta2、adam_epsilon、weight_decay 这些设置；请去掉",
+);
 const QUANTISED: Text = text(
     "not built yet: the frozen model is kept in float32; remove it",
     "尚未实现：冻结的模型以 float32 保存；请去掉",
 );
-const FLOAT16: Text =
-    text("not built yet; use bf16, which needs no loss scaling", "尚未实现；请用 bf16（无需损失缩放）");
 const CPU: Text =
     text("not built yet: training is on the CPU; give cpu or auto", "尚未实现：目前在 CPU 上训练；请用 cpu 或 auto");
 const CPU_ALREADY: Text = text("training is on the CPU", "本来就在 CPU 上训练");

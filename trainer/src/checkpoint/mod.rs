@@ -13,6 +13,7 @@
 
 mod hashed;
 mod hugging_face;
+mod spelling;
 mod state;
 mod tensors;
 mod torch_state;
@@ -22,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokenmill_preprocess::tokenizer;
 use tokenmill_shared::dataset::FileEntry;
 use tokenmill_shared::storage::{self, TemporaryDirectory};
@@ -44,7 +45,7 @@ const STATE_LIMIT: u64 = 64 << 20;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Saved {
     /// Ours: everything, to the bit.
-    Ours(State),
+    Ours(Box<State>),
     /// The Hugging Face Trainer's.
     Trainer(TrainerCheckpoint),
 }
@@ -69,6 +70,8 @@ pub type Companions = Vec<(String, Vec<u8>)>;
 pub struct Contents<'a> {
     /// The model: its adapters alone, if it has any.
     pub model: &'a Model,
+    /// The text of the configuration as it was read, whose spelling is kept.
+    pub config_text: &'a str,
     /// What adapters call the model they are beside.
     pub base: &'a str,
     /// Files that go with it.
@@ -93,9 +96,15 @@ pub fn companions(tokenizer_dir: Option<&Path>, model_dir: Option<&Path>) -> Res
     Ok(files)
 }
 
+/// The text of config.json in the model directory `path`, or of the configuration file itself.
+pub fn config_text(path: &Path) -> Result<String> {
+    let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
+    Ok(String::from_utf8_lossy(&storage::read(&file)?).into_owned())
+}
+
 /// Writes weights, configuration and companions into `dir`.
 pub fn write_model(dir: &Path, contents: &Contents<'_>) -> Result<BTreeMap<String, FileEntry>> {
-    let Contents { model, base, companions } = *contents;
+    let Contents { model, config_text, base, companions } = *contents;
     let mut files = if model.lora_settings().is_some() {
         let mut files = tensors::write(dir, "adapter_model", &model.adapter_tensors())?;
         let name = "adapter_config.json";
@@ -105,7 +114,8 @@ pub fn write_model(dir: &Path, contents: &Contents<'_>) -> Result<BTreeMap<Strin
         let weights: Vec<(String, &Tensor)> =
             model.parameters().iter().map(|parameter| (parameter.name.clone(), &parameter.tensor)).collect();
         let mut files = tensors::write(dir, "model", &weights)?;
-        files.insert("config.json".to_owned(), write_file(dir, "config.json", &pretty(&config_json(model)))?);
+        let config = spelling::respell(&config_json(model), config_text);
+        files.insert("config.json".to_owned(), write_file(dir, "config.json", config.as_bytes())?);
         files
     };
     for (name, bytes) in companions {
@@ -115,21 +125,22 @@ pub fn write_model(dir: &Path, contents: &Contents<'_>) -> Result<BTreeMap<Strin
 }
 
 /// The configuration as it was read; changed only where the weights differ from it: they are float32.
-fn config_json(model: &Model) -> Value {
-    let mut json = model.config().json.clone();
-    let dtype = if json.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
-    json[dtype] = json!("float32");
+fn config_json(model: &Model) -> Map<String, Value> {
+    let mut json = model.config().json.as_object().cloned().unwrap_or_default();
+    let dtype = if json.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+    json.insert(dtype.to_owned(), json!("float32"));
     if json.get("architectures").is_none_or(Value::is_null) {
-        json["architectures"] = json!([model.config().architecture()]);
+        json.insert("architectures".to_owned(), json!([model.config().architecture()]));
     }
     json
 }
 
-/// Saves checkpoint `state.step` in `output_dir`, then removes older ones so that `limit` are left.
+/// Saves checkpoint `state.step` in `output_dir`, then removes older ones so that `limit` are left. Without an
+/// optimizer nothing can go on from it.
 pub fn save(
     output_dir: &Path,
     contents: &Contents<'_>,
-    optimizer: &Optimizer,
+    optimizer: Option<&Optimizer>,
     learning_rate: LearningRate,
     mut state: State,
     trainer_state: &Value,
@@ -142,11 +153,15 @@ pub fn save(
     files.insert("trainer_state.json".to_owned(), write_file(dir, "trainer_state.json", &pretty(trainer_state))?);
     let own = dir.join(OPTIMIZER_DIR);
     storage::create_dir_all(&own)?;
-    if torch_state::holds(optimizer) {
-        files.extend(torch_state::write(dir, contents.model, optimizer, learning_rate, state.step)?);
-    } else {
-        let written = tensors::write(&own, "optimizer", &optimizer.state(contents.model).collect::<Vec<_>>())?;
-        files.extend(written.into_iter().map(|(name, entry)| (format!("{OPTIMIZER_DIR}/{name}"), entry)));
+    match optimizer {
+        Some(optimizer) if torch_state::holds(optimizer) => {
+            files.extend(torch_state::write(dir, contents.model, optimizer, learning_rate, state.step)?);
+        }
+        Some(optimizer) => {
+            let written = tensors::write(&own, "optimizer", &optimizer.state(contents.model).collect::<Vec<_>>())?;
+            files.extend(written.into_iter().map(|(name, entry)| (format!("{OPTIMIZER_DIR}/{name}"), entry)));
+        }
+        None => state.only_model = true,
     }
     state.files = files;
     storage::replace(&dir.join(STATE), &state.seal())?;
@@ -207,18 +222,18 @@ pub fn verify(dir: &Path) -> Result<Saved> {
             return Err(Error::corrupt(&path, "is not as it was saved; use an older checkpoint"));
         }
     }
-    Ok(Saved::Ours(state))
+    Ok(Saved::Ours(Box::new(state)))
 }
 
 /// Finds the checkpoint that `--resume_from_checkpoint` means: a path, or the newest whole one.
 pub fn find(output_dir: &Path, asked: &str) -> Result<(PathBuf, Saved)> {
     if !matches!(asked.to_ascii_lowercase().as_str(), "true" | "latest") {
         let path = PathBuf::from(asked);
-        let state = verify(&path)?;
+        let state = going_on(&path, verify(&path)?)?;
         return Ok((path, state));
     }
     for (_, path) in list(output_dir)?.into_iter().rev() {
-        match verify(&path) {
+        match verify(&path).and_then(|saved| going_on(&path, saved)) {
             Ok(state) => return Ok((path, state)),
             Err(error) => eprintln!("{}: {error}; trying the one before", path.display()),
         }
@@ -227,6 +242,14 @@ pub fn find(output_dir: &Path, asked: &str) -> Result<(PathBuf, Saved)> {
         "--resume_from_checkpoint",
         format!("{} holds no whole checkpoint; remove the flag to start anew", output_dir.display()),
     ))
+}
+
+fn going_on(dir: &Path, saved: Saved) -> Result<Saved> {
+    if !matches!(&saved, Saved::Ours(state) if state.only_model) {
+        return Ok(saved);
+    }
+    let reason = "was saved with --save_only_model, without the optimizer's state; start from its weights with --model_name_or_path";
+    Err(Error::config(dir.display().to_string(), reason))
 }
 
 /// Moves the checkpoints in `output_dir` into a directory of their own, so that a new run starts without them.
@@ -257,7 +280,8 @@ pub fn load_optimizer(dir: &Path, model: &Model, optimizer: &mut Optimizer) -> R
     if storage::stat(&path)?.is_some() {
         return torch_state::read(&path, model, optimizer);
     }
-    let wanted: Vec<_> = optimizer.state(model).map(|(name, tensor)| (name, tensor.dims().to_vec())).collect();
+    let wanted: Vec<_> =
+        optimizer.state(model).map(|(name, tensor)| (name, tensor.dims().to_vec(), tensor.dtype())).collect();
     optimizer.set_state(crate::model::load_tensors(&dir.join(OPTIMIZER_DIR), "optimizer", &wanted)?);
     Ok(Vec::new())
 }

@@ -9,7 +9,8 @@ use tokenmill_shared::dataset::FileEntry;
 use tokenmill_shared::{Error, Result};
 
 use crate::plan::{ResultSettings, Steps};
-use crate::train::Best;
+use crate::schedule::Course;
+use crate::train::{Best, LossScale};
 
 /// The version this program writes.
 const VERSION: u32 = 1;
@@ -31,6 +32,12 @@ pub struct Counters {
     pub skipped_in_a_row: u64,
     /// Seconds of training before this process.
     pub seconds: f64,
+    /// Ids trained on without padding.
+    pub tokens_without_padding: u64,
+    /// Steps by which the data lag behind, because epochs were begun again.
+    pub data_lag: u64,
+    /// How the loss is scaled, if it is.
+    pub loss_scale: Option<LossScale>,
 }
 
 /// Our state.
@@ -45,6 +52,10 @@ pub struct State {
     pub counters: Counters,
     /// The best evaluation so far, if that is kept track of.
     pub best: Option<Best>,
+    /// Where a schedule that follows evaluations stands.
+    pub course: Option<Course>,
+    /// Whether the optimizer's state was left out, so that nothing can go on from here.
+    pub only_model: bool,
     /// Entries of the log so far.
     pub log_history: Vec<Value>,
     /// Size and BLAKE3 of every other file of the checkpoint.
@@ -68,6 +79,8 @@ impl State {
             settings,
             counters,
             best,
+            course: None,
+            only_model: false,
             log_history,
             files: BTreeMap::new(),
             blake3: String::new(),
@@ -133,12 +146,14 @@ pub struct TrainerState<'a> {
     pub best: Option<(Best, Option<String>)>,
     /// Blocks in a micro-batch.
     pub batch_size: usize,
+    /// Input tokens, if they are counted.
+    pub num_input_tokens_seen: u64,
 }
 
 impl TrainerState<'_> {
     /// Exactly Hugging Face's twenty keys, sorted; an extra one would break its loader.
     pub fn json(&self) -> Value {
-        let Self { step, epoch, steps, num_train_epochs, total_flos, log_history, best, batch_size } = self;
+        let Self { step, epoch, steps, num_train_epochs, total_flos, log_history, best, batch_size, .. } = self;
         let (best, best_checkpoint) = best.clone().unzip();
         let interval = |every: Option<u64>| every.unwrap_or(500);
         json!({
@@ -154,7 +169,7 @@ impl TrainerState<'_> {
             "log_history": log_history,
             "logging_steps": interval(steps.log_every),
             "max_steps": steps.total,
-            "num_input_tokens_seen": 0,
+            "num_input_tokens_seen": self.num_input_tokens_seen,
             "num_train_epochs": num_train_epochs.ceil() as u64,
             "save_steps": interval(steps.save_every),
             "stateful_callbacks": {"TrainerControl": {
@@ -199,6 +214,7 @@ mod tests {
             log_history: &[],
             best: None,
             batch_size: 4,
+            num_input_tokens_seen: 0,
         }
         .json();
         // The keys of a real one, written by transformers 5.23.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use serde_json::{Map, Value, json};
 use tokenmill_shared::dataset::FileEntry;
 use tokenmill_shared::{Error, Result};
@@ -23,9 +23,9 @@ const PIECE: usize = 1 << 18;
 /// Files written, by name.
 pub type Written = BTreeMap<String, FileEntry>;
 
-/// Writes `tensors` (f32) as `<stem>.safetensors` in `dir`, or as shards and an index above 5 GB.
+/// Writes `tensors` (f32, or u8 as they are) as `<stem>.safetensors` in `dir`, or as shards and an index above 5 GB.
 pub fn write(dir: &Path, stem: &str, tensors: &[(String, &Tensor)]) -> Result<Written> {
-    let bytes = |tensor: &Tensor| 4 * tensor.elem_count() as u64;
+    let bytes = |tensor: &Tensor| size_of(tensor) as u64;
     let total: u64 = tensors.iter().map(|(_, tensor)| bytes(tensor)).sum();
     let mut shards: Vec<Vec<&(String, &Tensor)>> = vec![Vec::new()];
     let mut filled = 0;
@@ -51,7 +51,7 @@ pub fn write(dir: &Path, stem: &str, tensors: &[(String, &Tensor)]) -> Result<Wr
     }
     if count > 1 {
         weight_map.sort_keys();
-        let parameters = total / 4;
+        let parameters: usize = tensors.iter().map(|(_, tensor)| tensor.elem_count()).sum();
         let index =
             json!({"metadata": {"total_parameters": parameters, "total_size": total}, "weight_map": weight_map});
         let name = format!("{stem}.safetensors.index.json");
@@ -66,8 +66,9 @@ fn write_one(path: &Path, tensors: &[&(String, &Tensor)]) -> Result<FileEntry> {
     let mut end = 0;
     for (name, tensor) in tensors {
         let start = end;
-        end += 4 * tensor.elem_count();
-        header.insert(name.clone(), json!({"dtype": "F32", "shape": tensor.dims(), "data_offsets": [start, end]}));
+        end += size_of(tensor);
+        let dtype = if tensor.dtype() == DType::U8 { "U8" } else { "F32" };
+        header.insert(name.clone(), json!({"dtype": dtype, "shape": tensor.dims(), "data_offsets": [start, end]}));
     }
     let mut head = Value::Object(header).to_string().into_bytes();
     head.resize(head.len().next_multiple_of(8), b' ');
@@ -76,7 +77,12 @@ fn write_one(path: &Path, tensors: &[&(String, &Tensor)]) -> Result<FileEntry> {
     file.append(&head)?;
     let mut buffer = Vec::with_capacity(4 * PIECE);
     for (name, tensor) in tensors {
-        let tensor = values(tensor).map_err(|error| Error::config(name.as_str(), error.to_string()))?;
+        let failed = |error: candle_core::Error| Error::config(name.as_str(), error.to_string());
+        if tensor.dtype() == DType::U8 {
+            file.append(&tensor.flatten_all().and_then(|tensor| tensor.to_vec1::<u8>()).map_err(failed)?)?;
+            continue;
+        }
+        let tensor = values(tensor).map_err(failed)?;
         for piece in tensor.chunks(PIECE) {
             buffer.clear();
             buffer.extend(piece.iter().flat_map(|value| value.to_le_bytes()));
@@ -84,4 +90,8 @@ fn write_one(path: &Path, tensors: &[&(String, &Tensor)]) -> Result<FileEntry> {
         }
     }
     file.publish()
+}
+
+fn size_of(tensor: &Tensor) -> usize {
+    tensor.dtype().size_in_bytes() * tensor.elem_count()
 }

@@ -133,10 +133,14 @@ impl Model {
         order
     }
 
-    /// Says which micro-batch of which step comes next, so that dropout masks are a function of it.
+    /// Says which micro-batch of which step comes next, so that dropout masks and noise are a function of it.
     pub fn set_pass(&mut self, step: u64, micro_batch: usize) {
+        let pass = step << 20 | micro_batch as u64;
         if let Some(adapters) = &mut self.adapters {
-            adapters.pass = step << 20 | micro_batch as u64;
+            adapters.pass = pass;
+        }
+        if let Some(noise) = &mut self.embedding_noise {
+            noise.pass = pass;
         }
     }
 

@@ -334,6 +334,9 @@ fn pass(model: &Model, batch: &Batch, scale: f32, recompute: bool, gradients: &m
     let decoder = Decoder::new(model, batch.batch_size, true);
     let (layers, norm, head) = Indices::layers(&model.config);
     let mut x = embedding::forward(&batch.input_ids, decoder.parameter(EMBEDDING))?;
+    if let Some(noise) = model.embedding_noise {
+        noise.add_to(&x, batch.seq_len)?;
+    }
     let mut kept = Vec::with_capacity(layers.len());
     for (number, layer) in layers.iter().enumerate() {
         let input = x.clone(); // shares its memory

@@ -7,6 +7,7 @@ mod adapter_rows;
 mod config;
 mod decoder;
 mod initialise;
+mod noise;
 mod weights;
 
 #[cfg(test)]
@@ -21,6 +22,7 @@ use tokenmill_shared::{Error, Result};
 
 pub use adapter::{Adapters, LoraSettings};
 pub use config::{Config, Family};
+pub use noise::EmbeddingNoise;
 pub use weights::load_tensors;
 
 use crate::arguments::Dtype;
@@ -90,6 +92,8 @@ pub struct Model {
     adapters: Option<Adapters>,
     /// Weight of the mean over all tokens in the loss that is differentiated.
     pub label_smoothing: f32,
+    /// On the embeddings while training.
+    pub embedding_noise: Option<EmbeddingNoise>,
     /// Of the projections' products, in training and evaluation.
     pub precision: Precision,
     /// The rotation table made last, for sequences of so many positions.
@@ -126,6 +130,7 @@ impl Model {
             gradients,
             adapters: None,
             label_smoothing: 0.0,
+            embedding_noise: None,
             precision: Precision::F32,
             table: None,
         };

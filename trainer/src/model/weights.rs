@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::Value;
@@ -15,6 +15,9 @@ use crate::ops::cpu::tensor;
 
 /// As in the safetensors crate.
 const HEADER_LIMIT: u64 = 100_000_000;
+
+/// Name, shape and type of a tensor to be loaded.
+pub type Wanted = (String, Vec<usize>, DType);
 
 /// One open file and what its header says.
 struct Shard {
@@ -44,12 +47,13 @@ pub(super) fn load(dir: &Path, config: &mut Config) -> Result<Vec<Tensor>> {
         );
         return Err(Error::corrupt(&places[*name].path, reason));
     }
-    let wanted: Vec<_> = specs.into_iter().map(|spec| (spec.name, spec.shape)).collect();
+    let wanted: Vec<_> = specs.into_iter().map(|spec| (spec.name, spec.shape, DType::F32)).collect();
     read_all(dir, &places, &wanted)
 }
 
-/// Loads the named tensors from `<stem>.safetensors` in `dir`, or its shards, each of the given shape.
-pub fn load_tensors(dir: &Path, stem: &str, wanted: &[(String, Vec<usize>)]) -> Result<Vec<Tensor>> {
+/// Loads the named tensors from `<stem>.safetensors` in `dir`, or its shards, each of the given shape: f32 from any
+/// float type, or u8.
+pub fn load_tensors(dir: &Path, stem: &str, wanted: &[Wanted]) -> Result<Vec<Tensor>> {
     let shards = open_shards(dir, stem)?;
     read_all(dir, &places(&shards)?, wanted)
 }
@@ -58,10 +62,12 @@ pub fn load_tensors(dir: &Path, stem: &str, wanted: &[(String, Vec<usize>)]) -> 
 pub(super) fn read_all_tensors(dir: &Path, stem: &str) -> Result<BTreeMap<String, Tensor>> {
     let shards = open_shards(dir, stem)?;
     let places = places(&shards)?;
-    let wanted: Vec<_> =
-        places.iter().map(|(name, shard)| ((*name).to_owned(), shard.tensors[*name].shape.clone())).collect();
+    let wanted: Vec<_> = places
+        .iter()
+        .map(|(name, shard)| ((*name).to_owned(), shard.tensors[*name].shape.clone(), DType::F32))
+        .collect();
     let tensors = read_all(dir, &places, &wanted)?;
-    Ok(wanted.into_iter().map(|(name, _)| name).zip(tensors).collect())
+    Ok(wanted.into_iter().map(|(name, ..)| name).zip(tensors).collect())
 }
 
 /// Which file holds each tensor.
@@ -80,9 +86,9 @@ fn places(shards: &[Shard]) -> Result<BTreeMap<&str, &Shard>> {
     Ok(places)
 }
 
-fn read_all(dir: &Path, places: &BTreeMap<&str, &Shard>, wanted: &[(String, Vec<usize>)]) -> Result<Vec<Tensor>> {
+fn read_all(dir: &Path, places: &BTreeMap<&str, &Shard>, wanted: &[Wanted]) -> Result<Vec<Tensor>> {
     let mut tensors = Vec::new();
-    for (name, shape) in wanted {
+    for (name, shape, dtype) in wanted {
         let Some(shard) = places.get(name.as_str()) else {
             return Err(Error::corrupt(
                 dir,
@@ -94,7 +100,12 @@ fn read_all(dir: &Path, places: &BTreeMap<&str, &Shard>, wanted: &[(String, Vec<
             let reason = format!("tensor {name} has shape {:?}, {shape:?} is called for", info.shape);
             return Err(Error::corrupt(&shard.path, reason));
         }
-        tensors.push(tensor(shard.read(name, info)?, shape.as_slice()).map_err(tensor_error)?);
+        tensors.push(if *dtype == DType::U8 {
+            let bytes = shard.read_bytes(name, info, Dtype::U8, 1)?;
+            Tensor::from_vec(bytes, shape.as_slice(), &Device::Cpu).map_err(tensor_error)?
+        } else {
+            tensor(shard.read(name, info)?, shape.as_slice()).map_err(tensor_error)?
+        });
     }
     Ok(tensors)
 }
@@ -188,8 +199,6 @@ impl Shard {
     }
 
     fn read(&self, name: &str, info: &TensorInfo) -> Result<Vec<f32>> {
-        let (start, end) = info.data_offsets;
-        let count: usize = info.shape.iter().product();
         let width = match info.dtype {
             Dtype::F32 => 4,
             Dtype::BF16 | Dtype::F16 => 2,
@@ -200,14 +209,7 @@ impl Shard {
                 ));
             }
         };
-        if end.checked_sub(start) != count.checked_mul(width) {
-            return Err(Error::corrupt(
-                &self.path,
-                format!("tensor {name} has {} bytes for shape {:?}", end.saturating_sub(start), info.shape),
-            ));
-        }
-        let mut bytes = vec![0; end - start];
-        self.file.read_exact_at(&mut bytes, self.data_start + start as u64)?;
+        let bytes = self.read_bytes(name, info, info.dtype, width)?;
         let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
         Ok(match info.dtype {
             Dtype::F32 => {
@@ -216,5 +218,24 @@ impl Shard {
             Dtype::BF16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
             _ => pairs().map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
         })
+    }
+
+    /// The bytes of a tensor of type `dtype`, whose values take `width` of them.
+    fn read_bytes(&self, name: &str, info: &TensorInfo, dtype: Dtype, width: usize) -> Result<Vec<u8>> {
+        let (start, end) = info.data_offsets;
+        let count: usize = info.shape.iter().product();
+        if info.dtype != dtype {
+            let reason = format!("tensor {name} is {:?}, {dtype:?} is called for", info.dtype);
+            return Err(Error::corrupt(&self.path, reason));
+        }
+        if end.checked_sub(start) != count.checked_mul(width) {
+            return Err(Error::corrupt(
+                &self.path,
+                format!("tensor {name} has {} bytes for shape {:?}", end.saturating_sub(start), info.shape),
+            ));
+        }
+        let mut bytes = vec![0; end - start];
+        self.file.read_exact_at(&mut bytes, self.data_start + start as u64)?;
+        Ok(bytes)
     }
 }

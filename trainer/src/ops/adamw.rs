@@ -3,7 +3,8 @@
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::cpu::{PIECE, write};
+use super::blockwise::{BLOCK, Map};
+use super::cpu::{PIECE, write, write_bytes};
 use super::simd;
 
 /// Whose formula.
@@ -36,44 +37,109 @@ pub struct Update {
     pub gradient_scale: f64,
 }
 
+/// What every value of one update is computed with.
+#[derive(Debug, Clone, Copy)]
+struct Constants {
+    before: f32,
+    after: f32,
+    size: f32,
+    factor: f32,
+    beta1: f32,
+    beta2: f32,
+    epsilon: f32,
+    scale: f32,
+}
+
+impl Constants {
+    fn new(update: Update) -> Self {
+        let step = update.step as i32;
+        let (correction1, correction2) = (1.0 - update.beta1.powi(step), (1.0 - update.beta2.powi(step)).sqrt());
+        let keep = (1.0 - update.learning_rate * update.weight_decay) as f32;
+        // Both formulas as (p·before − size · m/(√v·factor + ε)) · after.
+        let (before, size, factor, after) = match update.formula {
+            Formula::Torch => (keep, update.learning_rate / correction1, 1.0 / correction2, 1.0),
+            Formula::HuggingFace => (1.0, update.learning_rate * correction2 / correction1, 1.0, keep),
+        };
+        Self {
+            before,
+            after,
+            size: size as f32,
+            factor: factor as f32,
+            beta1: update.beta1 as f32,
+            beta2: update.beta2 as f32,
+            epsilon: update.epsilon as f32,
+            scale: update.gradient_scale as f32,
+        }
+    }
+
+    fn run(self, parameter: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
+        let Self { before, after, size, factor, beta1, beta2, epsilon, scale } = self;
+        simd::run(
+            #[inline(always)]
+            || {
+                for (((p, g), m), v) in parameter.iter_mut().zip(gradient).zip(first).zip(second) {
+                    let g = g * scale;
+                    *m = beta1 * *m + (1.0 - beta1) * g;
+                    *v = beta2 * *v + (1.0 - beta2) * g * g;
+                    *p = (*p * before - size * *m / (v.sqrt() * factor + epsilon)) * after;
+                }
+            },
+        );
+    }
+}
+
 /// m ← β₁m + (1−β₁)g; v ← β₂v + (1−β₂)g²; then with c₁ = 1−β₁ᵗ, c₂ = √(1−β₂ᵗ), of torch
 /// p ← p(1 − lr·wd) − lr/c₁ · m/(√v/c₂ + ε), and of Hugging Face p ← (p − lr·c₂/c₁ · m/(√v + ε))(1 − lr·wd).
 /// `parameter`, `first`, `second`: one shape, changed in place; `gradient`: as many values.
 pub fn update(parameter: &Tensor, gradient: &[f32], first: &Tensor, second: &Tensor, update: Update) -> Result<()> {
-    let step = update.step as i32;
-    let (correction1, correction2) = (1.0 - update.beta1.powi(step), (1.0 - update.beta2.powi(step)).sqrt());
-    let keep = (1.0 - update.learning_rate * update.weight_decay) as f32;
-    // Both formulas as (p·before − size · m/(√v·factor + ε)) · after.
-    let (before, size, factor, after) = match update.formula {
-        Formula::Torch => (keep, update.learning_rate / correction1, 1.0 / correction2, 1.0),
-        Formula::HuggingFace => (1.0, update.learning_rate * correction2 / correction1, 1.0, keep),
-    };
-    let (size, factor) = (size as f32, factor as f32);
-    let (beta1, beta2, epsilon, scale) =
-        (update.beta1 as f32, update.beta2 as f32, update.epsilon as f32, update.gradient_scale as f32);
+    let constants = Constants::new(update);
     let mut result = Ok(());
     write(first, |first| {
         result = write(second, |second| {
             let inner = write(parameter, |parameter| {
                 let pieces = parameter.par_chunks_mut(PIECE).zip(gradient.par_chunks(PIECE));
-                pieces.zip(first.par_chunks_mut(PIECE)).zip(second.par_chunks_mut(PIECE)).for_each(
-                    |(((p, g), m), v)| {
-                        simd::run(
-                            #[inline(always)]
-                            || {
-                                for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-                                    let g = g * scale;
-                                    *m = beta1 * *m + (1.0 - beta1) * g;
-                                    *v = beta2 * *v + (1.0 - beta2) * g * g;
-                                    *p = (*p * before - size * *m / (v.sqrt() * factor + epsilon)) * after;
-                                }
-                            },
-                        );
-                    },
-                );
+                pieces
+                    .zip(first.par_chunks_mut(PIECE))
+                    .zip(second.par_chunks_mut(PIECE))
+                    .for_each(|(((p, g), m), v)| constants.run(p, g, m, v));
             });
             debug_assert!(inner.is_ok(), "parameters are f32 tensors in CPU memory");
         });
     })?;
     result
+}
+
+/// The same with both moments in 8 bits ([`blockwise`](super::blockwise)), decoded, updated and encoded block by
+/// block, as bitsandbytes does. `moments`: indices of the first, its scales, indices of the second, its scales.
+pub fn update_8bit(parameter: &Tensor, gradient: &[f32], moments: [&Tensor; 4], update: Update) -> Result<()> {
+    let constants = Constants::new(update);
+    let [first, first_scales, second, second_scales] = moments;
+    let one = |p: &mut [f32], g: &[f32], (m, m_scale): (&mut [u8], &mut f32), (v, v_scale): (&mut [u8], &mut f32)| {
+        let (mut first, mut second) = ([0f32; BLOCK], [0f32; BLOCK]);
+        let (first, second) = (&mut first[..p.len()], &mut second[..p.len()]);
+        Map::signed().decode(m, *m_scale, first);
+        Map::unsigned().decode(v, *v_scale, second);
+        constants.run(p, g, first, second);
+        *m_scale = Map::signed().encode(first, m);
+        *v_scale = Map::unsigned().encode(second, v);
+    };
+    let mut results = [Ok(()), Ok(()), Ok(()), Ok(())];
+    let [a, b, c, d] = &mut results;
+    *a = write_bytes(first, |first| {
+        *b = write_bytes(second, |second| {
+            *c = write(first_scales, |first_scales| {
+                *d = write(second_scales, |second_scales| {
+                    let inner = write(parameter, |parameter| {
+                        let blocks = parameter.par_chunks_mut(BLOCK).zip(gradient.par_chunks(BLOCK));
+                        let first = first.par_chunks_mut(BLOCK).zip(first_scales);
+                        let second = second.par_chunks_mut(BLOCK).zip(second_scales);
+                        let all = blocks.zip(first).zip(second).with_min_len(PIECE / BLOCK);
+                        all.for_each(|(((p, g), m), v)| one(p, g, m, v));
+                    });
+                    debug_assert!(inner.is_ok(), "parameters are f32 tensors in CPU memory");
+                });
+            });
+        });
+    });
+    results.into_iter().collect()
 }

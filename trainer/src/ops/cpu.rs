@@ -46,6 +46,11 @@ pub fn write(tensor: &Tensor, update: impl FnOnce(&mut [f32])) -> Result<()> {
     tensor.inplace_op1(&Write(Cell::new(Some(update))))
 }
 
+/// Lets `update` change the bytes of a contiguous u8 tensor in place.
+pub fn write_bytes(tensor: &Tensor, update: impl FnOnce(&mut [u8])) -> Result<()> {
+    tensor.inplace_op1(&WriteBytes(Cell::new(Some(update))))
+}
+
 struct Write<F>(Cell<Option<F>>);
 
 impl<F: FnOnce(&mut [f32])> InplaceOp1 for Write<F> {
@@ -58,6 +63,23 @@ impl<F: FnOnce(&mut [f32])> InplaceOp1 for Write<F> {
         let CpuStorage::F32(values) = storage else { bail!("a CPU kernel needs an f32 tensor") };
         if let Some(update) = self.0.take() {
             update(&mut values[start..end]);
+        }
+        Ok(())
+    }
+}
+
+struct WriteBytes<F>(Cell<Option<F>>);
+
+impl<F: FnOnce(&mut [u8])> InplaceOp1 for WriteBytes<F> {
+    fn name(&self) -> &'static str {
+        "write bytes"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let Some((start, end)) = layout.contiguous_offsets() else { bail!("a kernel needs a contiguous tensor") };
+        let CpuStorage::U8(bytes) = storage else { bail!("this kernel needs a u8 tensor") };
+        if let Some(update) = self.0.take() {
+            update(&mut bytes[start..end]);
         }
         Ok(())
     }

@@ -9,6 +9,7 @@
 pub mod adafactor;
 pub mod adamw;
 pub mod attention;
+pub mod blockwise;
 pub mod cpu;
 pub mod cross_entropy;
 pub mod embedding;

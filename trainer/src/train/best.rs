@@ -32,7 +32,8 @@ impl Criterion {
     pub fn new(arguments: &TrainerArguments, steps: &Steps) -> Result<Option<Self>> {
         let wanted = arguments.load_best_model_at_end
             || arguments.save_strategy == SaveStrategy::Best
-            || arguments.metric_for_best_model.is_some();
+            || arguments.metric_for_best_model.is_some()
+            || arguments.lr_scheduler_type.is_adaptive();
         if !wanted {
             return Ok(None);
         }
@@ -67,9 +68,14 @@ impl Criterion {
         Ok(Some(Self { metric, greater_is_better }))
     }
 
+    /// What is looked at in `metrics`.
+    pub fn value(&self, metrics: &Metrics) -> f64 {
+        metrics.value(&self.metric).unwrap_or(f64::NAN)
+    }
+
     /// Whether `metrics`, of `step`, are better than `best`; if so they become it.
     pub fn improves(&self, best: &mut Option<Best>, metrics: &Metrics, step: u64) -> bool {
-        let value = metrics.value(&self.metric).unwrap_or(f64::NAN);
+        let value = self.value(metrics);
         let better =
             best.is_none_or(|best| if self.greater_is_better { value > best.value } else { value < best.value });
         if better {

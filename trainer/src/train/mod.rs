@@ -1,6 +1,7 @@
 //! The run: data → model → loss → backward → optimizer → checkpoint.
 
 mod best;
+mod loss_scale;
 mod results;
 mod resume;
 mod step;
@@ -18,10 +19,11 @@ use tokenmill_shared::{Error, Result, storage};
 
 pub use self::best::Best;
 use self::best::Criterion;
+pub use self::loss_scale::LossScale;
 use self::results::Finished;
 use self::resume::Begin;
 use self::step::StepLoss;
-use crate::arguments::{SaveStrategy, Strategy, TrainerArguments};
+use crate::arguments::{CountedTokens, SaveStrategy, Strategy, TrainerArguments};
 use crate::checkpoint::{self, Companions, Contents, Counters, LearningRate, Saved, State, TrainerState};
 use crate::data::Loader;
 use crate::evaluate::{Metrics, evaluate};
@@ -31,6 +33,7 @@ use crate::optimizer::Optimizer;
 use crate::plan::{Plan, ResultSettings, Steps};
 use crate::report::{self, Log, Reports, Stage};
 use crate::sample;
+use crate::schedule::Adaptive;
 
 /// Set by SIGINT or SIGTERM: finish the step, save, stop.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -114,6 +117,7 @@ struct Run {
     plan: Plan,
     dataset: Dataset,
     model: Model,
+    config_text: String,
     companions: Companions,
     validation: Option<SplitReader>,
     reports: Reports,
@@ -122,6 +126,8 @@ struct Run {
     /// The memory figures of loading.
     loading: serde_json::Map<String, Value>,
     criterion: Option<Criterion>,
+    /// A learning rate that follows evaluations.
+    adaptive: Option<Adaptive>,
     best: Option<Best>,
     began: Instant,
     /// The evaluation of the weights as they are now, if there was one.
@@ -132,6 +138,8 @@ struct Run {
 impl Run {
     fn new(plan: Plan, dataset: Dataset, mut model: Model, reports: Reports, memory: Stage) -> Result<Self> {
         plan.set_up(&mut model);
+        let config = plan.arguments.model_name_or_path.as_ref().or(plan.arguments.init_from_config.as_ref());
+        let config_text = config.map_or_else(|| Ok(String::new()), |path| checkpoint::config_text(path))?;
         let model_dir = plan.arguments.model_name_or_path.clone().filter(|_| !plan.arguments.use_peft);
         let companions = checkpoint::companions(Some(&dataset.tokenizer_dir()), model_dir.as_deref())?;
         let validation = dataset.split(Split::Validation)?;
@@ -143,12 +151,14 @@ impl Run {
             plan,
             dataset,
             model,
+            config_text,
             companions,
             validation,
             reports,
             log: None,
             loading: serde_json::Map::new(),
             criterion: None,
+            adaptive: None,
             best: None,
             began: Instant::now(),
             evaluated_last: None,
@@ -167,7 +177,10 @@ impl Run {
         })?);
         let settings = self.plan.result_settings(&self.dataset, blocks);
         let steps = self.plan.steps(blocks)?;
-        self.criterion = Criterion::new(&self.plan.arguments, &steps)?;
+        let arguments = &self.plan.arguments;
+        self.criterion = Criterion::new(arguments, &steps)?;
+        self.adaptive =
+            Adaptive::new(arguments.lr_scheduler_type, &arguments.lr_scheduler_kwargs, arguments.learning_rate)?;
         let mut optimizer = Optimizer::new(&self.model, &self.plan.arguments)?;
         let mut begin = Begin::default();
         if let Some((dir, saved)) = resume {
@@ -178,10 +191,13 @@ impl Run {
             eprintln!("starting anew; the old checkpoints are in {}", aside.display());
         }
         let Begin { first, mut counters, log_history } = begin;
+        let fresh = || Some(counters.loss_scale.unwrap_or_default());
+        counters.loss_scale = self.plan.arguments.fp16.then(fresh).flatten();
         self.write_arguments()?;
         self.open_log(log_history)?;
         let batch_size = self.plan.arguments.per_device_train_batch_size;
-        let mut loader = Loader::start(reader, settings.clone(), batch_size, first, steps.total);
+        let lag = counters.data_lag;
+        let mut loader = Loader::start(reader, settings.clone(), batch_size, first - lag, steps.total - lag);
         let progress = Progress::new("training", Unit::Count, Some(steps.total.saturating_sub(first)));
         let memory = Stage::begin("train");
         self.began = Instant::now();
@@ -196,7 +212,7 @@ impl Run {
             self.evaluated_last = None;
             let loss = self.train_step(&mut optimizer, &batches, step, &steps, &mut counters)?;
             tokens_here += batches.label_tokens();
-            self.epoch = self.epoch_at(step, &steps);
+            self.epoch = self.epoch_at(step - lag, &steps);
             counters.seconds = seconds_before + self.began.elapsed().as_secs_f64();
 
             let seconds = self.began.elapsed().as_secs_f64();
@@ -209,11 +225,14 @@ impl Run {
             progress.add(1);
             let arguments = &self.plan.arguments;
             let due = |every: Option<u64>, strategy: Strategy| {
-                at_interval(step, every) || strategy == Strategy::Epoch && step == steps.total
+                let step = if strategy == Strategy::Epoch { step - lag } else { step };
+                at_interval(step, every) || strategy == Strategy::Epoch && step + lag == steps.total
             };
             let log = due(steps.log_every, arguments.logging_strategy) || arguments.logging_first_step && step == 1;
             let reached = if arguments.eval_strategy == Strategy::Epoch { self.epoch } else { step as f64 };
             let evaluate = due(steps.evaluate_every, arguments.eval_strategy) && reached >= arguments.eval_delay;
+            let save_at = if arguments.save_strategy == SaveStrategy::Epoch { step - lag } else { step };
+            let save = at_interval(save_at, steps.save_every);
             let save_best = arguments.save_strategy == SaveStrategy::Best;
             if log {
                 self.log_step(step, &loss, &mut counters, &progress)?;
@@ -221,7 +240,7 @@ impl Run {
             let improved = evaluate && self.evaluate_at(step, &progress)?;
             let interrupted = INTERRUPTED.load(Ordering::Relaxed);
             let last = step == steps.total && steps.save_every.is_some();
-            if at_interval(step, steps.save_every) || last || interrupted || save_best && improved {
+            if save || last || interrupted || save_best && improved {
                 let dir = self.save_checkpoint(step, &steps, &settings, &counters, &optimizer)?;
                 progress.line(&format!("saved {}", dir.display()));
             }
@@ -258,7 +277,14 @@ impl Run {
         (counters.loss_since_log, counters.steps_since_log) = (0.0, 0);
         let StepLoss { norm, learning_rate, .. } = last;
         let figures = [("epoch", self.epoch), ("grad_norm", *norm), ("learning_rate", *learning_rate), ("loss", loss)];
-        self.log_mut().push(step, figures.map(|(key, value)| (key.to_owned(), json!(value))).into_iter().collect())?;
+        let mut entry: serde_json::Map<_, _> =
+            figures.map(|(key, value)| (key.to_owned(), json!(value))).into_iter().collect();
+        if self.plan.arguments.include_num_input_tokens_seen != CountedTokens::No {
+            let seen = self.input_tokens_seen(counters);
+            entry.insert("num_input_tokens_seen".to_owned(), json!(seen));
+            entry.insert("train_tokens_per_second".to_owned(), json!((seen as f64 / counters.seconds).round()));
+        }
+        self.log_mut().push(step, entry)?;
         progress.line(&format!(
             "step {step}: loss {loss:.4}, grad_norm {norm:.3}, learning_rate {learning_rate:.3e}, epoch {:.2}",
             self.epoch
@@ -281,6 +307,9 @@ impl Run {
         ));
         // Nothing is saved before the first step, so nothing there can be the best.
         let Some(criterion) = self.criterion.as_ref().filter(|_| step > 0) else { return Ok(false) };
+        if let Some(adaptive) = &mut self.adaptive {
+            adaptive.step(criterion.value(&metrics));
+        }
         Ok(criterion.improves(&mut self.best, &metrics, step))
     }
 
@@ -301,6 +330,15 @@ impl Run {
         let micro_batches =
             (in_epoch * self.plan.arguments.gradient_accumulation_steps as u64).min(steps.micro_batches_per_epoch);
         epoch as f64 + micro_batches as f64 / steps.micro_batches_per_epoch as f64
+    }
+
+    /// The input tokens that are counted.
+    fn input_tokens_seen(&self, counters: &Counters) -> u64 {
+        match self.plan.arguments.include_num_input_tokens_seen {
+            CountedTokens::No => 0,
+            CountedTokens::All => counters.tokens,
+            CountedTokens::NonPadding => counters.tokens_without_padding,
+        }
     }
 
     /// 6 · tokens · parameters without embeddings, as the Trainer counts.
@@ -326,6 +364,7 @@ impl Run {
             log_history: self.log_entries(),
             best,
             batch_size: arguments.per_device_train_batch_size,
+            num_input_tokens_seen: self.input_tokens_seen(counters),
         }
         .json()
     }
@@ -339,15 +378,16 @@ impl Run {
         optimizer: &Optimizer,
     ) -> Result<PathBuf> {
         self.check_weights_finite(step)?;
-        let state = State::new(step, settings.clone(), *counters, self.best, self.log_entries().to_vec());
+        let mut state = State::new(step, settings.clone(), *counters, self.best, self.log_entries().to_vec());
+        state.course = self.adaptive.as_ref().map(|adaptive| adaptive.course().clone());
         let trainer_state = self.trainer_state(step, steps, counters);
         let limit = self.plan.arguments.save_total_limit;
         let peak = self.plan.arguments.learning_rate;
         checkpoint::save(
             &self.plan.output_dir,
             &self.contents(&self.plan.base_name()),
-            optimizer,
-            LearningRate { peak, next: peak * steps.schedule.factor(step) },
+            (!self.plan.arguments.save_only_model).then_some(optimizer),
+            LearningRate { peak, next: self.learning_rate(steps, step, counters) },
             state,
             &trainer_state,
             limit,
@@ -356,7 +396,7 @@ impl Run {
 
     /// What a checkpoint and the output directory hold of the model.
     fn contents<'a>(&'a self, base: &'a str) -> Contents<'a> {
-        Contents { model: &self.model, base, companions: &self.companions }
+        Contents { model: &self.model, config_text: &self.config_text, base, companions: &self.companions }
     }
 
     /// The checkpoint of the best evaluation, if one was saved there or is being saved at step `now`.

@@ -32,7 +32,7 @@ impl Run {
         let samples =
             done * arguments.per_device_train_batch_size as f64 * arguments.gradient_accumulation_steps as f64;
         let rounded = |value: f64, digits: i32| (value * 10f64.powi(digits)).round() / 10f64.powi(digits);
-        self.epoch = self.epoch_at(steps.total.max(1), steps);
+        self.epoch = self.epoch_at((steps.total - counters.data_lag).max(1), steps);
         let mut results = Map::from_iter([
             ("epoch".to_owned(), json!(self.epoch)),
             ("total_flos".to_owned(), json!(self.total_flos(counters.tokens))),
@@ -45,6 +45,13 @@ impl Run {
         results.extend(self.memory_of(memory));
         self.log_mut().push(steps.total, results.clone())?;
         results.insert("train_samples".to_owned(), json!(self.plan.blocks(&self.dataset, Split::Train)));
+        if let Some(loss_scale) = counters.loss_scale.filter(|loss_scale| loss_scale.overflowed > 0) {
+            let overflowed = loss_scale.overflowed;
+            eprintln!(
+                "{overflowed} of {} steps updated nothing while the scale of the loss was looked for",
+                steps.total
+            );
+        }
         if counters.skipped > 0 {
             eprintln!("{} of {} steps updated nothing: something was not finite", counters.skipped, steps.total);
             results.insert("train_skipped_steps".to_owned(), json!(counters.skipped));
@@ -89,6 +96,10 @@ impl Run {
     /// Evaluates the weights as they are, if that was not just done, and writes the results.
     pub(super) fn final_evaluation(&mut self) -> Result<()> {
         let memory = Stage::begin("eval");
+        if self.plan.changes_evaluation() {
+            self.plan.set_up_evaluation(&mut self.model);
+            self.evaluated_last = None;
+        }
         let metrics = match self.evaluated_last {
             Some(metrics) => metrics,
             None => self.evaluate()?,

@@ -45,17 +45,25 @@ impl Run {
             );
             return Err(Error::config("--resume_from_checkpoint", reason));
         }
-        let begin = match saved {
-            Saved::Ours(state) => self.go_on_from_ours(dir, state, optimizer)?,
+        let mut begin = match saved {
+            Saved::Ours(state) => self.go_on_from_ours(dir, *state, optimizer)?,
             Saved::Trainer(state) => self.go_on_from_trainer(dir, state, settings, steps, optimizer)?,
         };
+        if self.plan.arguments.ignore_data_skip {
+            let lag = &mut begin.counters.data_lag;
+            *lag += (step - *lag) % steps.per_epoch;
+        }
         eprintln!("going on from {} at step {step}", dir.display());
         Ok(begin)
     }
 
     fn go_on_from_ours(&mut self, dir: &Path, state: State, optimizer: &mut Optimizer) -> Result<Begin> {
         checkpoint::load_optimizer(dir, &self.model, optimizer)?;
-        optimizer.updates = state.step - state.counters.skipped;
+        let overflowed = state.counters.loss_scale.map_or(0, |loss_scale| loss_scale.overflowed);
+        optimizer.updates = state.step - state.counters.skipped - overflowed;
+        if let (Some(adaptive), Some(course)) = (&mut self.adaptive, state.course) {
+            adaptive.set_course(course);
+        }
         self.best = state.best;
         Ok(Begin { first: state.step, counters: state.counters, log_history: state.log_history })
     }

@@ -8,6 +8,7 @@ use crate::checkpoint::Counters;
 use crate::data::StepBatches;
 use crate::optimizer::Optimizer;
 use crate::plan::Steps;
+use crate::schedule::Adaptive;
 
 /// So many steps in a row that cannot be used stop the run.
 const SKIPPED_LIMIT: u64 = 10;
@@ -34,15 +35,23 @@ impl Run {
     ) -> Result<StepLoss> {
         // A padded block of one token has no label; alone in a step it moves nothing.
         let tokens = batches.label_tokens().max(1);
-        let loss = self.forward_backward(step, batches, tokens)? / tokens as f64;
-        let norm = self.model.gradients().norm().map_err(|error| Error::config("gradients", error.to_string()))?;
-        let learning_rate = self.plan.arguments.learning_rate * steps.schedule.factor(step - 1);
+        let scale = counters.loss_scale.map_or(1.0, |loss_scale| loss_scale.scale);
+        let loss = self.forward_backward(step, batches, scale / tokens as f64)? / tokens as f64;
+        let norm =
+            self.model.gradients().norm().map_err(|error| Error::config("gradients", error.to_string()))? / scale;
+        let learning_rate = self.learning_rate(steps, step - 1, counters);
         if loss.is_finite() && norm.is_finite() {
             if optimizer.updates == 0 {
                 self.model.gradients().check_all_written(step)?;
             }
-            optimizer.update(&self.model, learning_rate, norm)?;
+            optimizer.update(&self.model, learning_rate, norm, scale.recip())?;
             counters.skipped_in_a_row = 0;
+            if let Some(loss_scale) = &mut counters.loss_scale {
+                loss_scale.updated();
+            }
+        } else if let Some(loss_scale) = counters.loss_scale.as_mut().filter(|_| loss.is_finite() && scale > 1.0) {
+            loss_scale.overflowed();
+            eprintln!("step {step}: a gradient overflowed float16; the loss is now scaled by {}", loss_scale.scale);
         } else {
             self.skip_or_stop(step, loss, norm, batches, counters)?;
         }
@@ -55,7 +64,15 @@ impl Run {
         counters.loss_since_log += counted;
         counters.steps_since_log += 1;
         counters.tokens += batches.input_tokens();
+        counters.tokens_without_padding += batches.input_tokens_without_padding();
         Ok(StepLoss { loss, norm, learning_rate })
+    }
+
+    /// The learning rate after `done` steps.
+    pub(super) fn learning_rate(&self, steps: &Steps, done: u64, counters: &Counters) -> f64 {
+        let overflowed = counters.loss_scale.map_or(0, |loss_scale| loss_scale.overflowed);
+        let of_the_step = || self.plan.arguments.learning_rate * steps.schedule.factor(done - overflowed);
+        self.adaptive.as_ref().map_or_else(of_the_step, Adaptive::learning_rate)
     }
 
     fn skip_or_stop(
@@ -85,14 +102,13 @@ impl Run {
         Ok(())
     }
 
-    /// Gradients of the mean over all labels of the step; returns the summed loss.
-    fn forward_backward(&mut self, step: u64, batches: &StepBatches, tokens: u64) -> Result<f64> {
-        let scale = (1.0 / tokens as f64) as f32;
+    /// Gradients of `scale` times the loss summed over all labels of the step; returns that sum.
+    fn forward_backward(&mut self, step: u64, batches: &StepBatches, scale: f64) -> Result<f64> {
         self.model.clear_gradients();
         let mut sum = 0.0;
         for (number, batch) in batches.micro_batches.iter().enumerate() {
             self.model.set_pass(step, number);
-            let loss = self.model.forward_backward(batch, scale, self.plan.arguments.gradient_checkpointing)?;
+            let loss = self.model.forward_backward(batch, scale as f32, self.plan.arguments.gradient_checkpointing)?;
             sum += loss.smoothed(self.model.label_smoothing.into());
         }
         Ok(sum)

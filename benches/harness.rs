@@ -103,6 +103,14 @@ pub fn python() -> Option<PathBuf> {
     std::env::var_os("TOKENMILL_PYTHON").map(PathBuf::from)
 }
 
+/// The machine this runs on, for people.
+pub fn machine() -> String {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown processor");
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    format!("{cores} cores of {}", model.trim_start_matches(['\t', ' ', ':']))
+}
+
 /// Collects figures against targets.
 #[derive(Debug, Default)]
 pub struct Targets {
@@ -112,10 +120,7 @@ pub struct Targets {
 impl Targets {
     /// Starts, saying where this runs.
     pub fn new(bench: &str) -> Self {
-        let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown processor");
-        let cores = std::thread::available_parallelism().map_or(0, usize::from);
-        println!("{bench}: {cores} cores of {}", model.trim_start_matches(['\t', ' ', ':']));
+        println!("{bench}: {}", machine());
         Self::default()
     }
 

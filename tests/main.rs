@@ -17,6 +17,7 @@ mod means;
 mod numerics;
 mod resume;
 mod reuse;
+mod settings;
 mod strategies;
 mod tokenizer_extend;
 mod two_way;

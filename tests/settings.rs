@@ -118,7 +118,8 @@ fn seeds_decide_weights_and_order_and_nothing_else_does() {
     let first = train("first", &[]);
     assert_eq!(first.len(), 3);
     assert_eq!(train("again", &["--seed", "42", "--data_seed", "42"]), first);
-    let (weights, order) = (train("weights", &["--seed", "7", "--data_seed", "42"]), train("order", &["--data_seed", "7"]));
+    let (weights, order) =
+        (train("weights", &["--seed", "7", "--data_seed", "42"]), train("order", &["--data_seed", "7"]));
     assert!(first != weights && first != order && weights != order);
     assert_eq!(train("both", &["--seed", "7"]), train("both-again", &["--seed", "7", "--data_seed", "7"]));
     let in_order = train("sequential", &["--train_sampling_strategy", "sequential"]);

@@ -139,9 +139,7 @@ mod tests {
         let arguments = |output: &str| TrainerArguments {
             use_peft: false,
             init_from_config: Some(path("config.json")),
-            tokenizer_name_or_path: Some(
-                Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/tokenizers/bytes"),
-            ),
+            tokenizer_name_or_path: Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/tokenizers/bytes")),
             data: DataArguments {
                 train_file_dir: Some(path("text")),
                 cache_dir: Some(path("cache")),

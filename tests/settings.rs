@@ -87,8 +87,7 @@ fn without_the_token_cache_nothing_is_kept() {
     place.write("text/a.txt", lines(30, 1));
     let made = run(&mut place.prepare("a", &["--token_cache", "false"])).ok().json();
     assert_eq!(made["reuse"]["partitions_tokenized"], 1);
-    let kept = digest(place.path("cache").as_path());
-    assert!(!kept.keys().any(|path| path.starts_with("tokens") || path.starts_with("scans")), "{kept:?}");
+    assert!(!["cache/tokens", "cache/scans"].iter().any(|name| place.path(name).exists()));
     let again = run(&mut place.prepare("b", &["--token_cache", "false"])).ok().json();
     assert_eq!(again["reuse"]["partitions_tokenized"], 1);
     assert_eq!(digest(&place.path("a")), digest(&place.path("b")));

@@ -21,3 +21,4 @@ mod settings;
 mod strategies;
 mod tokenizer_extend;
 mod two_way;
+mod vocabulary;

@@ -191,6 +191,16 @@ fn hostile_sentencepiece_models_are_refused_in_bounded_time() {
         &[unigram(), config(json!({"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["x.Y", null]}}))],
         &["OwnTokenizer", "save_pretrained"],
     );
+    // Too large to be one, and never read.
+    for name in ["tokenizer.model", "tokenizer.json", "qwen.tiktoken", "vocab.json"] {
+        let _ = std::fs::remove_dir_all(place.path("large"));
+        let path = place.write(&format!("large/{name}"), "");
+        place.write("large/merges.txt", "");
+        std::fs::File::options().write(true).open(&path).unwrap().set_len((64 << 20) + 1).unwrap();
+        let error = Tokenizer::load(&place.path("large")).unwrap_err();
+        assert_eq!(error.exit_code(), 3, "{error}");
+        assert!(error.to_string().contains(name) && error.to_string().contains("67108864"), "{error}");
+    }
     // Ids of added tokens count on from the vocabulary, so a far one takes no memory.
     let far =
         json!({"added_tokens_decoder": {"4294967295": {"content": "<far>"}}, "tokenizer_class": "LlamaTokenizer"});

@@ -1,7 +1,11 @@
 //! Optimizers, precision, noise and schedules in whole runs: resumed to the bit, and as their flags say.
 
+use std::process::Command;
+
 use serde_json::Value;
-use tokenmill_tests::{Place, TINY_LLAMA, digest, lines, run};
+use tokenizers::Tokenizer;
+use tokenmill_shared::dataset::{Dataset, Split};
+use tokenmill_tests::{Place, TINY_LLAMA, binaries, data, digest, lines, run};
 
 /// A dataset with validation blocks.
 fn prepared() -> Place {
@@ -107,7 +111,7 @@ fn a_full_evaluation_in_fewer_bits_is_that_of_a_model_in_fewer_bits() {
     for (full, precision) in [("--bf16_full_eval", "--bf16"), ("--fp16_full_eval", "--fp16")] {
         run(place.train("data", full, &flags).arg(full)).ok();
         let model = place.path(full);
-        let mut only_evaluated = std::process::Command::new(&tokenmill_tests::binaries().trainer);
+        let mut only_evaluated = Command::new(&binaries().trainer);
         only_evaluated.arg("--model_name_or_path").arg(&model).arg("--dataset_dir").arg(place.path("data"));
         only_evaluated.arg("--output_dir").arg(place.path(precision)).args([
             "--use_peft",
@@ -140,4 +144,81 @@ fn noise_on_embeddings_changes_training_and_not_evaluation() {
         (logged(&place, "recomputed", "loss"), logged(&place, "recomputed", "grad_norm"))
     );
     assert_eq!(result(&place, "noise", "eval_loss"), result(&place, "without", "eval_loss"));
+}
+
+/// Without an epsilon, the norm of a token whose embedding is zero divides by zero: blocks with it have no finite loss.
+#[test]
+fn a_useless_step_is_left_out_after_going_back_to_a_checkpoint_and_its_documents_are_named() {
+    let place = Place::new();
+    let before = lines(14, 5);
+    let document = before.lines().count() + 1;
+    place.write("text/a.txt", format!("{before}\u{3a9}\n{}", lines(20, 6)));
+    run(&mut place.prepare("data", &[])).ok();
+    let tokenizer = Tokenizer::from_file(data("tokenizers/bytes/tokenizer.json")).unwrap();
+    let token = tokenizer.encode("\u{3a9}", false).unwrap().get_ids()[0];
+    let train = Dataset::open(&place.path("data")).unwrap().split(Split::Train).unwrap().unwrap();
+    let with_token: Vec<u64> = (0..train.len())
+        .filter(|block| {
+            let mut ids = Vec::new();
+            train.read_block(*block, &mut ids).unwrap();
+            ids.contains(&token)
+        })
+        .collect();
+    assert!(with_token.len() == 1 && train.len() > with_token[0] + 6, "{with_token:?} of {}", train.len());
+    let bad = with_token[0] / 2 + 1;
+    let last = bad + 2;
+    assert!(bad > 3, "{bad}");
+
+    place.write("exact/config.json", TINY_LLAMA.replace("1e-05", "0.0"));
+    let start = ["--max_steps", "1", "--learning_rate", "0", "--save_strategy", "no", "--init_from_config"];
+    run(place.train("data", "base", &start).arg(place.path("exact"))).ok();
+    forget_embedding(&place.path("base/model.safetensors"), token);
+    let train = |output: &str, more: &[&str]| {
+        let mut command = Command::new(&binaries().trainer);
+        command.arg("--model_name_or_path").arg(place.path("base")).arg("--dataset_dir").arg(place.path("data"));
+        command.arg("--output_dir").arg(place.path(output)).args(["--use_peft", "false", "--logging_steps", "1"]);
+        command.args(["--per_device_train_batch_size", "2", "--train_sampling_strategy", "sequential"]);
+        run(command.args(["--max_steps", &last.to_string(), "--learning_rate", "1e-3"]).args(more))
+    };
+    let ended = train("back", &["--nonfinite_action", "rollback", "--save_steps", "3"]).ok();
+    let said = ended.stderr.lines().find(|line| line.contains("going back to a checkpoint")).unwrap();
+    assert!(said.starts_with(&format!("step {bad}: the loss is NaN")), "{said}");
+    let documents = said.split_once("(documents ").unwrap().1.split_once(')').unwrap().0;
+    let holds = |range: &str| {
+        let (first, last) = range.split_once(" to ").unwrap_or((range, range));
+        (first.parse().unwrap()..=last.parse().unwrap()).contains(&document)
+    };
+    assert!(documents.split(", ").any(holds), "{document} is not among {documents}");
+    assert!(ended.stderr.contains(&format!("step {bad} is left out")), "{}", ended.stderr);
+    assert_eq!(logged(&place, "back", "loss").len() as u64, last);
+
+    train("passed", &["--nonfinite_action", "skip", "--save_strategy", "no"]).ok();
+    let weights = |output: &str| digest(&place.path(output))[std::path::Path::new("model.safetensors")].clone();
+    assert_eq!(weights("back"), weights("passed"));
+    train("nowhere", &["--nonfinite_action", "rollback", "--save_strategy", "no"])
+        .fails(1, &["no checkpoint to go back to", "--save_steps"]);
+}
+
+/// Sets the embedding of `token` to zero in a checkpoint of [`TINY_LLAMA`]'s shape.
+fn forget_embedding(path: &std::path::Path, token: u32) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let json: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let start = json["model.embed_tokens.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
+    let row = 8 + header + start + token as usize * 32 * 4;
+    bytes[row..row + 32 * 4].fill(0);
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_batch_size_that_fits_is_found_without_changing_the_run() {
+    let place = prepared();
+    let flags = ["--max_steps", "5", "--save_strategy", "no", "--per_device_train_batch_size", "4"];
+    let more = ["--gradient_accumulation_steps", "2"];
+    run(place.train("data", "asked", &flags).args(more)).ok();
+    let ended = run(place.train("data", "found", &flags).args(more).arg("--auto_find_batch_size")).ok();
+    assert!(ended.stderr.contains("micro-batches of 4 blocks, 2 to a step"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("8 blocks to a step as well"), "{}", ended.stderr);
+    let weights = |output: &str| digest(&place.path(output))[std::path::Path::new("model.safetensors")].clone();
+    assert_eq!(weights("found"), weights("asked"));
 }

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling, LlamaConfig,
                           LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, TrainerState, default_data_collator)
 
+import flags
 import loading
 import resuming
 import training
@@ -107,6 +108,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as directory:
         work = pathlib.Path(directory)
         datasets = {name: check_dataset(programs, work, name) for name in ("bytes", "pieces")}
+        flags.check(programs)
         loading.check(programs, work)
         check_checkpoint(programs, work, datasets["bytes"])
         training.check(programs, work, datasets["bytes"])

@@ -107,6 +107,8 @@ pub enum NonfiniteAction {
     Skip,
     /// The run stops
     Stop,
+    /// The run goes back to the newest checkpoint and leaves the step out when it gets there again
+    Rollback,
 }
 
 /// Which input tokens are counted.
@@ -232,6 +234,9 @@ pub struct TrainerArguments {
     /// Leave out an epoch's last micro-batch if it is short
     #[arg(long, help_heading = "Training")]
     pub dataloader_drop_last: bool,
+    /// Use smaller micro-batches, and more of them in a step, if those asked for do not fit into memory
+    #[arg(long, help_heading = "Training")]
+    pub auto_find_batch_size: bool,
     /// Micro-batches in an optimizer step
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub gradient_accumulation_steps: usize,
@@ -423,6 +428,7 @@ impl Default for TrainerArguments {
             per_device_train_batch_size: 8,
             per_device_eval_batch_size: 8,
             dataloader_drop_last: false,
+            auto_find_batch_size: false,
             gradient_accumulation_steps: 1,
             learning_rate: 5e-5,
             weight_decay: 0.0,

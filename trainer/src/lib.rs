@@ -19,7 +19,9 @@ pub mod torch;
 mod train;
 
 use std::ffi::OsString;
+use std::io::Write;
 
+use arguments::TrainerArguments;
 use clap::Command;
 use tokenmill_shared::config::parse;
 use tokenmill_shared::{Error, Result};
@@ -38,7 +40,15 @@ pub fn run(argv: Vec<OsString>) -> Result<()> {
         print!("{}", parameters::table(language));
         return Ok(());
     }
-    let about = "Continues the pretraining of a Hugging Face causal language model. Flags are those of run_clm.py and MedicalGPT's pretraining.py; one that is not built yet is refused by name. `trainer merge` folds an adapter into its model, `trainer parameters` explains every flag (`trainer parameters zh` in Chinese).";
+    if argv.get(1).is_some_and(|word| word == "explain") {
+        let about = "Shows how flags or a configuration file are read, as JSON, and runs nothing.";
+        let command = Command::new("explain").bin_name("trainer explain").about(about).version(version);
+        let arguments: TrainerArguments = parse(command, argv.into_iter().skip(1))?;
+        // Who reads only the first lines closes the pipe; that is no failure.
+        let _ = writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&arguments).expect("plain data"));
+        return Ok(());
+    }
+    let about = "Continues the pretraining of a Hugging Face causal language model. Flags are those of run_clm.py and MedicalGPT's pretraining.py; one that is not built yet is refused by name. `trainer merge` folds an adapter into its model, `trainer explain` shows how flags are read, `trainer parameters` lists every flag (`trainer parameters zh` in Chinese).";
     let command = Command::new("trainer").about(about).version(version);
     let arguments = parse(command, argv)?;
     launcher::check()?;

@@ -126,6 +126,11 @@ impl Optimizer {
         names.zip(&self.state[index]).map(|((name, ..), tensor)| (name, tensor))
     }
 
+    /// Bytes of the state.
+    pub fn bytes(&self) -> u64 {
+        self.state.iter().flatten().map(|tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64).sum()
+    }
+
     /// Replaces what is kept of the parameter of index `index`.
     pub fn set_state_of(&mut self, index: usize, tensors: Vec<Tensor>) {
         self.state[index] = tensors;

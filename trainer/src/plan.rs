@@ -29,6 +29,9 @@ pub struct Plan {
     pub evaluate: bool,
     /// What the frozen weights of projections are kept in, if not in float32.
     pub quantisation: Option<Quantisation>,
+    /// With `--dataloader_drop_last`, blocks that fill no micro-batch of this size are left out of an epoch: that asked
+    /// for, whatever size is found to fit.
+    drop_last_size: u64,
 }
 
 impl Plan {
@@ -112,7 +115,8 @@ impl Plan {
             eprintln!("neither --do_train nor --do_eval is given: training");
         }
         let evaluate = arguments.do_eval || arguments.eval_strategy != Strategy::No;
-        Ok(Self { train: arguments.do_train || neither, evaluate, quantisation, output_dir, arguments })
+        let drop_last_size = arguments.per_device_train_batch_size as u64;
+        Ok(Self { train: arguments.do_train || neither, evaluate, drop_last_size, quantisation, output_dir, arguments })
     }
 
     /// The directory of the tokenizer.
@@ -303,7 +307,7 @@ impl Plan {
 
     /// Blocks of an epoch, of `blocks` training blocks.
     fn blocks_per_epoch(&self, blocks: u64) -> u64 {
-        let batch = self.arguments.per_device_train_batch_size as u64;
+        let batch = self.drop_last_size;
         if self.arguments.dataloader_drop_last { blocks / batch * batch } else { blocks }
     }
 

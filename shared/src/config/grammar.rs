@@ -30,6 +30,10 @@ pub fn with_grammar(command: Command) -> Command {
                 .default_missing_value("true")
                 .value_parser(boolean);
         }
+        // A list given twice is the last one, not both.
+        let is_list = matches!(arg.get_action(), ArgAction::Append)
+            && arg.get_num_args().is_some_and(|range| range.max_values() > 1);
+        let arg = if is_list { arg.action(ArgAction::Set) } else { arg };
         arg.allow_negative_numbers(true)
     })
 }
@@ -193,6 +197,21 @@ mod tests {
                 .unwrap();
         assert_eq!((arguments.block_size, arguments.max_train_samples), (16, Some(-1)));
         assert_eq!(arguments.sample_by, SampleBy::Document);
+    }
+
+    #[derive(Debug, Default, clap::Args)]
+    #[command(rename_all = "snake_case")]
+    struct Lists {
+        #[arg(long, num_args = 1.., value_delimiter = ',')]
+        target_modules: Vec<String>,
+    }
+
+    #[test]
+    fn a_list_is_its_words_and_given_again_it_is_the_last() {
+        let words = "test --target_modules a,b c --target-modules d e".split(' ').map(OsString::from);
+        assert_eq!(parse::<Lists>(Command::new("test"), words).unwrap().target_modules, ["d", "e"]);
+        let words = "test --target_modules a,b c".split(' ').map(OsString::from);
+        assert_eq!(parse::<Lists>(Command::new("test"), words).unwrap().target_modules, ["a", "b", "c"]);
     }
 
     /// They are known from other scripts; what they ask for is the case here anyway.

@@ -128,7 +128,6 @@ pub const KNOWN: &[Known] = &[
     flag("hub_always_push", Boolean, NoEffect(WITHOUT_HUB)),
     flag("hub_revision", Value, NoEffect(WITHOUT_HUB)),
     flag("hf_hub_token", Value, NoEffect(WITHOUT_HUB)),
-    flag("auto_find_batch_size", Boolean, Refused(LATER)),
     flag("full_determinism", Boolean, NoEffect(DETERMINISTIC)),
     flag("ray_scope", Value, NoEffect(NO_RAY)).off(&["last"]),
     flag("gradient_checkpointing_kwargs", Value, NoEffect(ONE_RECOMPUTE)),

@@ -1,6 +1,6 @@
 //! What a run remembers: our state, exact to the bit, and Hugging Face's `trainer_state.json`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,8 @@ pub struct State {
     pub best: Option<Best>,
     /// Where a schedule that follows evaluations stands.
     pub course: Option<Course>,
+    /// Steps that are left out, because going on from them led nowhere.
+    pub left_out: BTreeSet<u64>,
     /// Whether the optimizer's state was left out, so that nothing can go on from here.
     pub only_model: bool,
     /// Entries of the log so far.
@@ -80,6 +82,7 @@ impl State {
             counters,
             best,
             course: None,
+            left_out: BTreeSet::new(),
             only_model: false,
             log_history,
             files: BTreeMap::new(),

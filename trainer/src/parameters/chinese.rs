@@ -53,6 +53,7 @@ pub const CHINESE: &[(&str, &str)] = &[
     ("per_device_train_batch_size", "一个微批的数据块数"),
     ("per_device_eval_batch_size", "一个评估批的数据块数"),
     ("dataloader_drop_last", "每个 epoch 最后一个微批不满时丢掉"),
+    ("auto_find_batch_size", "要求的微批放不进内存时，用更小的微批并增加每步的微批数"),
     ("gradient_accumulation_steps", "一个优化步的微批数"),
     ("learning_rate", "学习率峰值"),
     ("weight_decay", "解耦的权重衰减；偏置和归一化权重除外"),

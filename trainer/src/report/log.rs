@@ -60,6 +60,7 @@ impl Reports {
 /// The log of a run.
 #[derive(Debug)]
 pub struct Log {
+    path: PathBuf,
     entries: Vec<Value>,
     lines: AppendFile,
     board: Option<EventFile>,
@@ -85,7 +86,16 @@ impl Log {
             texts.iter().try_for_each(|(tag, text)| board.text(tag, text))?;
             Ok::<_, Error>(board)
         });
-        Ok(Self { entries, lines: AppendFile::open(&path)?, board: board.transpose()? })
+        Ok(Self { lines: AppendFile::open(&path)?, path, entries, board: board.transpose()? })
+    }
+
+    /// Goes back to `entries`: what came later is made again.
+    pub fn go_back(&mut self, entries: Vec<Value>) -> Result<()> {
+        let lines: String = entries.iter().map(|entry| entry.to_string() + "\n").collect();
+        storage::replace(&self.path, lines.as_bytes())?;
+        self.lines = AppendFile::open(&self.path)?;
+        self.entries = entries;
+        Ok(())
     }
 
     /// Adds an entry of `step`. Its keys are sorted, as the Trainer writes them.

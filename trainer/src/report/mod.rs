@@ -2,7 +2,7 @@
 
 mod chart;
 mod log;
-mod memory;
+pub mod memory;
 mod tensorboard;
 
 use std::path::Path;

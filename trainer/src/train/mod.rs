@@ -1,11 +1,14 @@
 //! The run: data → model → loss → backward → optimizer → checkpoint.
 
+mod batch_size;
 mod best;
+mod documents;
 mod loss_scale;
 mod results;
 mod resume;
 mod step;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +25,7 @@ use self::best::Criterion;
 pub use self::loss_scale::LossScale;
 use self::results::Finished;
 use self::resume::Begin;
-use self::step::StepLoss;
+use self::step::{Made, StepLoss};
 use crate::arguments::{CountedTokens, SaveStrategy, Strategy, TrainerArguments};
 use crate::checkpoint::{self, Companions, Contents, Counters, LearningRate, Saved, State, TrainerState};
 use crate::data::Loader;
@@ -125,6 +128,10 @@ struct Run {
     /// The memory figures of loading.
     loading: serde_json::Map<String, Value>,
     criterion: Option<Criterion>,
+    /// The training blocks, open while training.
+    training: Option<Arc<SplitReader>>,
+    /// Steps that are left out.
+    left_out: BTreeSet<u64>,
     /// A learning rate that follows evaluations.
     adaptive: Option<Adaptive>,
     best: Option<Best>,
@@ -154,6 +161,8 @@ impl Run {
             log: None,
             loading: serde_json::Map::new(),
             criterion: None,
+            training: None,
+            left_out: BTreeSet::new(),
             adaptive: None,
             best: None,
             began: Instant::now(),
@@ -171,13 +180,17 @@ impl Run {
         let reader = Arc::new(reader.ok_or_else(|| {
             Error::config("--train_file_dir", "makes no training block; give more text or a smaller --block_size")
         })?);
+        self.training = Some(reader.clone());
+        let mut optimizer = Optimizer::new(&self.model, &self.plan.arguments)?;
+        if self.plan.arguments.auto_find_batch_size {
+            self.find_batch_size(&optimizer)?;
+        }
         let settings = self.plan.result_settings(&self.dataset, blocks);
         let steps = self.plan.steps(blocks)?;
         let arguments = &self.plan.arguments;
         self.criterion = Criterion::new(arguments, &steps)?;
         self.adaptive =
             Adaptive::new(arguments.lr_scheduler_type, &arguments.lr_scheduler_kwargs, arguments.learning_rate)?;
-        let mut optimizer = Optimizer::new(&self.model, &self.plan.arguments)?;
         let mut begin = Begin::default();
         if let Some((dir, saved)) = resume {
             begin = self.go_on_from(&dir, saved, &settings, &steps, &mut optimizer)?;
@@ -193,7 +206,9 @@ impl Run {
         self.open_log(log_history)?;
         let batch_size = self.plan.arguments.per_device_train_batch_size;
         let lag = counters.data_lag;
-        let mut loader = Loader::start(reader, settings.clone(), batch_size, first - lag, steps.total - lag);
+        let load =
+            |from: u64| Loader::start(reader.clone(), settings.clone(), batch_size, from - lag, steps.total - lag);
+        let mut loader = load(first);
         let progress = Progress::new("training", Unit::Count, Some(steps.total.saturating_sub(first)));
         let memory = Stage::begin("train");
         self.began = Instant::now();
@@ -203,10 +218,18 @@ impl Run {
         let seconds_before = counters.seconds;
         let mut tokens_here = 0;
         TRAINING.store(true, Ordering::Relaxed);
-        for step in first + 1..=steps.total {
+        let mut done = first;
+        while done < steps.total {
+            let step = done + 1;
             let batches = loader.next_step()?;
             self.evaluated_last = None;
-            let loss = self.train_step(&mut optimizer, &batches, step, &steps, &mut counters)?;
+            let Made::Step(loss) = self.train_step(&mut optimizer, &batches, step, &steps, &mut counters)? else {
+                let begin = self.roll_back(step, &settings, &steps, &mut optimizer)?;
+                (done, counters) = (begin.first, Counters { data_lag: lag, ..begin.counters });
+                loader = load(done);
+                continue;
+            };
+            done = step;
             tokens_here += batches.label_tokens();
             self.epoch = self.epoch_at(step - lag, &steps);
             counters.seconds = seconds_before + self.began.elapsed().as_secs_f64();
@@ -375,6 +398,7 @@ impl Run {
     ) -> Result<PathBuf> {
         self.check_weights_finite(step)?;
         let mut state = State::new(step, settings.clone(), *counters, self.best, self.log_entries().to_vec());
+        state.left_out = self.left_out.clone();
         state.course = self.adaptive.as_ref().map(|adaptive| adaptive.course().clone());
         let trainer_state = self.trainer_state(step, steps, counters);
         let limit = self.plan.arguments.save_total_limit;

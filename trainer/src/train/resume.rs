@@ -49,7 +49,7 @@ impl Run {
             Saved::Ours(state) => self.go_on_from_ours(dir, *state, optimizer)?,
             Saved::Trainer(state) => self.go_on_from_trainer(dir, state, settings, steps, optimizer)?,
         };
-        if self.plan.arguments.ignore_data_skip {
+        if self.plan.arguments.ignore_data_skip && self.log.is_none() {
             let lag = &mut begin.counters.data_lag;
             *lag += (step - *lag) % steps.per_epoch;
         }
@@ -65,7 +65,33 @@ impl Run {
             adaptive.set_course(course);
         }
         self.best = state.best;
+        self.left_out.extend(state.left_out);
         Ok(Begin { first: state.step, counters: state.counters, log_history: state.log_history })
+    }
+
+    /// Goes back to the newest whole checkpoint, weights and all, from step `from`, which is left out from now on.
+    pub(super) fn roll_back(
+        &mut self,
+        from: u64,
+        settings: &ResultSettings,
+        steps: &Steps,
+        optimizer: &mut Optimizer,
+    ) -> Result<Begin> {
+        self.left_out.insert(from);
+        let newest = checkpoint::list(&self.plan.output_dir)?.into_iter().rev();
+        let whole =
+            newest.filter(|(step, _)| *step < from).find_map(|(_, dir)| Some((checkpoint::verify(&dir).ok()?, dir)));
+        let Some((saved, dir)) = whole else {
+            let reason =
+                "there is no checkpoint to go back to; give a smaller --save_steps, or --nonfinite_action skip";
+            return Err(Error::Numeric { step: from, reason: reason.to_owned() });
+        };
+        self.model = self.plan.open_resumed(&dir)?;
+        self.plan.set_up(&mut self.model);
+        *optimizer = Optimizer::new(&self.model, &self.plan.arguments)?;
+        let begin = self.go_on_from(&dir, saved, settings, steps, optimizer)?;
+        self.log_mut().go_back(begin.log_history.clone())?;
+        Ok(begin)
     }
 
     /// What the Trainer does not save is said: its order of blocks above all.

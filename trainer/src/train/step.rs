@@ -2,7 +2,7 @@
 
 use tokenmill_shared::{Error, Result};
 
-use super::Run;
+use super::{Run, documents};
 use crate::arguments::NonfiniteAction;
 use crate::checkpoint::Counters;
 use crate::data::StepBatches;
@@ -10,8 +10,20 @@ use crate::optimizer::Optimizer;
 use crate::plan::Steps;
 use crate::schedule::Adaptive;
 
-/// So many steps in a row that cannot be used stop the run.
+/// So many steps in a row that cannot be used stop the run, and so many that would have to be left out.
 const SKIPPED_LIMIT: u64 = 10;
+
+/// What to do about it.
+const REMEDY: &str =
+    "go back to a checkpoint, lower --learning_rate, or look at these blocks with `preprocess inspect`";
+
+/// What became of a step.
+pub(super) enum Made {
+    /// It was made, or passed over.
+    Step(StepLoss),
+    /// The run must go back to a checkpoint.
+    Nothing,
+}
 
 /// What one step found.
 pub(super) struct StepLoss {
@@ -32,7 +44,18 @@ impl Run {
         step: u64,
         steps: &Steps,
         counters: &mut Counters,
-    ) -> Result<StepLoss> {
+    ) -> Result<Made> {
+        if self.left_out.contains(&step) {
+            counters.skipped += 1;
+            eprintln!("step {step} is left out");
+            let loss = counters.loss_since_log / counters.steps_since_log.max(1) as f64;
+            count(counters, batches, loss);
+            return Ok(Made::Step(StepLoss {
+                loss,
+                norm: 0.0,
+                learning_rate: self.learning_rate(steps, step - 1, counters),
+            }));
+        }
         // A padded block of one token has no label; alone in a step it moves nothing.
         let tokens = batches.label_tokens().max(1);
         let scale = counters.loss_scale.map_or(1.0, |loss_scale| loss_scale.scale);
@@ -53,19 +76,19 @@ impl Run {
             loss_scale.overflowed();
             eprintln!("step {step}: a gradient overflowed float16; the loss is now scaled by {}", loss_scale.scale);
         } else {
-            self.skip_or_stop(step, loss, norm, batches, counters)?;
+            let found = self.describe(loss, norm, batches)?;
+            if self.plan.arguments.nonfinite_action == NonfiniteAction::Rollback {
+                return self.must_go_back(step, &found);
+            }
+            self.skip_or_stop(step, &found, counters)?;
         }
         let counted = if loss.is_finite() || !self.plan.arguments.logging_nan_inf_filter {
             loss
         } else {
             counters.loss_since_log / counters.steps_since_log.max(1) as f64
         };
-        counters.loss_sum += counted;
-        counters.loss_since_log += counted;
-        counters.steps_since_log += 1;
-        counters.tokens += batches.input_tokens();
-        counters.tokens_without_padding += batches.input_tokens_without_padding();
-        Ok(StepLoss { loss, norm, learning_rate })
+        count(counters, batches, counted);
+        Ok(Made::Step(StepLoss { loss, norm, learning_rate }))
     }
 
     /// The learning rate after `done` steps.
@@ -75,27 +98,33 @@ impl Run {
         self.adaptive.as_ref().map_or_else(of_the_step, Adaptive::learning_rate)
     }
 
-    fn skip_or_stop(
-        &self,
-        step: u64,
-        loss: f64,
-        norm: f64,
-        batches: &StepBatches,
-        counters: &mut Counters,
-    ) -> Result<()> {
+    /// What was found in a step that cannot be used, and in which documents.
+    fn describe(&self, loss: f64, norm: f64, batches: &StepBatches) -> Result<String> {
+        let reader = self.training.as_deref().expect("open while training");
+        let documents = documents::of_blocks(reader, &batches.blocks)?;
+        let blocks = &batches.blocks;
+        Ok(format!(
+            "the loss is {loss} and the gradient norm {norm}, on training blocks {blocks:?} ({documents}); this step updated nothing"
+        ))
+    }
+
+    fn must_go_back(&self, step: u64, found: &str) -> Result<Made> {
+        if self.left_out.len() as u64 >= SKIPPED_LIMIT {
+            let reason = format!("{found}, and {SKIPPED_LIMIT} steps are left out already: {REMEDY}");
+            return Err(Error::Numeric { step, reason });
+        }
+        eprintln!("step {step}: {found}; going back to a checkpoint, from where on step {step} is left out");
+        Ok(Made::Nothing)
+    }
+
+    fn skip_or_stop(&self, step: u64, found: &str, counters: &mut Counters) -> Result<()> {
         counters.skipped += 1;
         counters.skipped_in_a_row += 1;
-        let found = format!(
-            "the loss is {loss} and the gradient norm {norm}, on training blocks {:?}; this step updated nothing",
-            batches.blocks
-        );
-        let remedy =
-            "go back to a checkpoint, lower --learning_rate, or look at these blocks with `preprocess inspect`";
         if self.plan.arguments.nonfinite_action == NonfiniteAction::Stop {
-            return Err(Error::Numeric { step, reason: format!("{found}: {remedy}") });
+            return Err(Error::Numeric { step, reason: format!("{found}: {REMEDY}") });
         }
         if counters.skipped_in_a_row >= SKIPPED_LIMIT {
-            let reason = format!("{found}, as the {} before it: {remedy}", SKIPPED_LIMIT - 1);
+            let reason = format!("{found}, as the {} before it: {REMEDY}", SKIPPED_LIMIT - 1);
             return Err(Error::Numeric { step, reason });
         }
         eprintln!("step {step}: {found}");
@@ -113,4 +142,13 @@ impl Run {
         }
         Ok(sum)
     }
+}
+
+/// Counts a step whose loss is `loss`.
+fn count(counters: &mut Counters, batches: &StepBatches, loss: f64) {
+    counters.loss_sum += loss;
+    counters.loss_since_log += loss;
+    counters.steps_since_log += 1;
+    counters.tokens += batches.input_tokens();
+    counters.tokens_without_padding += batches.input_tokens_without_padding();
 }

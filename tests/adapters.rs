@@ -230,7 +230,7 @@ fn rows_of_embeddings_are_read_in_every_shape_that_peft_writes() {
     let indices = json!({"embed_tokens": [3, 700], "lm_head": [5]});
     let tokens = adapter(&place, "d", &delta, &[("trainable_token_indices", indices)]);
     assert_eq!(logits(&base, Some(&tokens)), logits(&single, Some(&pairs)));
-    let beyond = adapter(&place, "beyond", &delta, &[("trainable_token_indices", json!([3, 1024]))]);
+    let beyond = adapter(&place, "beyond", &delta, &[("trainable_token_indices", json!([3, 1025]))]);
     let error = Model::load(&base).unwrap().load_adapters(&beyond, 0).unwrap_err().to_string();
     assert!(error.contains("embed_tokens.token_adapter") && error.contains("1024 rows"), "{error}");
     let half = adapter(&place, "half", &plain[..1], &[]);

@@ -20,3 +20,4 @@ mod reuse;
 mod strategies;
 mod tokenizer_extend;
 mod two_way;
+mod vocabulary;

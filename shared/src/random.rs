@@ -17,6 +17,8 @@ pub enum Purpose {
     Adapter = 5,
     /// Noise on embeddings.
     EmbeddingNoise = 6,
+    /// Rows of tokens that are new to a model.
+    NewRows = 7,
 }
 
 /// The finalizer of SplitMix64 (Steele, Lea, Flood 2014; constants by David Stafford): a bijection on u64

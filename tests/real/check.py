@@ -16,6 +16,7 @@ import flags
 import loading
 import resuming
 import training
+import vocabulary
 from programs import TESTS, binaries, run
 
 BLOCK = 32
@@ -113,4 +114,5 @@ if __name__ == "__main__":
         check_checkpoint(programs, work, datasets["bytes"])
         training.check(programs, work, datasets["bytes"])
         resuming.check(programs, work, datasets["bytes"])
+        vocabulary.check(programs, work)
     print("all passed")

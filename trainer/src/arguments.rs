@@ -79,6 +79,19 @@ pub enum Compat {
     Medicalgpt,
 }
 
+/// How the rows of new tokens begin, in the embedding and in the head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum NewTokenInit {
+    /// The mean of the rows of the pieces that the model's own tokenizer cuts the token into
+    MeanOfPieces,
+    /// As transformers does since 4.46: near the mean of all rows
+    MeanResizing,
+    /// As transformers did before: normal, with the configuration's initializer_range
+    Normal,
+}
+
 /// What is said on standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -165,6 +178,15 @@ pub struct TrainerArguments {
     /// Directory of the tokenizer (default: the model's)
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub tokenizer_name_or_path: Option<PathBuf>,
+    /// How the rows of tokens begin that --tokenizer_name_or_path has and the model does not
+    #[arg(long, help_heading = "Model")]
+    pub new_token_init: NewTokenInit,
+    /// Round the rows of the embedding and the head up to a multiple of this
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub pad_to_multiple_of: Option<usize>,
+    /// Of the embedding and the head train only the rows of new tokens: beside LoRA adapters, or, with --use_peft false, nothing else
+    #[arg(long, help_heading = "Model")]
+    pub train_new_rows_only: bool,
     /// What the weights are rounded to when they are loaded; in memory they are float32
     #[arg(long, alias = "dtype", help_heading = "Model")]
     pub torch_dtype: Dtype,
@@ -405,6 +427,9 @@ impl Default for TrainerArguments {
             init_from_config: None,
             model_type: None,
             tokenizer_name_or_path: None,
+            new_token_init: NewTokenInit::MeanOfPieces,
+            pad_to_multiple_of: None,
+            train_new_rows_only: false,
             torch_dtype: Dtype::Auto,
             load_in_8bit: false,
             load_in_4bit: false,

@@ -4,6 +4,8 @@
 //! every parameter must have been written, be finite and not all zero, or the run stops and names it. A frozen
 //! parameter has no place in the buffer: what would write there is skipped, its computation included.
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 use rayon::prelude::*;
 use tokenmill_shared::{Error, Result};
@@ -19,6 +21,8 @@ struct Place {
     name: String,
     start: usize,
     len: usize,
+    /// What of it is trained; the rest is always zero.
+    trained: Range<usize>,
     frozen: bool,
     written: bool,
 }
@@ -31,13 +35,15 @@ pub struct Gradients {
 }
 
 impl Gradients {
-    /// A buffer for parameters of these names and sizes, nothing written; without a size a parameter is frozen.
-    pub fn new(parameters: impl IntoIterator<Item = (String, Option<usize>)>) -> TensorResult<Self> {
+    /// A buffer for parameters of these names, nothing written. Of each it is said how many values it has and which of
+    /// them are trained; of a frozen one, nothing.
+    pub fn new(parameters: impl IntoIterator<Item = (String, Option<(usize, Range<usize>)>)>) -> TensorResult<Self> {
         let mut start = 0;
         let mut places = Vec::new();
-        for (name, len) in parameters {
-            let (frozen, len) = (len.is_none(), len.unwrap_or(0));
-            places.push(Place { name, start, len, frozen, written: false });
+        for (name, size) in parameters {
+            let frozen = size.is_none();
+            let (len, trained) = size.unwrap_or_default();
+            places.push(Place { name, start, len, trained, frozen, written: false });
             start += len;
         }
         Ok(Self { buffer: Tensor::zeros(start, DType::F32, &Device::Cpu)?, places })
@@ -59,14 +65,14 @@ impl Gradients {
         Ok(values(&self.buffer)?[place.start..place.start + place.len].to_vec())
     }
 
-    /// Lets `read` see the gradients of all parameters that are not frozen, in parameter order.
+    /// Lets `read` see the gradients of all that is trained, in parameter order.
     pub fn for_each(&self, mut read: impl FnMut(usize, &[f32]) -> TensorResult<()>) -> TensorResult<()> {
         let buffer = values(&self.buffer)?;
         self.places
             .iter()
             .enumerate()
             .filter(|(_, place)| !place.frozen)
-            .try_for_each(|(index, place)| read(index, &buffer[place.start..place.start + place.len]))
+            .try_for_each(|(index, place)| read(index, &buffer[place.start..][place.trained.clone()]))
     }
 
     /// The L2 norm over all parameters, accumulated in f64 in pieces of fixed size in index order.
@@ -77,13 +83,13 @@ impl Gradients {
     }
 
     /// Checks that every parameter was written by its backward, is finite and not all zero. (The gradient of a fresh
-    /// adapter's A is zero, because its B is.)
+    /// adapter's A is zero, because its B is; that of single rows is where none of their tokens occurs.)
     ///
     /// # Errors
     /// [`Error::Numeric`] naming the first parameter at fault.
     pub fn check_all_written(&self, step: u64) -> Result<()> {
         let buffer = values(&self.buffer).map_err(|error| Error::Numeric { step, reason: error.to_string() })?;
-        let gradient = |place: &Place| &buffer[place.start..place.start + place.len];
+        let gradient = |place: &Place| &buffer[place.start..][place.trained.clone()];
         // Each fault is looked for in all parameters before the next: a lost gradient makes others zero.
         type Fault<'f> = (&'f str, &'f dyn Fn(&Place) -> bool);
         let faults: [Fault<'_>; 3] = [
@@ -93,7 +99,8 @@ impl Gradients {
             ),
             ("has a gradient that is not finite", &|place| gradient(place).iter().any(|value| !value.is_finite())),
             ("has a gradient of zeros only, so it would not learn", &|place| {
-                !place.name.contains(".lora_A.") && gradient(place).iter().all(|value| *value == 0.0)
+                let in_part = place.trained.len() < place.len;
+                !place.name.contains(".lora_A.") && !in_part && gradient(place).iter().all(|value| *value == 0.0)
             }),
         ];
         for (problem, is_at_fault) in faults {
@@ -139,7 +146,12 @@ impl Slot<'_> {
         let add = self.place.written;
         self.place.written = true;
         let slice = self.buffer.narrow(0, self.place.start, self.place.len)?;
-        write(&slice, |gradient| update(gradient, add))
+        let trained = self.place.trained.clone();
+        write(&slice, |gradient| {
+            update(gradient, add);
+            gradient[..trained.start].fill(0.0);
+            gradient[trained.end..].fill(0.0);
+        })
     }
 
     /// Like [`write`](Self::write) for a backward that computes more than this gradient: it runs in any case, and is

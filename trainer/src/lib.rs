@@ -17,6 +17,7 @@ mod sample;
 mod schedule;
 pub mod torch;
 mod train;
+pub mod vocabulary;
 
 use std::ffi::OsString;
 use std::io::Write;

@@ -97,7 +97,8 @@ impl Optimizer {
     pub fn new(model: &Model, arguments: &TrainerArguments) -> Result<Self> {
         let rule = arguments.optim;
         let zeros = |parameter: &Parameter| {
-            let state = rule.state(parameter).into_iter().filter(|_| parameter.trainable);
+            let trained = model.trained(parameter);
+            let state = rule.state(&trained).into_iter().filter(|_| parameter.trainable);
             state.map(|(_, dims, dtype)| Tensor::zeros(dims, dtype, parameter.tensor.device())).collect()
         };
         let state: candle_core::Result<_> = model.parameters().iter().map(zeros).collect();
@@ -122,7 +123,7 @@ impl Optimizer {
 
     /// Names and tensors of what is kept of the parameter of index `index`.
     pub fn state_of<'a>(&'a self, model: &Model, index: usize) -> impl Iterator<Item = (&'static str, &'a Tensor)> {
-        let names = self.rule.state(&model.parameters()[index]).into_iter();
+        let names = self.rule.state(&model.trained(&model.parameters()[index])).into_iter();
         names.zip(&self.state[index]).map(|((name, ..), tensor)| (name, tensor))
     }
 
@@ -148,7 +149,8 @@ impl Optimizer {
         let clip = if self.max_grad_norm > 0.0 { (self.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
         let clip = clip * unscale;
         let update = |index: usize, gradient: &[f32]| {
-            self.update_one(&model.parameters()[index], gradient, &self.state[index], learning_rate, clip)
+            let trained = model.trained(&model.parameters()[index]);
+            self.update_one(&trained, gradient, &self.state[index], learning_rate, clip)
         };
         model.gradients().for_each(update).map_err(|error| Error::config("optimizer", error.to_string()))
     }

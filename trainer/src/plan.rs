@@ -15,6 +15,7 @@ use crate::ops::precision::Precision;
 use crate::ops::quantised::Codebook;
 use crate::optimizer::Rule;
 use crate::schedule::Schedule;
+use crate::vocabulary::NewTokens;
 
 /// Everything resolved but the step counts, which need the dataset.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct Plan {
     pub evaluate: bool,
     /// What the frozen weights of projections are kept in, if not in float32.
     pub quantisation: Option<Quantisation>,
+    /// Tokens of the dataset that are new to the model; known once there is a dataset.
+    new_tokens: Option<NewTokens>,
     /// With `--dataloader_drop_last`, blocks that fill no micro-batch of this size are left out of an epoch: that asked
     /// for, whatever size is found to fit.
     drop_last_size: u64,
@@ -116,7 +119,8 @@ impl Plan {
         }
         let evaluate = arguments.do_eval || arguments.eval_strategy != Strategy::No;
         let drop_last_size = arguments.per_device_train_batch_size as u64;
-        Ok(Self { train: arguments.do_train || neither, evaluate, drop_last_size, quantisation, output_dir, arguments })
+        let train = arguments.do_train || neither;
+        Ok(Self { train, evaluate, drop_last_size, quantisation, output_dir, arguments, new_tokens: None })
     }
 
     /// The directory of the tokenizer.
@@ -146,7 +150,16 @@ impl Plan {
         Dataset::open(&prepared.dataset_dir)
     }
 
-    /// The model to begin with: the base, and its adapters unless all of it is trained.
+    /// Finds what is new to the model in the dataset's tokenizer. Weights are not read.
+    ///
+    /// # Errors
+    /// See [`NewTokens::plan`].
+    pub fn find_new_tokens(&mut self, dataset: &Dataset) -> Result<()> {
+        self.new_tokens = NewTokens::plan(&self.arguments, dataset, self.train)?;
+        Ok(())
+    }
+
+    /// The model to begin with: the base, its adapters unless all of it is trained, rows for new tokens.
     pub fn open_model(&self) -> Result<Model> {
         let mut model = self.open_base()?;
         let arguments = &self.arguments;
@@ -155,7 +168,23 @@ impl Plan {
             Some(dir) => model.load_adapters(dir, arguments.seed)?,
             None => model.add_adapters(arguments.lora_settings(), arguments.seed)?,
         }
+        if let Some(new_tokens) = &self.new_tokens {
+            let rows_now = model.config().vocab_size;
+            model.resize_vocabulary(new_tokens, arguments.new_token_init, arguments.seed)?;
+            eprintln!("{}", new_tokens.line(arguments.new_token_init, rows_now));
+        }
+        self.train_rows(&mut model)?;
         Ok(model)
+    }
+
+    /// Freezes all rows of embedding and head but the new ones, if that was asked for.
+    fn train_rows(&self, model: &mut Model) -> Result<()> {
+        match &self.new_tokens {
+            Some(new_tokens) if self.arguments.train_new_rows_only => {
+                model.train_rows_only(new_tokens.untrained.clone())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Reads the model's configuration, so that a model that cannot be trained is refused before data is prepared.
@@ -212,15 +241,16 @@ impl Plan {
         if self.arguments.use_peft {
             let mut model = self.open_base()?;
             model.load_adapters(dir, self.arguments.seed)?;
+            self.train_rows(&mut model)?;
             return Ok(model);
         }
         let base = self.arguments.model_name_or_path.as_deref().or(self.arguments.init_from_config.as_deref());
         let asked = Config::load(base.expect("one of both is given"))?;
-        let model = Model::load(dir)?;
+        let mut model = Model::load(dir)?;
+        self.train_rows(&mut model)?;
         let saved = model.config();
         let shape = |config: &Config| {
             [
-                ("vocab_size", config.vocab_size),
                 ("hidden_size", config.hidden_size),
                 ("intermediate_size", config.intermediate_size),
                 ("num_hidden_layers", config.num_hidden_layers),
@@ -229,7 +259,10 @@ impl Plan {
                 ("head_dim", config.head_dim),
             ]
         };
-        let differs = shape(saved).into_iter().zip(shape(&asked)).find(|(saved, asked)| saved != asked);
+        let rows = self.new_tokens.as_ref().map_or(asked.vocab_size, |new_tokens| new_tokens.rows);
+        let rows = (("vocab_size", saved.vocab_size), ("vocab_size", rows));
+        let shapes = shape(saved).into_iter().zip(shape(&asked));
+        let differs = std::iter::once(rows).chain(shapes).find(|(saved, asked)| saved != asked);
         let text = match differs {
             Some(((field, saved), (_, asked))) => format!("{field} = {saved}, the model asked for has {asked}"),
             None if saved.family != asked.family => {
@@ -274,9 +307,8 @@ impl Plan {
         let largest = manifest.head.largest_token_id as usize;
         if largest >= config.vocab_size {
             let reason = format!(
-                "the tokenizer's largest id is {largest}, the model has {} embedding rows; use the model's own tokenizer, or enlarge the model with resize_token_embeddings({}) first",
-                config.vocab_size,
-                largest + 1
+                "the tokenizer's largest id is {largest}, the checkpoint has {} rows; go on with the tokenizer it was trained with, or start anew in another --output_dir",
+                config.vocab_size
             );
             return Err(Error::config("--tokenizer_name_or_path", reason));
         }

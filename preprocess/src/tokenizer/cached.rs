@@ -14,9 +14,9 @@ use tokenizers::Model;
 use tokenizers::utils::SysRegex;
 use tokenmill_shared::random::mix;
 
-use super::Engine;
 use super::guard::guarded;
 use super::reference::Reference;
+use super::{Engine, Token};
 
 /// The regular expression of `ByteLevel` with `use_regex`, as the reference has it.
 const BYTE_LEVEL: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -174,6 +174,14 @@ impl Engine for Cached {
 
     fn largest_id(&self) -> u32 {
         self.reference.largest_id()
+    }
+
+    fn token(&self, id: u32) -> Option<Token> {
+        self.reference.token(id)
+    }
+
+    fn segment(&self, piece: &str) -> Result<Vec<u32>, String> {
+        self.reference.segment(piece)
     }
 }
 

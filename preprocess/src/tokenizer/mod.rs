@@ -51,6 +51,21 @@ pub trait Engine: Send + Sync {
 
     /// The largest id.
     fn largest_id(&self) -> u32;
+
+    /// The token of an id.
+    fn token(&self, id: u32) -> Option<Token>;
+
+    /// The ids that the vocabulary gives for `piece`, which is spelled as pieces are; nothing for what it does not know.
+    fn segment(&self, piece: &str) -> std::result::Result<Vec<u32>, String>;
+}
+
+/// What an id stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// As it stands in the vocabulary: a piece is spelled as pieces are, an added token is text.
+    pub content: String,
+    /// Whether it is an added token.
+    pub added: bool,
 }
 
 /// A loaded tokenizer directory.
@@ -156,6 +171,19 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
+    /// Whether `dir` holds a tokenizer that [`load`](Self::load) could read.
+    pub fn is_in(dir: &Path) -> Result<bool> {
+        const ONE_OF: [&str; 6] = [
+            "tokenizer.json",
+            "tokenizer.model",
+            "spiece.model",
+            "sentencepiece.bpe.model",
+            "qwen.tiktoken",
+            "merges.txt",
+        ];
+        ONE_OF.iter().try_fold(false, |found, name| Ok(found || storage::stat(&dir.join(name))?.is_some()))
+    }
+
     /// Its tokenizer.json, converted where the directory has none.
     pub fn json(&self) -> &[u8] {
         &self.files[0].1
@@ -169,6 +197,21 @@ impl Tokenizer {
     /// The text of `ids`, special tokens included.
     pub fn decode(&self, ids: &[u32]) -> std::result::Result<String, String> {
         self.engine.decode(ids)
+    }
+
+    /// What an id stands for.
+    pub fn token(&self, id: u32) -> Option<Token> {
+        self.engine.token(id)
+    }
+
+    /// The ids that this tokenizer has for a token of another one of the same kind.
+    pub fn segment(&self, token: &Token) -> std::result::Result<Vec<u32>, String> {
+        if token.added {
+            let mut ids = Vec::new();
+            self.encode(&token.content, false, &mut ids)?;
+            return Ok(ids);
+        }
+        self.engine.segment(&token.content)
     }
 
     /// The largest id it can produce.

@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use tokenizers::{
-    ModelWrapper, NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
+    Model, ModelWrapper, NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
     Tokenizer,
 };
 use tokenmill_shared::{Error, Result};
 
-use super::Engine;
 use super::guard;
+use super::{Engine, Token};
 
 /// A tokenizer.json loaded by `tokenizers`.
 pub(super) struct Reference {
@@ -84,6 +84,20 @@ impl Engine for Reference {
 
     fn largest_id(&self) -> u32 {
         self.largest_id
+    }
+
+    fn token(&self, id: u32) -> Option<Token> {
+        let added = self.tokenizer.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id);
+        self.tokenizer.id_to_token(id).map(|content| Token { content, added })
+    }
+
+    fn segment(&self, piece: &str) -> std::result::Result<Vec<u32>, String> {
+        let unknown = match self.model() {
+            ModelWrapper::BPE(model) => model.unk_token.as_deref().and_then(|unknown| self.id_of(unknown)),
+            _ => None,
+        };
+        let tokens = guarded(|| self.model().tokenize(piece))?;
+        Ok(tokens.into_iter().map(|token| token.id).filter(|id| Some(*id) != unknown).collect())
     }
 }
 

@@ -97,7 +97,9 @@ pub fn companions(tokenizer_dir: Option<&Path>, model_dir: Option<&Path>) -> Res
 pub fn write_model(dir: &Path, contents: &Contents<'_>) -> Result<BTreeMap<String, FileEntry>> {
     let Contents { model, base, companions } = *contents;
     let mut files = if model.lora_settings().is_some() {
-        let mut files = tensors::write(dir, "adapter_model", &model.adapter_tensors())?;
+        let adapter = model.adapter_tensors();
+        let adapter: Vec<(String, &Tensor)> = adapter.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
+        let mut files = tensors::write(dir, "adapter_model", &adapter)?;
         let name = "adapter_config.json";
         files.insert(name.to_owned(), write_file(dir, name, &pretty(&model.adapter_config(base)))?);
         files

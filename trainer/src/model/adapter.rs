@@ -54,12 +54,19 @@ pub struct Adapters {
     pairs: BTreeMap<usize, (usize, usize)>,
     /// Frozen parameters whose values came with an adapter instead of the base: they are saved with it again.
     kept: BTreeSet<usize>,
+    /// Of these, the ones of which single rows came with it.
+    kept_in_part: BTreeSet<usize>,
     seed: u64,
     /// Which micro-batch of which step is being trained on: what dropout depends on.
     pass: u64,
 }
 
 impl Adapters {
+    /// Rows that came alone are saved alone again, since they are trained alone.
+    pub(super) fn save_rows_alone(&mut self) {
+        self.kept.retain(|index| !self.kept_in_part.contains(index));
+    }
+
     /// The pair beside the weight of index `weight`, for training or not.
     pub(super) fn pair<'a>(
         &self,
@@ -113,7 +120,8 @@ impl Model {
             }
             pairs.insert(index, (first, first + 1));
         }
-        self.adapters = Some(Adapters { settings, pairs, kept: BTreeSet::new(), seed, pass: 0 });
+        self.adapters =
+            Some(Adapters { settings, pairs, kept: BTreeSet::new(), kept_in_part: BTreeSet::new(), seed, pass: 0 });
         self.renew_gradients()
     }
 
@@ -191,10 +199,10 @@ impl Model {
     fn module_names(&self, wanted: Vec<String>) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
         for asked in wanted {
-            let name = if asked == "embeddings" { leaf(EMBEDDING).to_owned() } else { asked };
+            let name = if asked == "embeddings" { last_name(EMBEDDING).to_owned() } else { asked };
             let is_either = is_named(EMBEDDING, &name) || is_named(HEAD, &name);
             let meant = if is_either && self.config.tie_word_embeddings {
-                vec![leaf(EMBEDDING).to_owned(), leaf(HEAD).to_owned()]
+                vec![last_name(EMBEDDING).to_owned(), last_name(HEAD).to_owned()]
             } else {
                 vec![name]
             };
@@ -208,14 +216,14 @@ impl Model {
         let tied = self.config.tie_word_embeddings;
         let mut whole = BTreeSet::new();
         for name in wanted {
-            let name = if tied && is_named(HEAD, name) { leaf(EMBEDDING) } else { name.as_str() };
+            let name = if tied && is_named(HEAD, name) { last_name(EMBEDDING) } else { name.as_str() };
             let of_module = |parameter: &Parameter| {
                 parameter.name.rsplit_once('.').is_some_and(|(module, _)| is_named(module, name))
             };
             let found = self.parameters.iter().enumerate().filter(|(_, parameter)| of_module(parameter));
             let found: Vec<_> = found.map(|(index, _)| index).collect();
             if found.is_empty() {
-                let usual = [leaf(EMBEDDING), leaf(HEAD)].join(" and ");
+                let usual = [last_name(EMBEDDING), last_name(HEAD)].join(" and ");
                 let reason = format!("{name:?} is no module of this model; usual are {usual}");
                 return Err(Error::config("--modules_to_save", reason));
             }
@@ -225,16 +233,32 @@ impl Model {
     }
 
     /// What an adapter file holds: PEFT's name and the tensor of every trained parameter, and of those that came with an
-    /// adapter. PEFT asks for both names of tied weights.
-    pub fn adapter_tensors(&self) -> Vec<(String, &Tensor)> {
-        let kept = |index: &usize| self.adapters.as_ref().is_some_and(|adapters| adapters.kept.contains(index));
-        let saved = self.parameters.iter().enumerate().filter(|(index, one)| one.trainable || kept(index));
-        let saved = saved.map(|(_, parameter)| (parameter.name.as_str(), &parameter.tensor));
-        let mut named: Vec<_> = saved.map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor)).collect();
-        let embedding = format!("{PREFIX}{EMBEDDING}.weight");
-        let tied = named.iter().find(|(name, _)| self.config.tie_word_embeddings && *name == embedding);
-        let head = tied.map(|(_, tensor)| (format!("{PREFIX}{HEAD}.weight"), *tensor));
-        named.extend(head);
+    /// adapter. Rows that are trained alone are PEFT's `trainable_tokens_delta`, which replaces those of the base. PEFT
+    /// asks for both names of tied weights.
+    pub fn adapter_tensors(&self) -> Vec<(String, Tensor)> {
+        let kept = |index: usize| self.adapters.as_ref().is_some_and(|adapters| adapters.kept.contains(&index));
+        let mut named: Vec<(String, Tensor)> = Vec::new();
+        for (index, parameter) in self.parameters.iter().enumerate() {
+            let name = &parameter.name;
+            if self.rows_trained_of(name).is_some() {
+                let adapter = format!("{PREFIX}{}.token_adapter", name.trim_end_matches(".weight"));
+                let rows = self.trained(parameter).tensor;
+                named.push((format!("{adapter}.trainable_tokens_delta"), rows));
+                if kept(index) {
+                    named.push((format!("{adapter}.base_layer.weight"), parameter.tensor.clone())); // shares its memory
+                }
+            } else if parameter.trainable || kept(index) {
+                named.push((format!("{PREFIX}{name}"), parameter.tensor.clone())); // shares its memory
+            }
+        }
+        if self.config.tie_word_embeddings {
+            let of_embedding = format!("{PREFIX}{EMBEDDING}.");
+            let of_head = named.iter().filter_map(|(name, tensor)| {
+                let rest = name.strip_prefix(&of_embedding)?;
+                Some((format!("{PREFIX}{HEAD}.{rest}"), tensor.clone()))
+            });
+            named.extend(of_head.collect::<Vec<_>>());
+        }
         named
     }
 
@@ -281,6 +305,12 @@ impl Model {
         if self.config.tie_word_embeddings && settings.modules_to_save.iter().any(|name| is_named(HEAD, name)) {
             json["ensure_weight_tying"] = json!(true);
         }
+        if let Some(rows) = &self.trained_rows {
+            let modules = if self.config.tie_word_embeddings { &[EMBEDDING][..] } else { &[EMBEDDING, HEAD] };
+            let ids: Vec<usize> = rows.clone().collect();
+            let indices = modules.iter().map(|module| (last_name(module).to_owned(), json!(ids)));
+            json["trainable_token_indices"] = Value::Object(indices.collect());
+        }
         json
     }
 
@@ -291,8 +321,11 @@ impl Model {
     /// A kind of adapter that is not built, or tensors that do not fit the model.
     pub fn load_adapters(&mut self, dir: &Path, seed: u64) -> Result<()> {
         let file = AdapterFile::read(dir)?;
-        let AdapterFile { settings, mut tensors, .. } = self.adopt_rows(dir, file)?;
+        let AdapterFile { settings, mut tensors, filled, .. } = self.adopt_rows(dir, file)?;
         let kept = self.kept_rows(&settings, &tensors);
+        let in_part =
+            |index: &usize| filled.iter().any(|module| self.parameters[*index].name == format!("{module}.weight"));
+        let kept_in_part = kept.iter().copied().filter(in_part).collect();
         self.add_adapters(settings, seed)?;
         for (index, parameter) in self.parameters.iter().enumerate() {
             if !parameter.trainable && !kept.contains(&index) {
@@ -315,7 +348,7 @@ impl Model {
             return Err(Error::corrupt(dir, format!("holds {name}, which nothing here stands for")));
         }
         if let Some(adapters) = &mut self.adapters {
-            adapters.kept = kept;
+            (adapters.kept, adapters.kept_in_part) = (kept, kept_in_part);
         }
         Ok(())
     }
@@ -353,6 +386,7 @@ impl Model {
             self.parameters.truncate(*first);
         }
         self.parameters.iter_mut().for_each(|parameter| parameter.trainable = true);
+        self.trained_rows = None;
         self.renew_gradients()
     }
 }
@@ -363,6 +397,6 @@ pub(super) fn is_named(module: &str, name: &str) -> bool {
 }
 
 /// The last name of a module.
-fn leaf(module: &str) -> &str {
+fn last_name(module: &str) -> &str {
     module.rsplit('.').next().unwrap_or(module)
 }

@@ -5,7 +5,7 @@
 //! `original_module`, if the vocabulary had been resized; untrained rows, if it had been resized and nothing was to be
 //! saved; and single trained rows, `token_adapter.trainable_tokens_delta`, which replace those of the base.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use candle_core::Tensor;
@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use tokenmill_shared::{Error, Result, storage};
 
 use super::adapter::{LoraSettings, PREFIX, is_named};
-use super::{EMBEDDING, HEAD, Model, Parameter, tensor_error};
-use crate::ops::cpu::{values, write};
+use super::{Config, EMBEDDING, HEAD, Model, Parameter, tensor_error};
+use crate::ops::cpu::{tensor, values};
 
 /// An adapter_config.json beyond this is not one.
 const CONFIG_LIMIT: u64 = 1 << 20;
@@ -29,6 +29,35 @@ pub(super) struct AdapterFile {
     trained_rows: Vec<(String, Vec<usize>)>,
     /// Whether tied weights were trained as one.
     keeps_ties: bool,
+    /// Modules of which only rows came, and the rest is the base's.
+    pub filled: Vec<&'static str>,
+}
+
+/// What an adapter says before its tensors are read.
+#[derive(Debug)]
+pub struct AdapterOutline {
+    /// Modules that are trained whole.
+    pub modules_to_save: Vec<String>,
+    /// Rows of the embedding or the head that the model has with it, if any come with it.
+    pub rows: Option<usize>,
+}
+
+impl AdapterOutline {
+    /// Reads the configuration in `dir` and the header of the tensors; `config` is that of the base.
+    ///
+    /// # Errors
+    /// No adapter there, or a kind that is not built.
+    pub fn read(dir: &Path, config: &Config) -> Result<Self> {
+        let file = read_config(dir)?;
+        let shapes = super::weights::tensor_shapes(dir, "adapter_model")?;
+        let whole = [EMBEDDING, HEAD].into_iter().flat_map(|module| {
+            ["weight", "modules_to_save.weight", "token_adapter.base_layer.weight"]
+                .map(|rest| format!("{PREFIX}{module}.{rest}"))
+        });
+        let rows = whole.filter_map(|name| shapes.get(&name)?.first().copied()).max();
+        let alone = file.trained_rows.iter().flat_map(|(_, ids)| ids).max().map(|id| config.vocab_size.max(id + 1));
+        Ok(Self { modules_to_save: file.settings.modules_to_save, rows: rows.max(alone) })
+    }
 }
 
 impl AdapterFile {
@@ -53,8 +82,8 @@ impl AdapterFile {
         self.settings.modules_to_save.iter().any(|name| is_named(module, name))
     }
 
-    /// Puts rows that were trained alone into the whole matrix, `base` or the one that is there.
-    fn fill_rows(&mut self, dir: &Path, module: &str, base: &Tensor) -> Result<()> {
+    /// Puts rows that were trained alone into the whole matrix: the one that is there, or `base`, which they may extend.
+    fn fill_rows(&mut self, dir: &Path, module: &'static str, base: &Tensor, tied: bool) -> Result<()> {
         let adapter = format!("{PREFIX}{module}.token_adapter");
         let own_base = self.tensors.remove(&format!("{adapter}.base_layer.weight"));
         let Some(rows) = self.tensors.remove(&format!("{adapter}.trainable_tokens_delta")) else { return Ok(()) };
@@ -62,13 +91,18 @@ impl AdapterFile {
         let (_, ids) = self
             .trained_rows
             .iter()
-            .find(|(name, _)| is_named(module, name))
+            .find(|(name, _)| is_named(module, name) || tied && is_named(EMBEDDING, name))
             .ok_or_else(|| damaged("has no trainable_token_indices in adapter_config.json".to_owned()))?;
         let plain = format!("{PREFIX}{module}.weight");
         let whole = own_base.or_else(|| self.tensors.remove(&plain));
-        let whole = whole.as_ref().unwrap_or(base).copy().map_err(tensor_error)?;
+        if whole.is_none() {
+            self.filled.push(module);
+        }
+        let whole = whole.as_ref().unwrap_or(base);
         let (count, width) = whole.dims2().map_err(tensor_error)?;
-        if rows.dims() != [ids.len(), width] || ids.iter().any(|id| *id >= count) {
+        let beyond: BTreeSet<usize> = ids.iter().copied().filter(|id| *id >= count).collect();
+        let grown = count + beyond.len();
+        if rows.dims() != [ids.len(), width] || beyond.last().is_some_and(|last| *last >= grown) {
             let shape = rows.dims();
             return Err(damaged(format!(
                 "of shape {shape:?} does not fit {} ids and {count} rows of {width}",
@@ -76,13 +110,12 @@ impl AdapterFile {
             )));
         }
         let rows = values(&rows).map_err(tensor_error)?;
-        let fill = |whole: &mut [f32]| {
-            for (id, row) in ids.iter().zip(rows.chunks_exact(width)) {
-                whole[id * width..][..width].copy_from_slice(row);
-            }
-        };
-        write(&whole, fill).map_err(tensor_error)?;
-        self.tensors.insert(plain, whole);
+        let mut whole = values(whole).map_err(tensor_error)?.to_vec();
+        whole.resize(grown * width, 0.0);
+        for (id, row) in ids.iter().zip(rows.chunks_exact(width)) {
+            whole[id * width..][..width].copy_from_slice(row);
+        }
+        self.tensors.insert(plain, tensor(whole, (grown, width)).map_err(tensor_error)?);
         Ok(())
     }
 }
@@ -94,7 +127,7 @@ impl Model {
         let (embedding, head) = (format!("{PREFIX}{EMBEDDING}.weight"), format!("{PREFIX}{HEAD}.weight"));
         for module in [EMBEDDING, HEAD] {
             let base = self.rows_of(module).clone(); // shares its memory
-            file.fill_rows(dir, module, &base)?;
+            file.fill_rows(dir, module, &base, self.config.tie_word_embeddings)?;
         }
         if self.config.tie_word_embeddings {
             let (e, h) = (file.tensors.get(&embedding), file.tensors.get(&head));
@@ -234,5 +267,5 @@ fn read_config(dir: &Path) -> Result<AdapterFile> {
         ));
     };
     let keeps_ties = json["ensure_weight_tying"].as_bool().unwrap_or(false);
-    Ok(AdapterFile { settings, tensors: BTreeMap::new(), trained_rows, keeps_ties })
+    Ok(AdapterFile { settings, tensors: BTreeMap::new(), trained_rows, keeps_ties, filled: Vec::new() })
 }

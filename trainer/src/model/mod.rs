@@ -9,6 +9,7 @@ mod decoder;
 mod initialise;
 mod noise;
 mod quantised;
+mod resize;
 mod weights;
 
 #[cfg(test)]
@@ -16,12 +17,14 @@ pub(crate) mod dropped_gradient;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::path::Path;
 
 use candle_core::Tensor;
 use tokenmill_shared::{Error, Result};
 
 pub use adapter::{Adapters, LoraSettings};
+pub use adapter_rows::AdapterOutline;
 pub use config::{Config, Family};
 pub use noise::EmbeddingNoise;
 pub use quantised::Quantisation;
@@ -41,6 +44,16 @@ const EMBEDDING: &str = "model.embed_tokens";
 
 /// The module of the output projection.
 const HEAD: &str = "lm_head";
+
+/// Whether `name`, as `modules_to_save` has it, means the input embedding.
+pub(crate) fn is_embedding(name: &str) -> bool {
+    name == "embeddings" || adapter::is_named(EMBEDDING, name)
+}
+
+/// Whether `name`, as `modules_to_save` has it, means the output projection.
+pub(crate) fn is_head(name: &str) -> bool {
+    adapter::is_named(HEAD, name)
+}
 
 /// A trainable tensor.
 #[derive(Debug, Clone)]
@@ -95,6 +108,8 @@ pub struct Model {
     quantised: QuantisedWeights,
     /// Low-rank pairs beside frozen projections.
     adapters: Option<Adapters>,
+    /// The rows of embedding and head that are trained, if not all of them are.
+    trained_rows: Option<Range<usize>>,
     /// Weight of the mean over all tokens in the loss that is differentiated.
     pub label_smoothing: f32,
     /// On the embeddings while training.
@@ -143,6 +158,7 @@ impl Model {
             gradients,
             quantised,
             adapters: None,
+            trained_rows: None,
             label_smoothing: 0.0,
             embedding_noise: None,
             precision: Precision::F32,
@@ -154,10 +170,24 @@ impl Model {
 
     /// A buffer for the gradients of what is trainable now.
     fn renew_gradients(&mut self) -> Result<()> {
-        let size = |parameter: &Parameter| parameter.trainable.then(|| parameter.tensor.elem_count());
+        let size = |parameter: &Parameter| {
+            let (width, values) = (self.config.hidden_size, parameter.tensor.elem_count());
+            let rows = self.rows_trained_of(&parameter.name);
+            let trained = rows.map_or(0..values, |rows| rows.start * width..rows.end * width);
+            parameter.trainable.then_some((values, trained))
+        };
         let sizes = self.parameters.iter().map(|parameter| (parameter.name.clone(), size(parameter)));
         self.gradients = Gradients::new(sizes).map_err(tensor_error)?;
         Ok(())
+    }
+
+    /// What is trained of a parameter: itself, or some of its rows, which share its memory.
+    pub fn trained(&self, parameter: &Parameter) -> Parameter {
+        let mut trained = parameter.clone();
+        if let Some(rows) = self.rows_trained_of(&parameter.name) {
+            trained.tensor = parameter.tensor.narrow(0, rows.start, rows.len()).expect("rows that are there");
+        }
+        trained
     }
 
     /// Rounds all weights to `dtype`, as loading them in it does.

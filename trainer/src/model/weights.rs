@@ -98,6 +98,12 @@ pub(super) fn read_all_tensors(dir: &Path, stem: &str) -> Result<BTreeMap<String
     Ok(wanted.into_iter().map(|(name, ..)| name).zip(tensors).collect())
 }
 
+/// The shape of every tensor of `<stem>.safetensors` in `dir`, by name.
+pub(super) fn tensor_shapes(dir: &Path, stem: &str) -> Result<BTreeMap<String, Vec<usize>>> {
+    let shards = open_shards(dir, stem)?;
+    Ok(places(&shards)?.into_iter().map(|(name, shard)| (name.to_owned(), shard.tensors[name].shape.clone())).collect())
+}
+
 /// Which file holds each tensor.
 fn places(shards: &[Shard]) -> Result<BTreeMap<&str, &Shard>> {
     let mut places = BTreeMap::new();

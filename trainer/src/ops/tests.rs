@@ -64,7 +64,7 @@ fn assert_slopes(
 
 /// A place for one parameter's gradient, and what was written there.
 fn gradient_of(len: usize, write: impl FnOnce(&mut Gradients)) -> Vec<f64> {
-    let mut gradients = Gradients::new([("w".to_owned(), Some(len))]).unwrap();
+    let mut gradients = Gradients::new([("w".to_owned(), Some((len, 0..len)))]).unwrap();
     write(&mut gradients);
     gradients.of(0).unwrap().into_iter().map(f64::from).collect()
 }

@@ -6,6 +6,12 @@ pub const CHINESE: &[(&str, &str)] = &[
     ("init_from_config", "按此配置（目录或 config.json）从随机权重开始"),
     ("model_type", "模型必须属于的家族：auto、llama、mistral、qwen（也含 qwen2、qwen3）等，与 config.json 一致"),
     ("tokenizer_name_or_path", "分词器目录（默认与模型相同）"),
+    (
+        "new_token_init",
+        "模型没有、而 --tokenizer_name_or_path 有的 token，其行如何初始化：模型自己的分词器切出的各片段的均值、所有行的均值附近（transformers 4.46 起），或正态分布",
+    ),
+    ("pad_to_multiple_of", "把嵌入和输出层的行数向上取整到它的倍数"),
+    ("train_new_rows_only", "嵌入和输出层只训练新 token 的行：与 LoRA 适配器一起；--use_peft false 时只训练这些行"),
     ("torch_dtype", "读取权重时舍入到的类型；内存中为 float32"),
     ("load_in_8bit", "冻结的模型以 8 位保存：每行按其最大绝对值缩放"),
     ("load_in_4bit", "冻结的模型以 4 位保存：NF4 加双重量化"),

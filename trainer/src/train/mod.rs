@@ -57,12 +57,13 @@ pub fn interrupt() {
 
 /// Runs what `arguments` ask for.
 pub fn run(arguments: TrainerArguments) -> Result<()> {
-    let plan = Plan::new(arguments)?;
+    let mut plan = Plan::new(arguments)?;
     let reports = Reports::parse(&plan.arguments.report_to)?;
     let memory = Stage::begin("init");
     plan.check_model()?;
     let dataset = plan.open_dataset()?;
     let resume = find_checkpoint(&plan)?;
+    plan.find_new_tokens(&dataset)?;
     let model = match &resume {
         Some((dir, _)) => plan.open_resumed(dir)?,
         None => plan.open_model()?,

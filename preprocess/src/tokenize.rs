@@ -55,12 +55,13 @@ impl Encoding {
     pub fn encode(&self, batch: &TextBatch, input: &Input) -> Result<Frame> {
         let mut ids = Vec::with_capacity(batch.text.len() / 3);
         let mut documents = Vec::with_capacity(batch.documents.len());
+        let mut encoder = self.tokenizer.encoder();
         let mut begin = 0;
         for (end, record) in &batch.documents {
             let text = &batch.text[begin..*end];
             begin = *end;
             let before = ids.len();
-            self.tokenizer.encode(text, self.add_special_tokens, &mut ids).map_err(|why| {
+            encoder.encode(text, self.add_special_tokens, &mut ids).map_err(|why| {
                 Error::input(
                     Location::record(&input.path, *record),
                     format!("cannot be tokenized ({why}); remove the document"),

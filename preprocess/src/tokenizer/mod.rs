@@ -4,17 +4,29 @@
 //! converted to it first. The rest of the program sees only [`Tokenizer`]; other engines stand behind [`Engine`] and
 //! are used where they are provably the same.
 
-mod cached;
+mod added;
+mod bpe;
+mod byte_level;
+mod cache;
 mod convert;
+mod crossing;
 pub mod extend;
 mod guard;
+mod metaspace;
+mod pieces;
+mod probe;
 mod reference;
+mod unicode;
+mod words;
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
 use tokenmill_shared::{Error, Result, storage};
 
+use self::pieces::Working;
+use self::reference::Reference;
 use crate::model_config::{json_file, model_eos};
 
 /// A tokenizer.json beyond this is not one: the largest known (262,144 pieces) has 33 MB.
@@ -35,28 +47,22 @@ pub const FILES: &[&str] = &[
     "chat_template.jinja",
 ];
 
-/// Encodes and decodes; implementations must give the ids that the reference gives.
-pub trait Engine: Send + Sync {
-    /// Appends the ids of one document.
+/// Turns text into ids; implementations must give the ids that the reference gives.
+trait Engine: Send + Sync {
+    /// Appends the ids of one document; `working` is the calling thread's, and only ever this tokenizer's.
     ///
     /// # Errors
     /// The tokenizer cannot encode this text; says why.
-    fn encode(&self, text: &str, add_special_tokens: bool, ids: &mut Vec<u32>) -> std::result::Result<(), String>;
+    fn encode(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        working: &mut Working,
+        ids: &mut Vec<u32>,
+    ) -> std::result::Result<(), String>;
 
-    /// The text of `ids`, special tokens included.
-    fn decode(&self, ids: &[u32]) -> std::result::Result<String, String>;
-
-    /// The id of a token, if it has one.
-    fn id_of(&self, token: &str) -> Option<u32>;
-
-    /// The largest id.
-    fn largest_id(&self) -> u32;
-
-    /// The token of an id.
-    fn token(&self, id: u32) -> Option<Token>;
-
-    /// The ids that the vocabulary gives for `piece`, which is spelled as pieces are; nothing for what it does not know.
-    fn segment(&self, piece: &str) -> std::result::Result<Vec<u32>, String>;
+    /// The reference, which answers everything else.
+    fn reference(&self) -> &Reference;
 }
 
 /// What an id stands for.
@@ -71,6 +77,9 @@ pub struct Token {
 /// A loaded tokenizer directory.
 pub struct Tokenizer {
     engine: Box<dyn Engine>,
+    /// Of threads that are not encoding at the moment.
+    #[allow(clippy::vec_box)] // moved in and out for every batch
+    working: Mutex<Vec<Box<Working>>>,
     /// BLAKE3 of tokenizer.json, in hexadecimal.
     pub blake3: String,
     /// The end-of-sequence id that the directory's files name.
@@ -145,15 +154,12 @@ impl Tokenizer {
         }
         let json = &files[0].1;
         let blake3 = blake3::hash(json).to_hex().to_string();
-        let reference = Box::new(reference::Reference::load(&path, json)?);
-        let engine: Box<dyn Engine> = match cached::Cached::new(reference, json) {
-            Ok(cached) => Box::new(cached),
-            Err(reference) => reference,
-        };
+        let reference = Box::new(Reference::load(&path, json)?);
+        let engine = fastest(reference, json);
         let special = json_file(dir, "special_tokens_map.json")?;
         let named = |key: &str| {
             let token = [&config, &special].into_iter().find_map(|file| token_named(file, key))?;
-            engine.id_of(&token)
+            engine.reference().id_of(&token)
         };
         let model_max_length =
             config["model_max_length"].as_f64().filter(|length| *length < 1e9).map(|length| length as usize);
@@ -164,6 +170,7 @@ impl Tokenizer {
             blake3,
             files,
             engine,
+            working: Mutex::default(),
         };
         if tokenizer.eos_token_id.is_none() {
             tokenizer.eos_token_id = model_eos(dir)?;
@@ -191,17 +198,23 @@ impl Tokenizer {
 
     /// Appends the ids of one document.
     pub fn encode(&self, text: &str, add_special_tokens: bool, ids: &mut Vec<u32>) -> std::result::Result<(), String> {
-        self.engine.encode(text, add_special_tokens, ids)
+        self.encoder().encode(text, add_special_tokens, ids)
+    }
+
+    /// For many documents in a row.
+    pub fn encoder(&self) -> Encoder<'_> {
+        let spare = self.working.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Encoder { tokenizer: self, working: Some(spare.unwrap_or_default()) }
     }
 
     /// The text of `ids`, special tokens included.
     pub fn decode(&self, ids: &[u32]) -> std::result::Result<String, String> {
-        self.engine.decode(ids)
+        self.engine.reference().decode(ids)
     }
 
     /// What an id stands for.
     pub fn token(&self, id: u32) -> Option<Token> {
-        self.engine.token(id)
+        self.engine.reference().token(id)
     }
 
     /// The ids that this tokenizer has for a token of another one of the same kind.
@@ -211,12 +224,57 @@ impl Tokenizer {
             self.encode(&token.content, false, &mut ids)?;
             return Ok(ids);
         }
-        self.engine.segment(&token.content)
+        self.engine.reference().segment(&token.content)
     }
 
     /// The largest id it can produce.
     pub fn largest_id(&self) -> u32 {
-        self.engine.largest_id()
+        self.engine.reference().largest_id()
+    }
+}
+
+/// A tokenizer in use by one thread, with what it remembers of earlier text.
+pub struct Encoder<'a> {
+    tokenizer: &'a Tokenizer,
+    working: Option<Box<Working>>,
+}
+
+impl Encoder<'_> {
+    /// Appends the ids of one document.
+    pub fn encode(
+        &mut self,
+        text: &str,
+        add_special_tokens: bool,
+        ids: &mut Vec<u32>,
+    ) -> std::result::Result<(), String> {
+        let working = self.working.as_mut().expect("there until it is dropped");
+        self.tokenizer.engine.encode(text, add_special_tokens, working, ids)
+    }
+}
+
+impl Drop for Encoder<'_> {
+    fn drop(&mut self) {
+        let working = self.working.take();
+        self.tokenizer.working.lock().unwrap_or_else(PoisonError::into_inner).extend(working);
+    }
+}
+
+impl std::fmt::Debug for Encoder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Encoder").field(self.tokenizer).finish()
+    }
+}
+
+/// The fast engine that recognises this tokenizer.json, or else the reference.
+fn fastest(reference: Box<Reference>, json: &[u8]) -> Box<dyn Engine> {
+    let Ok(json) = serde_json::from_slice(json) else { return reference };
+    let reference = match byte_level::ByteLevel::new(reference, &json) {
+        Ok(engine) => return Box::new(engine),
+        Err(reference) => reference,
+    };
+    match metaspace::Metaspace::new(reference, &json) {
+        Ok(engine) => Box::new(engine),
+        Err(reference) => reference,
     }
 }
 

@@ -9,6 +9,7 @@ use tokenizers::{
 use tokenmill_shared::{Error, Result};
 
 use super::guard;
+use super::pieces::Working;
 use super::{Engine, Token};
 
 /// A tokenizer.json loaded by `tokenizers`.
@@ -32,11 +33,6 @@ impl Reference {
         let largest_id =
             tokenizer.get_vocab(true).into_values().max().ok_or_else(|| refuse("its vocabulary is empty"))?;
         Ok(Self { tokenizer, largest_id })
-    }
-
-    /// What turns one pre-token into ids.
-    pub(super) fn model(&self) -> &ModelWrapper {
-        self.tokenizer.get_model()
     }
 
     /// The ids of `text`, without special tokens, and for each the number of the pre-token it lies in.
@@ -65,39 +61,54 @@ impl Reference {
             Ok(splits.into_iter().map(|(piece, ..)| piece.to_owned()).filter(|piece| !piece.is_empty()).collect())
         })
     }
+
+    /// The text of `ids`, special tokens included.
+    pub(super) fn decode(&self, ids: &[u32]) -> std::result::Result<String, String> {
+        guarded(|| self.tokenizer.decode(ids, false))
+    }
+
+    /// The id of a token, if it has one.
+    pub(super) fn id_of(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// The largest id.
+    pub(super) fn largest_id(&self) -> u32 {
+        self.largest_id
+    }
+
+    /// The token of an id.
+    pub(super) fn token(&self, id: u32) -> Option<Token> {
+        let added = self.tokenizer.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id);
+        self.tokenizer.id_to_token(id).map(|content| Token { content, added })
+    }
+
+    /// The ids that the vocabulary gives for `piece`, which is spelled as pieces are; nothing for what it does not know.
+    pub(super) fn segment(&self, piece: &str) -> std::result::Result<Vec<u32>, String> {
+        let unknown = match self.tokenizer.get_model() {
+            ModelWrapper::BPE(model) => model.unk_token.as_deref().and_then(|unknown| self.id_of(unknown)),
+            _ => None,
+        };
+        let tokens = guarded(|| self.tokenizer.get_model().tokenize(piece))?;
+        Ok(tokens.into_iter().map(|token| token.id).filter(|id| Some(*id) != unknown).collect())
+    }
 }
 
 impl Engine for Reference {
-    fn encode(&self, text: &str, add_special_tokens: bool, ids: &mut Vec<u32>) -> std::result::Result<(), String> {
+    fn encode(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        _working: &mut Working,
+        ids: &mut Vec<u32>,
+    ) -> std::result::Result<(), String> {
         let encoding = guarded(|| self.tokenizer.encode_fast(text, add_special_tokens))?;
         ids.extend_from_slice(encoding.get_ids());
         Ok(())
     }
 
-    fn decode(&self, ids: &[u32]) -> std::result::Result<String, String> {
-        guarded(|| self.tokenizer.decode(ids, false))
-    }
-
-    fn id_of(&self, token: &str) -> Option<u32> {
-        self.tokenizer.token_to_id(token)
-    }
-
-    fn largest_id(&self) -> u32 {
-        self.largest_id
-    }
-
-    fn token(&self, id: u32) -> Option<Token> {
-        let added = self.tokenizer.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id);
-        self.tokenizer.id_to_token(id).map(|content| Token { content, added })
-    }
-
-    fn segment(&self, piece: &str) -> std::result::Result<Vec<u32>, String> {
-        let unknown = match self.model() {
-            ModelWrapper::BPE(model) => model.unk_token.as_deref().and_then(|unknown| self.id_of(unknown)),
-            _ => None,
-        };
-        let tokens = guarded(|| self.model().tokenize(piece))?;
-        Ok(tokens.into_iter().map(|token| token.id).filter(|id| Some(*id) != unknown).collect())
+    fn reference(&self) -> &Reference {
+        self
     }
 }
 

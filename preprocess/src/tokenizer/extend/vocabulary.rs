@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tokenmill_shared::{Error, Result};
 
-use crate::tokenizer::cached::byte_chars;
+use crate::tokenizer::byte_level::byte_chars;
 
 /// What stands for a space in SentencePiece's pieces.
 pub(super) const SPACE: char = '▁';

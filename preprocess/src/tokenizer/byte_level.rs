@@ -1,0 +1,406 @@
+//! The fast engine for byte-level BPE (GPT-2, Llama 3, Qwen, DeepSeek, GPT-4o): words found by scanners, cut further
+//! where nothing can be merged across, ids of a piece from a cache.
+//!
+//! The reference spends most of its time on strings with alignments that ids do not need. Here only what
+//! decides ids is left, and only where that is provably the same: the pre-tokenizer is of a recognised form and the
+//! normalizer is NFC or none. A tokenizer for which both engines differ on the probes is the reference's.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+use super::Engine;
+use super::added::{AddedTokens, Segment};
+use super::bpe::{Merges, Scratch};
+use super::cache;
+use super::crossing::Crossings;
+use super::guard::guarded;
+
+use super::metaspace::merges;
+use super::pieces::{Miss, Working};
+use super::probe::{around, first_difference};
+use super::reference::Reference;
+use super::unicode::{COMPOSES, Classes, decode};
+use super::words::Words;
+
+/// From here on scripts are written without spaces, and runs of them are words of any length.
+const IDEOGRAPHS: u32 = 0x2e80;
+
+/// The engine; see the module's text.
+pub(super) struct ByteLevel {
+    reference: Box<Reference>,
+    words: Words,
+    classes: Classes,
+    added: AddedTokens,
+    /// Whether the normalizer is NFC; otherwise there is none.
+    nfc: bool,
+    crossings: Crossings,
+    model: Model,
+    /// What `add_special_tokens` puts before and after a document.
+    around: (Vec<u32>, Vec<u32>),
+}
+
+/// What turns a piece into ids.
+struct Model {
+    /// The id of each byte.
+    bytes: [u32; 256],
+    merges: Merges,
+    /// Under `ignore_merges` the tokens by their bytes: a word that is one is not merged.
+    words: Option<HashMap<Vec<u8>, u32>>,
+}
+
+impl Miss for Model {
+    /// `is_word`: the piece is a whole word of a vocabulary with `ignore_merges`.
+    fn encode(&self, piece: &[u8], is_word: bool, symbols: &mut Vec<u32>, scratch: &mut Scratch) {
+        if let Some(id) = self.words.as_ref().filter(|_| is_word).and_then(|words| words.get(piece)) {
+            symbols.push(*id);
+            return;
+        }
+        symbols.extend(piece.iter().map(|byte| self.bytes[usize::from(*byte)]));
+        self.merges.apply(symbols, scratch);
+    }
+}
+
+impl ByteLevel {
+    /// The fast engine for the tokenizer that `reference` was loaded from; `Err` gives the reference back.
+    pub(super) fn new(reference: Box<Reference>, json: &Value) -> Result<Self, Box<Reference>> {
+        let Some((words, nfc, added)) = recognise(json, &reference) else { return Err(reference) };
+        let Some((model, crossings)) = vocabulary(&json["model"]) else { return Err(reference) };
+        let Some(around) = around(reference.as_ref()) else { return Err(reference) };
+        let classes = Classes::load();
+        let engine = Self { reference, words, classes, added, nfc, crossings, model, around };
+        match first_difference(&engine, engine.reference.as_ref()) {
+            None => Ok(engine),
+            Some(text) => {
+                eprintln!(
+                    "the fast tokenizer and the reference differ on {text:?}; using the reference, please report this"
+                );
+                Err(engine.reference)
+            }
+        }
+    }
+
+    fn encode_document(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        working: &mut Working,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), String> {
+        if add_special_tokens {
+            ids.extend_from_slice(&self.around.0);
+        }
+        let mut failed = None;
+        self.added.split(text, |segment| match segment {
+            Segment::Text(text) => match self.normalized(text) {
+                Ok(text) => self.added.split_normalized(&text, |segment| match segment {
+                    Segment::Text(text) => self.encode_text(text, working, ids),
+                    Segment::Token(id) => ids.push(id),
+                }),
+                Err(why) => failed = Some(why),
+            },
+            Segment::Token(id) => ids.push(id),
+        });
+        if add_special_tokens {
+            ids.extend_from_slice(&self.around.1);
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// A stretch of text without added tokens, normalized.
+    fn encode_text(&self, text: &str, working: &mut Working, ids: &mut Vec<u32>) {
+        let bytes = text.as_bytes();
+        let ignores_merges = self.model.words.is_some();
+        self.words.for_each(text, self.classes, |begin, end| {
+            let key = cache::key(bytes, begin, end, ignores_merges);
+            if cache::is_ascii(key) || (key == 0 && bytes[begin..end].is_ascii()) {
+                working.push(bytes, (begin, end), (key, ignores_merges), ids, &self.model);
+            } else {
+                self.cut(bytes, (begin, end), ignores_merges, working, ids);
+            }
+        });
+        working.flush(bytes, ids, &self.model);
+    }
+
+    /// A word in pieces: between two characters that no token holds side by side nothing is ever merged.
+    #[inline(always)]
+    fn cut(
+        &self,
+        text: &[u8],
+        (begin, end): (usize, usize),
+        ignores_merges: bool,
+        working: &mut Working,
+        ids: &mut Vec<u32>,
+    ) {
+        let mut piece = begin;
+        let (mut left, bytes) = decode(text, begin);
+        let mut at = begin + bytes;
+        while at < end {
+            let (right, bytes) = decode(text, at);
+            if (left | right) >= IDEOGRAPHS && !self.crossings.contains(left, right) {
+                let key = cache::key(text, piece, at, false);
+                working.push(text, (piece, at), (key, false), ids, &self.model);
+                piece = at;
+            }
+            left = right;
+            at += bytes;
+        }
+        let is_word = ignores_merges && piece == begin;
+        let key = cache::key(text, piece, end, is_word);
+        working.push(text, (piece, end), (key, is_word), ids, &self.model);
+    }
+
+    /// Text as the normalizer leaves it.
+    fn normalized<'a>(&self, text: &'a str) -> Result<Cow<'a, str>, String> {
+        if !self.nfc || text.is_ascii() {
+            return Ok(Cow::Borrowed(text));
+        }
+        let bytes = text.as_bytes();
+        let (mut normalized, mut done) = (String::new(), 0);
+        // Where the last character began that nothing before it changes.
+        let (mut at, mut starter) = (0, 0);
+        while at < bytes.len() {
+            let (character, length) = decode(bytes, at);
+            if self.classes.of(character) & COMPOSES == 0 {
+                starter = at;
+                at += length;
+                continue;
+            }
+            at += length;
+            while at < bytes.len() {
+                let (character, length) = decode(bytes, at);
+                if self.classes.of(character) & COMPOSES == 0 {
+                    break;
+                }
+                at += length;
+            }
+            normalized.push_str(&text[done..starter]);
+            normalized.push_str(&self.reference.normalize(&text[starter..at])?);
+            done = at;
+            starter = at;
+        }
+        if done == 0 {
+            return Ok(Cow::Borrowed(text));
+        }
+        normalized.push_str(&text[done..]);
+        Ok(Cow::Owned(normalized))
+    }
+}
+
+impl Engine for ByteLevel {
+    fn encode(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        working: &mut Working,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), String> {
+        if self.added.needs_reference(text) {
+            return self.reference.encode(text, add_special_tokens, working, ids);
+        }
+        if !self.words.can_panic() {
+            return self.encode_document(text, add_special_tokens, working, ids);
+        }
+        let begin = ids.len();
+        guarded(|| self.encode_document(text, add_special_tokens, working, ids)).unwrap_or_else(|_| {
+            // The reference gives its own reason.
+            ids.truncate(begin);
+            *working = Working::default();
+            self.reference.encode(text, add_special_tokens, working, ids)
+        })
+    }
+
+    fn reference(&self) -> &Reference {
+        &self.reference
+    }
+}
+
+/// Words, whether the normalizer is NFC, and the added tokens of a tokenizer.json of the recognised form.
+fn recognise(json: &Value, reference: &Reference) -> Option<(Words, bool, AddedTokens)> {
+    let model = &json["model"];
+    if model["type"] != "BPE" || model["dropout"].as_f64().is_some_and(|dropout| dropout != 0.0) {
+        return None;
+    }
+    let nfc = match &json["normalizer"] {
+        Value::Null => false,
+        normalizer if normalizer["type"] == "NFC" => true,
+        normalizer if normalizer["type"] == "Sequence" && normalizer["normalizers"] == Value::Array(vec![]) => false,
+        _ => return None,
+    };
+    let processor = |processor: &Value| matches!(processor["type"].as_str(), Some("ByteLevel" | "TemplateProcessing"));
+    let post = &json["post_processor"];
+    let known = match post["type"].as_str() {
+        None => post.is_null(),
+        Some("Sequence") => post["processors"].as_array()?.iter().all(processor),
+        Some(_) => processor(post),
+    };
+    if !known || reference.largest_id() >= cache::ID_LIMIT {
+        return None;
+    }
+    let added = AddedTokens::new(json, |token| reference.id_of(token), |content| reference.normalize(content).ok())?;
+    Some((Words::recognise(&json["pre_tokenizer"])?, nfc, added))
+}
+
+/// The model, and where its tokens cross characters.
+fn vocabulary(model: &Value) -> Option<(Model, Crossings)> {
+    let is_unset = |field: &str| model[field].is_null() || model[field] == "";
+    if !is_unset("continuing_subword_prefix") || !is_unset("end_of_word_suffix") {
+        return None;
+    }
+    let vocab = model["vocab"].as_object()?;
+    let id = |token: &str| vocab.get(token)?.as_u64().and_then(|id| u32::try_from(id).ok());
+    let byte_chars = byte_chars();
+    let mut bytes = [0; 256];
+    for (slot, character) in bytes.iter_mut().zip(byte_chars) {
+        *slot = id(&character.to_string())?;
+    }
+    let triples =
+        merges(model)?.into_iter().map(|(left, right)| Some((id(left)?, id(right)?, id(&format!("{left}{right}"))?)));
+    let triples: Vec<_> = triples.collect::<Option<_>>()?;
+    let of_char: HashMap<char, u8> = byte_chars.into_iter().zip(0..=u8::MAX).collect();
+    let as_bytes =
+        |token: &str| token.chars().map(|character| of_char.get(&character).copied()).collect::<Option<Vec<u8>>>();
+    let tokens: Vec<(Vec<u8>, u32)> = vocab.keys().filter_map(|token| Some((as_bytes(token)?, id(token)?))).collect();
+    let crossings = Crossings::of(tokens.iter().map(|(bytes, _)| bytes.as_slice()));
+    let words = (model["ignore_merges"] == true).then(|| tokens.into_iter().collect());
+    Some((Model { bytes, merges: Merges::new(&triples), words }, crossings))
+}
+
+/// GPT-2's table: printable bytes stand for themselves, the others for the characters from U+0100 on.
+pub(super) fn byte_chars() -> [char; 256] {
+    let mut next = 0x100;
+    std::array::from_fn(|byte| match byte as u8 {
+        byte @ (b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff) => char::from(byte),
+        _ => {
+            next += 1;
+            char::from_u32(next - 1).expect("below the surrogates")
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    /// A byte-level tokenizer with some merges, a template and added tokens.
+    fn tokenizer(normalizer: Value, pre_tokenizer: Value) -> Vec<u8> {
+        let mut vocab = serde_json::Map::new();
+        for character in byte_chars() {
+            vocab.insert(character.to_string(), vocab.len().into());
+        }
+        let mut merges = Vec::new();
+        for (left, right) in [("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("l", "l"), ("'", "ll"), ("ä", "¸")]
+        {
+            vocab.insert(format!("{left}{right}"), vocab.len().into());
+            merges.push(format!("{left} {right}"));
+        }
+        let added = |id: usize, content: &str, special: bool| {
+            json!({"id": id, "content": content, "special": special, "normalized": !special,
+                   "single_word": false, "lstrip": false, "rstrip": !special})
+        };
+        let count = vocab.len();
+        vocab.insert("<s>".to_owned(), count.into());
+        let template = json!({
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [count], "tokens": ["<s>"]}}
+        });
+        let json = json!({
+            "version": "1.0", "truncation": null, "padding": null,
+            "added_tokens": [added(count, "<s>", true), added(count + 1, "中文", false)],
+            "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": template,
+            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                      "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                      "vocab": vocab, "merges": merges}
+        });
+        serde_json::to_vec(&json).unwrap()
+    }
+
+    fn byte_level(use_regex: bool) -> Value {
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex})
+    }
+
+    fn sequence(splits: &[(&str, &str, bool)]) -> Value {
+        let mut stages: Vec<_> = splits
+            .iter()
+            .map(|(regex, behavior, invert)| {
+                json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": behavior, "invert": invert})
+            })
+            .collect();
+        stages.push(byte_level(false));
+        json!({"type": "Sequence", "pretokenizers": stages})
+    }
+
+    fn engines(json: &[u8]) -> (Option<ByteLevel>, Reference) {
+        let load = || Reference::load(std::path::Path::new("tokenizer.json"), json).unwrap();
+        (ByteLevel::new(Box::new(load()), &serde_json::from_slice(json).unwrap()).ok(), load())
+    }
+
+    /// Engines and references of one tokenizer of every recognised form.
+    static RECOGNISED: LazyLock<Vec<(ByteLevel, Reference)>> = LazyLock::new(|| {
+        let llama3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        [
+            tokenizer(Value::Null, byte_level(true)),
+            tokenizer(json!({"type": "NFC"}), byte_level(true)),
+            tokenizer(json!({"type": "Sequence", "normalizers": []}), sequence(&[(llama3, "Isolated", false)])),
+            tokenizer(Value::Null, sequence(&[(llama3, "Removed", true)])),
+            tokenizer(
+                Value::Null,
+                sequence(&[
+                    (r"\p{N}{1,3}", "Isolated", false),
+                    ("[一-龥]+", "Isolated", false),
+                    (r"\s+|\S+", "Isolated", false),
+                ]),
+            ),
+        ]
+        .iter()
+        .map(|json| engines(json))
+        .map(|(fast, reference)| (fast.expect("a recognised form"), reference))
+        .collect()
+    });
+
+    #[test]
+    fn unrecognised_forms_are_left_to_the_reference() {
+        let lowercase = json!({"type": "Lowercase"});
+        assert!(engines(&tokenizer(lowercase, byte_level(true))).0.is_none());
+        assert!(engines(&tokenizer(Value::Null, json!({"type": "Whitespace"}))).0.is_none());
+        assert!(engines(&tokenizer(Value::Null, sequence(&[("a", "MergedWithNext", false)]))).0.is_none());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
+        #[test]
+        fn ids_are_the_references(
+            texts in prop::collection::vec(
+                prop_oneof![
+                    "[ -~\\n]{0,40}",
+                    "\\PC{0,20}",
+                    any::<String>(),
+                    "[aeou가각\u{1100}\u{1161}\u{11a8}\u{300}-\u{345}\u{5ae}\u{89d}\u{1df8}\u{2126}]{1,6}",
+                    Just("the thing the 'll in 中 中文 <s> 一丁 the".to_owned()),
+                    Just("  \r\n \u{a0}1234567 ".to_owned()),
+                ],
+                0..6,
+            ),
+            special in any::<bool>(),
+        ) {
+            let text = texts.concat();
+            for (fast, reference) in RECOGNISED.iter() {
+                let mut working = Working::default();
+                let (mut ids, mut expected) = (vec![7], vec![7]);
+                fast.encode(&text, special, &mut working, &mut ids).unwrap();
+                reference.encode(&text, special, &mut working, &mut expected).unwrap();
+                prop_assert_eq!(&ids, &expected, "{:?}", text);
+            }
+        }
+    }
+}

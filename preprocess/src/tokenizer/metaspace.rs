@@ -1,0 +1,365 @@
+//! The fast engine for BPE vocabularies in SentencePiece's style (Llama 1 and 2, Mistral, Baichuan, ChatGLM): no
+//! pre-tokenizer, `▁` for a space and before each stretch of text, bytes for characters without a token.
+//!
+//! To the reference a whole document is one word. But two characters that stand side by side in no token can never be
+//! merged across: there the text is cut, and the pieces (`▁word`, a few Chinese characters) are short, come again, and
+//! are cached. Cutting less than possible changes nothing, so which pairs stand side by side is kept in a hashed bitmap.
+
+use serde_json::Value;
+
+use super::Engine;
+use super::added::{AddedTokens, Segment};
+use super::bpe::{Merges, Scratch};
+use super::cache;
+use super::pieces::{Miss, Working};
+use super::probe::{around, first_difference};
+use super::reference::Reference;
+use super::unicode::decode;
+
+/// Stands for a space in the vocabulary.
+const META: char = '▁';
+
+/// No id.
+const NONE: u32 = u32::MAX;
+
+/// Bits of the bitmap of adjacent characters: 256 KiB; Baichuan2's 290,000 pairs fill a seventh of it.
+const BITS: usize = 1 << 21;
+
+/// Characters that stand side by side in a token; a superset of them.
+struct Adjacent {
+    /// 1 for pairs of ASCII: a load and no shift.
+    ascii: Box<[u8; 128 * 128]>,
+    others: Box<[u64]>,
+}
+
+impl Adjacent {
+    fn of<'a>(tokens: impl Iterator<Item = &'a str>) -> Self {
+        let mut adjacent = Self { ascii: Box::new([0; 128 * 128]), others: vec![0; BITS / 64].into_boxed_slice() };
+        for token in tokens {
+            let characters = token.chars().map(|character| as_space(character.into()));
+            for (left, right) in characters.clone().zip(characters.skip(1)) {
+                if left | right < 128 {
+                    adjacent.ascii[(left << 7 | right) as usize] = 1;
+                } else {
+                    let bit = Self::bit(left, right);
+                    adjacent.others[bit / 64] |= 1 << (bit % 64);
+                }
+            }
+        }
+        adjacent
+    }
+
+    #[inline(always)]
+    fn contains(&self, left: u32, right: u32) -> bool {
+        if left | right < 128 {
+            return self.ascii[(left << 7 | right) as usize] != 0;
+        }
+        let bit = Self::bit(left, right);
+        self.others[bit / 64] >> (bit % 64) & 1 == 1
+    }
+
+    #[inline(always)]
+    fn bit(left: u32, right: u32) -> usize {
+        let pair = u64::from(left) << 32 | u64::from(right);
+        (pair.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - BITS.trailing_zeros())) as usize
+    }
+}
+
+const SPACE: u32 = ' ' as u32;
+
+/// A space and the character that stands for it are one.
+#[inline(always)]
+fn as_space(character: u32) -> u32 {
+    if character == META as u32 { SPACE } else { character }
+}
+
+/// The engine; see the module's text.
+pub(super) struct Metaspace {
+    reference: Box<Reference>,
+    added: AddedTokens,
+    adjacent: Adjacent,
+    model: Model,
+    around: (Vec<u32>, Vec<u32>),
+}
+
+/// What turns a piece into ids.
+struct Model {
+    /// The id of a character, by its code point; [`NONE`] where it has none.
+    characters: Box<[u32]>,
+    /// The ids of the bytes of characters without a token.
+    bytes: [u32; 256],
+    merges: Merges,
+}
+
+impl Miss for Model {
+    fn encode(&self, piece: &[u8], _kind: bool, symbols: &mut Vec<u32>, scratch: &mut Scratch) {
+        let mut at = 0;
+        while at < piece.len() {
+            let (character, length) = decode(piece, at);
+            let id = self.characters.get(if character == SPACE { META as usize } else { character as usize });
+            match id {
+                Some(id) if *id != NONE => symbols.push(*id),
+                _ => symbols.extend(piece[at..at + length].iter().map(|byte| self.bytes[usize::from(*byte)])),
+            }
+            at += length;
+        }
+        self.merges.apply(symbols, scratch);
+    }
+}
+
+impl Metaspace {
+    /// The fast engine for the tokenizer that `reference` was loaded from; `Err` gives the reference back.
+    pub(super) fn new(reference: Box<Reference>, json: &Value) -> Result<Self, Box<Reference>> {
+        let Some((added, model, adjacent)) = recognise(json, &reference) else { return Err(reference) };
+        let Some(around) = around(reference.as_ref()) else { return Err(reference) };
+        let engine = Self { reference, added, adjacent, model, around };
+        match first_difference(&engine, engine.reference.as_ref()) {
+            None => Ok(engine),
+            Some(text) => {
+                eprintln!(
+                    "the fast tokenizer and the reference differ on {text:?}; using the reference, please report this"
+                );
+                Err(engine.reference)
+            }
+        }
+    }
+
+    /// A stretch of the text as it is: the normalizer puts `▁` before it.
+    fn encode_text(&self, text: &str, working: &mut Working, ids: &mut Vec<u32>) {
+        if self.added.in_normalized() {
+            let mut normalized = String::with_capacity(text.len() * 2);
+            normalized.push(META);
+            text.split(' ').enumerate().for_each(|(number, word)| {
+                if number > 0 {
+                    normalized.push(META);
+                }
+                normalized.push_str(word);
+            });
+            self.added.split_normalized(&normalized, |segment| match segment {
+                Segment::Text(text) => self.encode_pieces(text.as_bytes(), 0, working, ids),
+                Segment::Token(id) => ids.push(id),
+            });
+            return;
+        }
+        // The first piece has its `▁`; the rest stands in the text.
+        let text = text.as_bytes();
+        let end = self.piece_end(SPACE, text, 0);
+        let mut first = std::mem::take(&mut working.first);
+        first.clear();
+        first.push(b' ');
+        first.extend_from_slice(&text[..end]);
+        let key = cache::key(&first, 0, first.len(), false);
+        working.push(&first, (0, first.len()), (key, false), ids, &self.model);
+        working.flush(&first, ids, &self.model);
+        working.first = first;
+        self.encode_pieces(text, end, working, ids);
+    }
+
+    /// Where the piece ends that goes on at `at` after the character `left`.
+    #[inline(always)]
+    fn piece_end(&self, mut left: u32, text: &[u8], mut at: usize) -> usize {
+        while let Some(byte) = text.get(at) {
+            let (right, length) = if *byte < 0x80 { (u32::from(*byte), 1) } else { decode(text, at) };
+            let right = as_space(right);
+            if !self.adjacent.contains(left, right) {
+                break;
+            }
+            left = right;
+            at += length;
+        }
+        at
+    }
+
+    /// The pieces of `text` from `begin` on.
+    fn encode_pieces(&self, text: &[u8], mut begin: usize, working: &mut Working, ids: &mut Vec<u32>) {
+        while begin < text.len() {
+            let (first, length) = decode(text, begin);
+            let end = self.piece_end(as_space(first), text, begin + length);
+            let key = cache::key(text, begin, end, false);
+            working.push(text, (begin, end), (key, false), ids, &self.model);
+            begin = end;
+        }
+        working.flush(text, ids, &self.model);
+    }
+}
+
+impl Engine for Metaspace {
+    fn encode(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        working: &mut Working,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), String> {
+        if self.added.needs_reference(text) {
+            return self.reference.encode(text, add_special_tokens, working, ids);
+        }
+        if add_special_tokens {
+            ids.extend_from_slice(&self.around.0);
+        }
+        self.added.split(text, |segment| match segment {
+            Segment::Text(text) => self.encode_text(text, working, ids),
+            Segment::Token(id) => ids.push(id),
+        });
+        if add_special_tokens {
+            ids.extend_from_slice(&self.around.1);
+        }
+        Ok(())
+    }
+
+    fn reference(&self) -> &Reference {
+        &self.reference
+    }
+}
+
+/// The parts of a tokenizer.json of the recognised form.
+fn recognise(json: &Value, reference: &Reference) -> Option<(AddedTokens, Model, Adjacent)> {
+    let model = &json["model"];
+    let is_unset = |field: &str| matches!(&model[field], Value::Null) || model[field] == "";
+    if model["type"] != "BPE"
+        || model["byte_fallback"] != true
+        || model["ignore_merges"] == true
+        || model["dropout"].as_f64().is_some_and(|dropout| dropout != 0.0)
+        || !is_unset("continuing_subword_prefix")
+        || !is_unset("end_of_word_suffix")
+        || !json["pre_tokenizer"].is_null()
+        || reference.largest_id() >= cache::ID_LIMIT
+    {
+        return None;
+    }
+    let normalizers = json["normalizer"]["normalizers"].as_array()?;
+    let [prepend, replace] = normalizers.as_slice() else { return None };
+    let meta = META.to_string();
+    if prepend["type"] != "Prepend" || prepend["prepend"] != meta.as_str() {
+        return None;
+    }
+    if replace["type"] != "Replace" || replace["pattern"]["String"] != " " || replace["content"] != meta.as_str() {
+        return None;
+    }
+    if !matches!(json["post_processor"]["type"].as_str(), None | Some("TemplateProcessing")) {
+        return None;
+    }
+    let vocab = model["vocab"].as_object()?;
+    let id = |token: &str| vocab.get(token)?.as_u64().and_then(|id| u32::try_from(id).ok());
+    let mut bytes = [0; 256];
+    for (byte, slot) in bytes.iter_mut().enumerate() {
+        *slot = id(&format!("<0x{byte:02X}>"))?;
+    }
+    let mut characters = Vec::new();
+    for token in vocab.keys() {
+        let mut all = token.chars();
+        if let (Some(only), None) = (all.next(), all.next()) {
+            let only = only as usize;
+            characters.resize(characters.len().max(only + 1), NONE);
+            characters[only] = id(token)?;
+        }
+    }
+    let merges = merges(model)?;
+    let by_bytes = |token: &str| bytes.contains(&id(token).unwrap_or(u32::MAX));
+    let mut triples = Vec::with_capacity(merges.len());
+    for (left, right) in &merges {
+        // Cuts do not look at bytes; no vocabulary merges them.
+        if by_bytes(left) || by_bytes(right) {
+            return None;
+        }
+        triples.push((id(left)?, id(right)?, id(&format!("{left}{right}"))?));
+    }
+    let normalize = |content: &str| Some(format!("{META}{}", content.replace(' ', &meta)));
+    let added = AddedTokens::new(json, |token| reference.id_of(token), normalize)?;
+    let adjacent = Adjacent::of(vocab.keys().map(String::as_str));
+    let characters = characters.into_boxed_slice();
+    Some((added, Model { characters, bytes, merges: Merges::new(&triples) }, adjacent))
+}
+
+/// The merges in either spelling: `"a b"` or `["a", "b"]`.
+pub(super) fn merges(model: &Value) -> Option<Vec<(&str, &str)>> {
+    fn pair(merge: &Value) -> Option<(&str, &str)> {
+        match merge {
+            Value::String(text) => text.split_once(' '),
+            Value::Array(pair) => match pair.as_slice() {
+                [left, right] => Some((left.as_str()?, right.as_str()?)),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+    model["merges"].as_array()?.iter().map(pair).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    /// A tokenizer in SentencePiece's style with some merges and added tokens, one of them looked for in normalized text.
+    fn tokenizer() -> Vec<u8> {
+        let mut vocab = serde_json::Map::new();
+        let mut add = |token: String| {
+            let id = vocab.len();
+            vocab.entry(token).or_insert_with(|| id.into());
+        };
+        ["<unk>", "<s>", "</s>"].iter().for_each(|token| add((*token).to_owned()));
+        (0..256).for_each(|byte| add(format!("<0x{byte:02X}>")));
+        "▁abcdehlot中文国人.,".chars().for_each(|character| add(character.to_string()));
+        let mut merges = Vec::new();
+        for (left, right) in
+            [("t", "h"), ("th", "e"), ("▁", "the"), ("a", "b"), ("▁", "a"), ("中", "国"), ("中国", "人"), ("▁", "▁")]
+        {
+            add(format!("{left}{right}"));
+            merges.push(json!([left, right]));
+        }
+        let added = |id: usize, content: &str, normalized: bool| {
+            json!({"id": id, "content": content, "special": !normalized, "normalized": normalized,
+                   "single_word": false, "lstrip": false, "rstrip": false})
+        };
+        let next = vocab.len();
+        let template = json!({
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
+        });
+        let json = json!({
+            "version": "1.0", "truncation": null, "padding": null,
+            "added_tokens": [added(0, "<unk>", false), added(1, "<s>", false), added(2, "</s>", false),
+                             added(next, "文文", true), added(next + 1, "<|x|>", false)],
+            "normalizer": {"type": "Sequence", "normalizers": [
+                {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+            "pre_tokenizer": null, "post_processor": template,
+            "decoder": null,
+            "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+                      "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true,
+                      "vocab": vocab, "merges": merges}
+        });
+        serde_json::to_vec(&json).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
+        #[test]
+        fn ids_are_the_references(
+            texts in prop::collection::vec(
+                prop_oneof![
+                    "[abcdehlot ,.]{0,30}", "[▁ the]{0,8}", "[中国人文字▁ ]{0,9}", any::<String>(),
+                    Just("<s>文文 文文<|x|>▁文文".to_owned()),
+                ],
+                0..6,
+            ),
+            special in any::<bool>(),
+        ) {
+            let json = tokenizer();
+            let load = || Reference::load(Path::new("tokenizer.json"), &json).unwrap();
+            let fast = Metaspace::new(Box::new(load()), &serde_json::from_slice(&json).unwrap()).ok().unwrap();
+            let (mut working, mut ids, mut expected) = (Working::default(), vec![7], vec![7]);
+            let text = texts.concat();
+            fast.encode(&text, special, &mut working, &mut ids).unwrap();
+            load().encode(&text, special, &mut working, &mut expected).unwrap();
+            prop_assert_eq!(ids, expected, "{:?}", text);
+        }
+    }
+}

@@ -11,6 +11,7 @@ mod exactness;
 mod flags;
 mod formats;
 mod golden;
+mod hub;
 mod kills;
 mod loading;
 mod numerics;

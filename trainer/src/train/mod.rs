@@ -59,6 +59,7 @@ pub fn interrupt() {
 pub fn run(arguments: TrainerArguments) -> Result<()> {
     let mut plan = Plan::new(arguments)?;
     let reports = Reports::parse(&plan.arguments.report_to)?;
+    plan.fetch()?;
     let memory = Stage::begin("init");
     plan.check_model()?;
     let dataset = plan.open_dataset()?;
@@ -278,7 +279,7 @@ impl Run {
     /// The log goes on after `entries`.
     fn open_log(&mut self, entries: Vec<Value>) -> Result<()> {
         let json = |value: &Value| serde_json::to_string_pretty(value).expect("plain data");
-        let texts = [("args", json(&json!(self.plan.arguments))), ("model_config", json(&self.model.config().json))];
+        let texts = [("args", json(&json!(self.plan.said()))), ("model_config", json(&self.model.config().json))];
         let logging_dir = self.plan.arguments.logging_dir.as_deref();
         self.log = Some(Log::open(&self.plan.output_dir, entries, &self.reports, logging_dir, &texts)?);
         Ok(())
@@ -443,7 +444,7 @@ impl Run {
     }
 
     fn write_arguments(&self) -> Result<()> {
-        let mut bytes = serde_json::to_vec_pretty(&self.plan.arguments).expect("plain data");
+        let mut bytes = serde_json::to_vec_pretty(&self.plan.said()).expect("plain data");
         bytes.push(b'\n');
         storage::replace(&self.plan.output_dir.join("training_args.json"), &bytes)
     }

@@ -65,12 +65,14 @@ pub fn merge(arguments: MergeArguments) -> Result<()> {
     let tokenizer = tokenizer.or_else(|| Some(adapter.clone()).filter(with_tokenizer));
     let tokenizer = tokenizer.or_else(|| Some(base.clone()).filter(with_tokenizer));
     let companions = checkpoint::companions(tokenizer.as_deref(), Some(&base))?;
+    let config_text = checkpoint::config_text(&base)?;
     if let Some(parent) = output_dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         storage::create_dir_all(parent)?;
     }
     let directory = TemporaryDirectory::create(&output_dir)?;
     let base = named.display().to_string();
-    checkpoint::write_model(directory.path(), &Contents { model: &model, base: &base, companions: &companions })?;
+    let contents = Contents { model: &model, config_text: &config_text, base: &base, companions: &companions };
+    checkpoint::write_model(directory.path(), &contents)?;
     directory.publish()?;
     eprintln!("{} holds {base} with {} folded in", output_dir.display(), adapter.display());
     Ok(())

@@ -1,7 +1,7 @@
 //! Loading a tokenizer and turning text into ids.
 //!
 //! The reference is tokenizer.json as written, by Hugging Face's `tokenizers` crate; directories without one are
-//! converted to it first. The rest of the program sees only [`Tokenizer`]; other engines stand behind [`Engine`] and
+//! converted to it first. The rest of the program sees only [`Tokenizer`]; other engines stand behind `Engine` and
 //! are used where they are provably the same.
 
 mod added;

@@ -122,6 +122,7 @@ struct Run {
     plan: Plan,
     dataset: Dataset,
     model: Model,
+    config_text: String,
     companions: Companions,
     validation: Option<SplitReader>,
     reports: Reports,
@@ -146,6 +147,8 @@ struct Run {
 impl Run {
     fn new(plan: Plan, dataset: Dataset, mut model: Model, reports: Reports, memory: Stage) -> Result<Self> {
         plan.set_up(&mut model);
+        let config = plan.arguments.model_name_or_path.as_ref().or(plan.arguments.init_from_config.as_ref());
+        let config_text = config.map_or_else(|| Ok(String::new()), |path| checkpoint::config_text(path))?;
         let model_dir = plan.arguments.model_name_or_path.clone().filter(|_| !plan.arguments.use_peft);
         let companions = checkpoint::companions(Some(&dataset.tokenizer_dir()), model_dir.as_deref())?;
         let validation = dataset.split(Split::Validation)?;
@@ -157,6 +160,7 @@ impl Run {
             plan,
             dataset,
             model,
+            config_text,
             companions,
             validation,
             reports,
@@ -418,7 +422,7 @@ impl Run {
 
     /// What a checkpoint and the output directory hold of the model.
     fn contents<'a>(&'a self, base: &'a str) -> Contents<'a> {
-        Contents { model: &self.model, base, companions: &self.companions }
+        Contents { model: &self.model, config_text: &self.config_text, base, companions: &self.companions }
     }
 
     /// The checkpoint of the best evaluation, if one was saved there or is being saved at step `now`.

@@ -1,5 +1,6 @@
 //! What users feel of `trainer`: tokens per second and peak memory of full float32 steps (forward, backward,
-//! clipping, AdamW) beside PyTorch eager, on the same weights and blocks, one after the other.
+//! clipping, AdamW) beside PyTorch eager, on the same weights and blocks, one after the other; what frozen and what
+//! quantised weights cost.
 //!
 //! `cargo bench --workspace --bench train`, with `TOKENMILL_PYTHON` naming a Python that has `torch`,
 //! `transformers` and `datasets`. `TOKENMILL_SCALE=night` adds the model of 125 million parameters.
@@ -11,6 +12,8 @@ use std::process::{Command, ExitCode};
 
 use serde_json::{Value, json};
 use tokenmill_benches::{Run, Targets, corpus, program, python, run, shared_dir};
+use tokenmill_trainer::model::{Config, Model, Quantisation};
+use tokenmill_trainer::ops::quantised::Codebook;
 
 /// Steps of each run; the first ones are slower in both.
 const STEPS: usize = 12;
@@ -55,8 +58,16 @@ const MEDIUM: Size = Size {
     block_size: 512,
 };
 
+/// One layer of a model of seven billion parameters.
+const LAYER_OF_7B: &str = r#"{
+  "model_type": "llama", "vocab_size": 256, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 1,
+  "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096, "tie_word_embeddings": true
+}"#;
+
 fn main() -> ExitCode {
     let mut targets = Targets::new("train");
+    quantised_memory(&mut targets);
+    frozen_weights(&SMALL, &mut targets);
     let Some(python) = python() else {
         println!("not run: the comparison with PyTorch (set TOKENMILL_PYTHON)");
         return targets.finish();
@@ -82,7 +93,7 @@ fn beside_pytorch(size: &Size, python: &Path, targets: &mut Targets) {
     let pytorch: Value = serde_json::from_str(&peer.stdout).expect("one JSON object");
 
     let output = dir.path().join("output");
-    let ours = train(size, &model, &dataset, &output);
+    let ours = train(size, ("--model_name_or_path", &model), &dataset, &output, &["--use_peft", "false"]);
     let results = std::fs::read(output.join("train_results.json")).expect("training writes its results");
     let results: Value = serde_json::from_slice(&results).expect("JSON");
     let seconds = results["train_runtime"].as_f64().expect("a number");
@@ -104,6 +115,64 @@ fn beside_pytorch(size: &Size, python: &Path, targets: &mut Targets) {
     targets.at_most(&format!("{}, losses apart", size.name), apart * 1e4, 1.0, "in 10,000");
 }
 
+/// What the process holds more once a layer is loaded in 4 bits.
+fn quantised_memory(targets: &mut Targets) {
+    let config = serde_json::from_str(LAYER_OF_7B).expect("JSON");
+    let config = Config::resolve(config).expect("a configuration that is built");
+    let before = resident_bytes();
+    let mut model = Model::init(config, 1).expect("random weights");
+    let float = model.parameters().iter().filter(|one| !one.name.contains("_proj"));
+    let float: usize = float.map(|one| 4 * one.tensor.elem_count()).sum();
+    model.quantise(Quantisation::FourBit { codebook: Codebook::Nf4, double: true }).expect("quantised");
+    let held = resident_bytes().saturating_sub(before + float as u64);
+    let (bytes, count) = model.quantised_size();
+    println!(
+        "a layer of 7B in NF4: {count} weights in {:.1} MB, the process holds {:.1} MB",
+        bytes as f64 / 1e6,
+        held as f64 / 1e6
+    );
+    let bits = 8.0 * held as f64 / count as f64;
+    targets.at_most("NF4, memory of a layer of 7B", bits, 4.127 * 1.05, "bits a weight");
+}
+
+/// A step of adapters beside a step of all parameters: frozen weights have no gradient and no optimizer state, and
+/// nothing is computed for one.
+fn frozen_weights(size: &Size, targets: &mut Targets) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (config, dataset) = (dir.path().join("config.json"), dir.path().join("dataset"));
+    std::fs::write(&config, size.config().to_string()).expect("written");
+    prepare(size, dir.path(), &dataset);
+    let step = |name: &str, more: &[&str]| {
+        let output = dir.path().join(name);
+        let run = train(size, ("--init_from_config", &config), &dataset, &output, more);
+        let results = std::fs::read(output.join("train_results.json")).expect("training writes its results");
+        let results: Value = serde_json::from_slice(&results).expect("JSON");
+        (results["train_runtime"].as_f64().expect("a number"), run.peak_bytes as f64)
+    };
+    // Of two runs each the faster one, taken in turn.
+    let faster = |a: (f64, f64), b: (f64, f64)| if a.0 < b.0 { a } else { b };
+    let lora = ["--use_peft", "true", "--lora_dropout", "0"];
+    let qlora = ["--use_peft", "true", "--lora_dropout", "0", "--load_in_4bit", "--qlora"];
+    let round = |number: usize| {
+        let named = |name: &str| format!("{name}-{number}");
+        (step(&named("full"), &["--use_peft", "false"]), step(&named("lora"), &lora), step(&named("qlora"), &qlora))
+    };
+    let (one, two) = (round(1), round(2));
+    let (full, lora, qlora) = (faster(one.0, two.0), faster(one.1, two.1), faster(one.2, two.2));
+    println!("{}: full {:.2} s, LoRA {:.2} s, QLoRA {:.2} s", size.name, full.0, lora.0, qlora.0);
+    println!("peak memory {:.0}, {:.0}, {:.0} MB", full.1 / 1e6, lora.1 / 1e6, qlora.1 / 1e6);
+    targets.at_most(&format!("{}, a LoRA step beside a full one", size.name), lora.0 / full.0, 0.72, "x");
+    let saved = (full.1 - lora.1) / (12 * size.parameters()) as f64;
+    targets.at_least(&format!("{}, memory LoRA saves beside 12 bytes a parameter", size.name), saved, 0.9, "x");
+}
+
+/// Bytes of memory this process holds.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("always there");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+}
+
 /// Blocks of English for the run.
 fn prepare(size: &Size, dir: &Path, dataset: &Path) {
     let text = dir.join("text");
@@ -117,26 +186,31 @@ fn prepare(size: &Size, dir: &Path, dataset: &Path) {
     run(command.arg("--cache_dir").arg(dir.join("cache")));
 }
 
-fn train(size: &Size, model: &Path, dataset: &Path, output: &Path) -> Run {
+fn train(size: &Size, (flag, model): (&str, &Path), dataset: &Path, output: &Path, more: &[&str]) -> Run {
     let mut command = Command::new(program("trainer"));
-    command.arg("--model_name_or_path").arg(model).arg("--dataset_dir").arg(dataset).arg("--output_dir").arg(output);
-    command.args(["--use_peft", "false", "--train_sampling_strategy", "sequential", "--save_strategy", "no"]);
+    command.arg(flag).arg(model).arg("--dataset_dir").arg(dataset).arg("--output_dir").arg(output).args(more);
+    command.args(["--train_sampling_strategy", "sequential", "--save_strategy", "no"]);
     command.args(["--lr_scheduler_type", "constant", "--learning_rate", "1e-3", "--max_steps", &STEPS.to_string()]);
     run(command.args(["--per_device_train_batch_size", &size.batch_size.to_string()]))
 }
 
 impl Size {
+    fn parameters(&self) -> usize {
+        let (width, inner) = (self.hidden_size, self.intermediate_size);
+        let key_width = width / self.num_attention_heads * self.num_key_value_heads;
+        let layer = 2 * width * width + 2 * key_width * width + 3 * inner * width + 2 * width;
+        let embeddings = if self.tie_word_embeddings { 1 } else { 2 };
+        self.num_hidden_layers * layer + embeddings * VOCAB_SIZE * width + width
+    }
+
     /// Weight, gradient and two moments of every parameter; of every token and layer what the backward reads:
     /// residual stream and its norm twice, queries, attention output as heads and merged, keys, values, and
     /// gate, up and their product; logits of 8 Mi values at a time.
     fn needed_bytes(&self) -> f64 {
         let (width, inner) = (self.hidden_size, self.intermediate_size);
         let key_width = width / self.num_attention_heads * self.num_key_value_heads;
-        let layer = 2 * width * width + 2 * key_width * width + 3 * inner * width + 2 * width;
-        let embeddings = if self.tie_word_embeddings { 1 } else { 2 };
-        let parameters = self.num_hidden_layers * layer + embeddings * VOCAB_SIZE * width + width;
         let saved = self.num_hidden_layers * (7 * width + 2 * key_width + 3 * inner);
-        (16 * parameters + 4 * self.batch_size * self.block_size * saved + (32 << 20)) as f64
+        (16 * self.parameters() + 4 * self.batch_size * self.block_size * saved + (32 << 20)) as f64
     }
 
     fn config(&self) -> Value {

@@ -16,6 +16,7 @@ mod kills;
 mod loading;
 mod means;
 mod numerics;
+mod quantised;
 mod resume;
 mod reuse;
 mod settings;

@@ -136,12 +136,13 @@ def check_adapter(programs, work, dataset):
     torch.manual_seed(3)
     LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True)).save_pretrained(tied)
     AutoTokenizer.from_pretrained(untied).save_pretrained(tied)
-    ours = {"untied": (untied, "embed_tokens,lm_head"), "tied": (tied, "embeddings")}
+    ours = {"untied": (untied, ["--modules_to_save", "embed_tokens,lm_head"]), "tied": (tied, ["--modules_to_save", "embeddings"]),
+            "qlora": (untied, ["--load_in_4bit", "--qlora"])}
     adapters = {}
-    for name, (base, modules) in ours.items():
+    for name, (base, more) in ours.items():
         out = work / f"ours-{name}"
         run(programs["trainer"], "--model_name_or_path", base, "--dataset_dir", dataset, "--output_dir", out, "--do_train", "--max_steps", 6, "--learning_rate", "1e-2",
-            "--lora_rank", 6, "--modules_to_save", modules, "--save_strategy", "no")
+            "--lora_rank", 6, "--save_strategy", "no", *more)
         adapters[out.name] = (base, out)
     adapters["theirs"] = (untied, fresh_adapter(untied, work / "theirs", modules_to_save=["lm_head"], use_rslora=True))
     for name, (base, adapter) in adapters.items():

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokenmill_shared::config::{DataArguments, HubArguments, boolean};
@@ -56,6 +57,26 @@ pub enum Dtype {
     /// float16
     #[value(aliases = ["fp16", "torch.float16"])]
     Float16,
+}
+
+impl Dtype {
+    /// Rounds `values` to it.
+    pub fn round(self, values: &mut [f32]) {
+        match self {
+            Self::Auto | Self::Float32 => {}
+            Self::Bfloat16 => values.iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32()),
+            Self::Float16 => values.iter_mut().for_each(|value| *value = f16::from_f32(*value).to_f32()),
+        }
+    }
+}
+
+/// The program whose behaviour is reproduced where ours differs on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Compat {
+    /// MedicalGPT's pretraining.py
+    Medicalgpt,
 }
 
 /// How the rows of new tokens begin, in the embedding and in the head.
@@ -169,6 +190,21 @@ pub struct TrainerArguments {
     /// What the weights are rounded to when they are loaded; in memory they are float32
     #[arg(long, alias = "dtype", help_heading = "Model")]
     pub torch_dtype: Dtype,
+    /// Keep the frozen model in 8 bits: each row by its largest magnitude
+    #[arg(long, help_heading = "Model")]
+    pub load_in_8bit: bool,
+    /// Keep the frozen model in 4 bits: NF4 with double quantisation
+    #[arg(long, help_heading = "Model")]
+    pub load_in_4bit: bool,
+    /// The same: NF4 with double quantisation
+    #[arg(long, help_heading = "Model")]
+    pub qlora: bool,
+    /// With --load_in_8bit, multiply integers as LLM.int8 does, outliers from this magnitude apart (theirs is 6)
+    #[arg(long, value_name = "MAGNITUDE", help_heading = "Model")]
+    pub int8_threshold: Option<f32>,
+    /// Do what this program does where ours differs: FP4 for --load_in_4bit without --qlora, and nothing for --qlora alone
+    #[arg(long, value_name = "PROGRAM", help_heading = "Model")]
+    pub compat: Option<Compat>,
     /// Train LoRA adapters beside the frozen model (Hugging Face's default); false trains all parameters
     #[arg(long, help_heading = "Adapters")]
     pub use_peft: bool,
@@ -398,6 +434,11 @@ impl Default for TrainerArguments {
             pad_to_multiple_of: None,
             train_new_rows_only: false,
             torch_dtype: Dtype::Auto,
+            load_in_8bit: false,
+            load_in_4bit: false,
+            qlora: false,
+            int8_threshold: None,
+            compat: None,
             use_peft: true,
             peft_path: None,
             target_modules: vec!["all".to_owned()],

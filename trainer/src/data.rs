@@ -135,6 +135,7 @@ mod tests {
             blocks_per_step: 4,
             data_seed: 1,
             random_order,
+            quantisation: None,
         }
     }
 

@@ -53,6 +53,12 @@ pub fn merge(arguments: MergeArguments) -> Result<()> {
     let tokenizer = arguments.tokenizer_name_or_path.as_deref();
     let tokenizer = tokenizer.map(|path| find("--tokenizer_name_or_path", path, &hub::tokenizer_files)).transpose()?;
     let mut model = Model::load(&base)?;
+    if model.is_quantised() {
+        eprintln!(
+            "{}: the weights are quantised; the merged model has their restored values in float32, which are not those they were made of",
+            base.display()
+        );
+    }
     model.load_adapters(&adapter, 0)?;
     model.merge_adapters()?;
     let with_tokenizer = |dir: &PathBuf| storage::stat(&dir.join("tokenizer.json")).ok().flatten().is_some();

@@ -9,9 +9,10 @@ use tokenmill_shared::config::{DataArguments, HubArguments};
 use tokenmill_shared::dataset::{Dataset, Split};
 use tokenmill_shared::{Error, Result, hub, progress};
 
-use crate::arguments::{LogLevel, Sampling, SaveStrategy, Shuffle, Strategy, TrainerArguments};
-use crate::model::{Config, EmbeddingNoise, Model};
+use crate::arguments::{Compat, LogLevel, Sampling, SaveStrategy, Shuffle, Strategy, TrainerArguments};
+use crate::model::{Config, EmbeddingNoise, Model, Quantisation};
 use crate::ops::precision::Precision;
+use crate::ops::quantised::Codebook;
 use crate::optimizer::Rule;
 use crate::schedule::Schedule;
 use crate::vocabulary::NewTokens;
@@ -29,6 +30,8 @@ pub struct Plan {
     pub train: bool,
     /// Whether to evaluate at the end.
     pub evaluate: bool,
+    /// What the frozen weights of projections are kept in, if not in float32.
+    pub quantisation: Option<Quantisation>,
     /// Tokens of the dataset that are new to the model; known once there is a dataset.
     new_tokens: Option<NewTokens>,
     /// With `--dataloader_drop_last`, blocks that fill no micro-batch of this size are left out of an epoch: that asked
@@ -86,6 +89,7 @@ impl Plan {
         if arguments.use_peft && arguments.lora_rank == 0 {
             return Err(Error::config("--lora_rank", "cannot be 0; train all parameters with --use_peft false"));
         }
+        let quantisation = quantisation(&arguments)?;
         say_ignored_adapter_flags(&arguments);
         finite("--label_smoothing_factor", arguments.label_smoothing_factor, 0.0..1.0)?;
         finite("--neftune_noise_alpha", arguments.neftune_noise_alpha, 0.0..f64::INFINITY)?;
@@ -124,7 +128,7 @@ impl Plan {
         let named = (arguments.model_name_or_path.clone(), arguments.tokenizer_name_or_path.clone());
         let drop_last_size = arguments.per_device_train_batch_size as u64;
         let train = arguments.do_train || neither;
-        Ok(Self { train, evaluate, drop_last_size, output_dir, named, arguments, new_tokens: None })
+        Ok(Self { train, evaluate, drop_last_size, quantisation, output_dir, named, arguments, new_tokens: None })
     }
 
     /// Fetches what is named by its hub id.
@@ -191,7 +195,6 @@ impl Plan {
     pub fn open_model(&self) -> Result<Model> {
         let mut model = self.open_base()?;
         let arguments = &self.arguments;
-        model.round(arguments.torch_dtype)?;
         match &arguments.peft_path {
             _ if !arguments.use_peft => {}
             Some(dir) => model.load_adapters(dir, arguments.seed)?,
@@ -220,7 +223,30 @@ impl Plan {
     pub fn check_model(&self) -> Result<()> {
         let arguments = &self.arguments;
         let base = arguments.model_name_or_path.as_deref().or(arguments.init_from_config.as_deref());
-        check_model_type(arguments.model_type.as_deref(), &Config::load(base.expect("one of both is given"))?)
+        let config = Config::load(base.expect("one of both is given"))?;
+        if let (Some(dir), false) = (base, config.json["quantization_config"].is_null()) {
+            self.check_quantised(dir, &config)?;
+        }
+        check_model_type(arguments.model_type.as_deref(), &config)
+    }
+
+    /// Checks what is asked of a checkpoint whose weights are quantised.
+    fn check_quantised(&self, dir: &Path, config: &Config) -> Result<()> {
+        let method = config.json["quantization_config"]["quant_method"].as_str().unwrap_or("bitsandbytes");
+        if method != "bitsandbytes" {
+            let reason =
+                format!("is quantised by {method}; only bitsandbytes is read, or a model that is not quantised");
+            return Err(Error::config(dir.display().to_string(), reason));
+        }
+        if !self.arguments.use_peft && self.train {
+            let reason =
+                format!("is false, and the weights of {} are quantised, which cannot be trained", dir.display());
+            return Err(Error::config("--use_peft", format!("{reason}; train adapters with --use_peft true")));
+        }
+        if self.quantisation.is_some() {
+            eprintln!("{}: the weights are quantised already, and stay as they are", dir.display());
+        }
+        Ok(())
     }
 
     /// What adapters call the model they are beside.
@@ -229,20 +255,23 @@ impl Plan {
         base.map(|path| path.display().to_string()).unwrap_or_default()
     }
 
-    /// The base: loaded, or with seeded random weights.
+    /// The base: loaded, or with seeded random weights; rounded, and quantised if that is asked for.
     fn open_base(&self) -> Result<Model> {
-        if let Some(dir) = &self.arguments.model_name_or_path {
-            return Model::load(dir);
+        let arguments = &self.arguments;
+        if let Some(dir) = &arguments.model_name_or_path {
+            return Model::load_frozen(dir, arguments.torch_dtype, self.quantisation);
         }
-        let path = self.arguments.init_from_config.as_deref().expect("one of both is given");
-        Model::init(Config::load(path)?, self.arguments.seed)
+        let path = arguments.init_from_config.as_deref().expect("one of both is given");
+        let mut model = Model::init(Config::load(path)?, arguments.seed)?;
+        model.round(arguments.torch_dtype)?;
+        self.quantisation.map_or(Ok(()), |quantisation| model.quantise(quantisation))?;
+        Ok(model)
     }
 
     /// The model of the checkpoint in `dir`; another shape than the one asked for is refused by name.
     pub fn open_resumed(&self, dir: &Path) -> Result<Model> {
         if self.arguments.use_peft {
             let mut model = self.open_base()?;
-            model.round(self.arguments.torch_dtype)?;
             model.load_adapters(dir, self.arguments.seed)?;
             self.train_rows(&mut model)?;
             return Ok(model);
@@ -406,6 +435,7 @@ impl Plan {
             blocks_per_step: (arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps) as u64,
             data_seed: arguments.data_seed.unwrap_or(arguments.seed),
             random_order: random,
+            quantisation: self.quantisation.map(Quantisation::name),
         }
     }
 }
@@ -445,6 +475,9 @@ pub struct ResultSettings {
     pub data_seed: u64,
     /// Whether blocks are drawn in random order.
     pub random_order: bool,
+    /// What the frozen weights are kept in, if not in float32.
+    #[serde(default)]
+    pub quantisation: Option<String>,
 }
 
 /// MedicalGPT's `--model_type` names families, some of them several of config.json's.
@@ -463,6 +496,57 @@ fn check_model_type(asked: Option<&str>, config: &Config) -> Result<()> {
         return Ok(());
     }
     Err(Error::config("--model_type", format!("is {asked}, config.json says {found:?}; use auto, or the right model")))
+}
+
+/// What the frozen weights are kept in. The combinations are those of MedicalGPT; what differs from it is said.
+fn quantisation(arguments: &TrainerArguments) -> Result<Option<Quantisation>> {
+    let compat = arguments.compat == Some(Compat::Medicalgpt);
+    let (eight, four, qlora) = (arguments.load_in_8bit, arguments.load_in_4bit, arguments.qlora);
+    if eight && four {
+        return Err(both("--load_in_8bit", "--load_in_4bit"));
+    }
+    if arguments.int8_threshold.is_some_and(|threshold| !(0.0..f32::INFINITY).contains(&threshold)) {
+        return Err(Error::config("--int8_threshold", "must be 0 (no outliers) or more"));
+    }
+    if arguments.int8_threshold.is_some() && !eight {
+        eprintln!("--int8_threshold has no effect here: it is for --load_in_8bit");
+    }
+    let nf4 = Quantisation::FourBit { codebook: Codebook::Nf4, double: true };
+    let (flag, quantisation) = match (eight, four, qlora) {
+        (true, ..) => {
+            if qlora {
+                eprintln!("--qlora has no effect here: it is for 4 bits, and --load_in_8bit is given");
+            }
+            ("--load_in_8bit", Quantisation::Int8 { threshold: arguments.int8_threshold })
+        }
+        (_, true, true) => ("--load_in_4bit", nf4),
+        (_, true, false) if compat => {
+            ("--load_in_4bit", Quantisation::FourBit { codebook: Codebook::Fp4, double: false })
+        }
+        (_, true, false) => {
+            eprintln!(
+                "--load_in_4bit without --qlora: MedicalGPT takes FP4, which is less exact; NF4 with double quantisation is used, as with --qlora (for FP4: --compat medicalgpt)"
+            );
+            ("--load_in_4bit", nf4)
+        }
+        (_, false, true) if compat => {
+            eprintln!("--qlora has no effect here: without --load_in_4bit MedicalGPT does not quantise");
+            return Ok(None);
+        }
+        (_, false, true) => {
+            eprintln!("--qlora without --load_in_4bit: the model is loaded in 4 bits, as if both were given");
+            ("--qlora", nf4)
+        }
+        (false, false, false) => return Ok(None),
+    };
+    if !arguments.use_peft {
+        let reason = format!("is false, and {flag} asks for quantised weights, which cannot be trained");
+        return Err(Error::config(
+            "--use_peft",
+            format!("{reason}; train adapters with --use_peft true, or remove {flag}"),
+        ));
+    }
+    Ok(Some(quantisation))
 }
 
 /// A flag for adapters does nothing where there are none, or where an adapter brings its own settings.
@@ -552,6 +636,38 @@ mod tests {
         assert_eq!(steps(40, 4, 2, 1.6), (5, 8, 1));
         assert_eq!(steps(41, 4, 2, 1.0), (6, 6, 1));
         assert_eq!(steps(3, 8, 4, 3.0), (1, 3, 1));
+    }
+
+    #[test]
+    fn combinations_of_quantisation_are_medicalgpts_or_ours() {
+        let found = |eight: bool, four: bool, qlora: bool, use_peft: bool, compat: Option<Compat>| {
+            let change = |arguments: &mut TrainerArguments| {
+                (arguments.load_in_8bit, arguments.load_in_4bit) = (eight, four);
+                (arguments.qlora, arguments.use_peft, arguments.compat) = (qlora, use_peft, compat);
+            };
+            plan(change).map(|plan| plan.quantisation.map(Quantisation::name)).map_err(|error| error.to_string())
+        };
+        let (nf4, fp4, int8) = (Some("nf4, double".to_owned()), Some("fp4".to_owned()), Some("int8".to_owned()));
+        let medicalgpt = Some(Compat::Medicalgpt);
+        for compat in [None, medicalgpt] {
+            assert_eq!(found(false, false, false, true, compat), Ok(None));
+            assert_eq!(found(true, false, false, true, compat), Ok(int8.clone()));
+            assert_eq!(found(true, false, true, true, compat), Ok(int8.clone()));
+            assert_eq!(found(false, true, true, true, compat), Ok(nf4.clone()));
+            let error = found(true, true, false, true, compat).unwrap_err();
+            assert!(error.contains("--load_in_8bit") && error.contains("--load_in_4bit"), "{error}");
+            for (eight, four, flag) in [(true, false, "--load_in_8bit"), (false, true, "--load_in_4bit")] {
+                let error = found(eight, four, true, false, compat).unwrap_err();
+                assert!(error.contains("--use_peft") && error.contains(flag), "{error}");
+            }
+        }
+        assert_eq!(found(false, true, false, true, None), Ok(nf4.clone()));
+        assert_eq!(found(false, true, false, true, medicalgpt), Ok(fp4));
+        assert_eq!(found(false, false, true, true, None), Ok(nf4));
+        assert_eq!(found(false, false, true, true, medicalgpt), Ok(None));
+        assert!(found(false, false, true, false, None).unwrap_err().contains("--qlora"));
+        let error = plan(|arguments| arguments.int8_threshold = Some(-1.0)).unwrap_err().to_string();
+        assert!(error.contains("--int8_threshold"), "{error}");
     }
 
     #[test]

@@ -55,9 +55,6 @@ impl Known {
 
 /// The table, in the order of TrainingArguments.
 pub const KNOWN: &[Known] = &[
-    flag("load_in_8bit", Boolean, Refused(QUANTISED)),
-    flag("load_in_4bit", Boolean, Refused(QUANTISED)),
-    flag("qlora", Boolean, Refused(QUANTISED)),
     flag("device_map", Value, Refused(CPU)).off(&["", "none", "auto", "cpu"]),
     flag("streaming", Boolean, Refused(STREAMING)),
     flag("packing", Boolean, Refused(PACKING)).off(&["true"]),
@@ -169,10 +166,6 @@ const OPTIMIZER_SETTINGS: Text = text(
     "not built yet: the optimizers here have no settings but adam_beta1, adam_beta2, adam_epsilon and weight_decay; remove it",
     "尚未实现：这里的优化器只有 adam_beta1、adam_beta2、adam_epsilon、weight_decay 这些设置；请去掉",
 );
-const QUANTISED: Text = text(
-    "not built yet: the frozen model is kept in float32; remove it",
-    "尚未实现：冻结的模型以 float32 保存；请去掉",
-);
 const CPU: Text =
     text("not built yet: training is on the CPU; give cpu or auto", "尚未实现：目前在 CPU 上训练；请用 cpu 或 auto");
 const CPU_ALREADY: Text = text("training is on the CPU", "本来就在 CPU 上训练");
@@ -230,8 +223,8 @@ mod tests {
     #[test]
     fn values_that_ask_for_nothing_pass() {
         let verdict = |name: &str, value: &str| known(name).unwrap().verdict_on(&[value.to_owned()]);
-        assert!(verdict("load_in_8bit", "false").is_none() && verdict("device_map", "Auto").is_none());
-        assert!(matches!(verdict("load_in_8bit", "true"), Some(Refused(_))));
+        assert!(verdict("push_to_hub", "false").is_none() && verdict("device_map", "Auto").is_none());
+        assert!(matches!(verdict("push_to_hub", "true"), Some(Refused(_))));
         assert!(matches!(verdict("ddp_timeout", "30000"), Some(NoEffect(_))));
         assert!(verdict("fsdp", "").is_none() && verdict("deepspeed", "None").is_none());
         assert!(matches!(verdict("save_safetensors", "false"), Some(Refused(_))));

@@ -13,6 +13,7 @@ use tokenmill_shared::random::{Purpose, Stream};
 use tokenmill_shared::{Error, Result};
 
 use super::adapter_rows::AdapterFile;
+use super::quantised::is_projection;
 use super::{EMBEDDING, HEAD, Model, Parameter, tensor_error};
 use crate::ops::cpu::{tensor, values, write};
 use crate::ops::lora::{Dropout, Pair};
@@ -97,6 +98,7 @@ impl Model {
             eprintln!("--modules_to_save: embedding and head are tied and stay so; they are trained as one");
         }
         let whole = self.modules_to_save(&settings.modules_to_save)?;
+        whole.iter().try_for_each(|index| self.restore_one(*index))?;
         for (index, parameter) in self.parameters.iter_mut().enumerate() {
             parameter.trainable = whole.contains(&index);
         }
@@ -156,9 +158,7 @@ impl Model {
     fn linear_modules(&self) -> impl Iterator<Item = (usize, &str)> {
         self.parameters.iter().enumerate().filter_map(|(index, parameter)| {
             let module = parameter.name.strip_suffix(".weight")?;
-            let is_matrix = parameter.tensor.rank() == 2 && parameter.decay;
-            let is_projection = !module.contains("embed") && !module.ends_with("lm_head");
-            (is_matrix && is_projection).then_some((index, module))
+            is_projection(&parameter.name, parameter.tensor.dims()).then_some((index, module))
         })
     }
 
@@ -367,8 +367,10 @@ impl Model {
         kept.map(|(index, _)| index).collect()
     }
 
-    /// Folds the adapters into the weights they stand beside: `W += s · B A`. Every parameter is trainable again.
+    /// Folds the adapters into the weights they stand beside: `W += s · B A`. Every parameter is trainable again, and in
+    /// float32.
     pub fn merge_adapters(&mut self) -> Result<()> {
+        self.restore()?;
         let Some(adapters) = self.adapters.take() else { return Ok(()) };
         let scale = adapters.settings.scale();
         for (weight, (a, b)) in &adapters.pairs {

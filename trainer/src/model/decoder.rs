@@ -9,13 +9,14 @@
 use candle_core::{Result, Tensor};
 
 use super::config::Config;
+use super::quantised::QuantisedWeights;
 use super::{Adapters, Batch, Model, Parameter};
 use crate::gradients::Gradients;
 use crate::ops::cross_entropy::{self, Loss};
 use crate::ops::lora::Pair;
 use crate::ops::precision::Precision;
 use crate::ops::rope::{self, Table};
-use crate::ops::{attention, cpu, embedding, heads, linear, rms_norm, swiglu};
+use crate::ops::{attention, cpu, embedding, heads, linear, quantised_linear, rms_norm, swiglu};
 
 /// Indices of one projection's parameters.
 #[derive(Clone, Copy)]
@@ -81,6 +82,7 @@ const EMBEDDING: usize = 0;
 struct Decoder<'a> {
     config: &'a Config,
     parameters: &'a [Parameter],
+    quantised: &'a QuantisedWeights,
     adapters: Option<&'a Adapters>,
     table: &'a Table,
     batch_size: usize,
@@ -121,7 +123,16 @@ impl<'a> Decoder<'a> {
     fn new(model: &'a Model, batch_size: usize, training: bool) -> Self {
         let (_, table) = model.table.as_ref().expect("made before every pass");
         let (parameters, adapters) = (&model.parameters, model.adapters.as_ref());
-        Self { config: &model.config, parameters, adapters, table, batch_size, training, precision: model.precision }
+        Self {
+            config: &model.config,
+            parameters,
+            quantised: &model.quantised,
+            adapters,
+            table,
+            batch_size,
+            training,
+            precision: model.precision,
+        }
     }
 
     fn parameter(&self, index: usize) -> &'a Tensor {
@@ -130,7 +141,10 @@ impl<'a> Decoder<'a> {
 
     fn project(&self, x: &Tensor, projection: Projection) -> Result<Tensor> {
         let bias = projection.bias.map(|bias| self.parameter(bias));
-        let y = linear::forward(x, self.parameter(projection.weight), bias, self.precision)?;
+        let y = match self.quantised.get(&projection.weight) {
+            Some(weight) => quantised_linear::forward(x, weight, bias, self.precision)?,
+            None => linear::forward(x, self.parameter(projection.weight), bias, self.precision)?,
+        };
         self.adapter(projection).map_or(Ok(()), |pair| pair.forward_add(x, &y))?;
         Ok(y)
     }
@@ -141,7 +155,10 @@ impl<'a> Decoder<'a> {
 
     fn project_onto(&self, x: &Tensor, projection: Projection, residual: &Tensor) -> Result<Tensor> {
         let bias = projection.bias.map(|bias| self.parameter(bias));
-        let y = linear::forward_add(x, self.parameter(projection.weight), bias, residual, self.precision)?;
+        let y = match self.quantised.get(&projection.weight) {
+            Some(weight) => quantised_linear::forward_add(x, weight, bias, residual, self.precision)?,
+            None => linear::forward_add(x, self.parameter(projection.weight), bias, residual, self.precision)?,
+        };
         self.adapter(projection).map_or(Ok(()), |pair| pair.forward_add(x, &y))?;
         Ok(y)
     }
@@ -263,7 +280,10 @@ impl<'a> Decoder<'a> {
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         self.parameter_gradients(dy, x, projection, gradients)?;
-        let dx = linear::backward_input(dy, self.parameter(projection.weight), self.precision)?;
+        let dx = match self.quantised.get(&projection.weight) {
+            Some(weight) => quantised_linear::backward_input(dy, weight, self.precision)?,
+            None => linear::backward_input(dy, self.parameter(projection.weight), self.precision)?,
+        };
         self.adapter(projection).map_or(Ok(()), |pair| pair.backward(dy, x, &dx, gradients))?;
         Ok(dx)
     }
@@ -277,7 +297,10 @@ impl<'a> Decoder<'a> {
         gradients: &mut Gradients,
     ) -> Result<()> {
         self.parameter_gradients(dy, x, projection, gradients)?;
-        linear::backward_input_add(dy, self.parameter(projection.weight), dx, self.precision)?;
+        match self.quantised.get(&projection.weight) {
+            Some(weight) => quantised_linear::backward_input_add(dy, weight, dx, self.precision)?,
+            None => linear::backward_input_add(dy, self.parameter(projection.weight), dx, self.precision)?,
+        }
         self.adapter(projection).map_or(Ok(()), |pair| pair.backward(dy, x, dx, gradients))
     }
 }

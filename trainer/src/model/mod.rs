@@ -8,6 +8,7 @@ mod config;
 mod decoder;
 mod initialise;
 mod noise;
+mod quantised;
 mod resize;
 mod weights;
 
@@ -26,8 +27,10 @@ pub use adapter::{Adapters, LoraSettings};
 pub use adapter_rows::AdapterOutline;
 pub use config::{Config, Family};
 pub use noise::EmbeddingNoise;
+pub use quantised::Quantisation;
 pub use weights::load_tensors;
 
+use self::quantised::QuantisedWeights;
 use crate::arguments::Dtype;
 use crate::gradients::Gradients;
 use crate::ops::cpu::write;
@@ -57,7 +60,7 @@ pub(crate) fn is_head(name: &str) -> bool {
 pub struct Parameter {
     /// Its name in Hugging Face checkpoints.
     pub name: String,
-    /// Its values: f32, contiguous.
+    /// Its values: f32, contiguous. Of a quantised weight, its shape and no values.
     pub tensor: Tensor,
     /// Whether weight decay applies: to everything but biases and norms, embeddings included.
     pub decay: bool,
@@ -101,6 +104,8 @@ pub struct Model {
     config: Config,
     parameters: Vec<Parameter>,
     gradients: Gradients,
+    /// Weights whose values are kept in fewer bits.
+    quantised: QuantisedWeights,
     /// Low-rank pairs beside frozen projections.
     adapters: Option<Adapters>,
     /// The rows of embedding and head that are trained, if not all of them are.
@@ -121,28 +126,37 @@ impl Model {
     /// # Errors
     /// A family that is not built, a damaged or truncated file, a missing, unknown or misshapen tensor.
     pub fn load(dir: &Path) -> Result<Self> {
+        Self::load_frozen(dir, Dtype::Auto, None)
+    }
+
+    /// The same, rounded to `dtype`, the weights of projections quantised as they are read. Those that are quantised in
+    /// the checkpoint stay as they are.
+    pub fn load_frozen(dir: &Path, dtype: Dtype, quantisation: Option<Quantisation>) -> Result<Self> {
         let mut config = Config::load(dir)?;
-        let tensors = weights::load(dir, &mut config)?;
-        Self::assemble(config, tensors)
+        let (tensors, quantised) = weights::load(dir, &mut config, dtype, quantisation)?;
+        Self::assemble(config, tensors, quantised)
     }
 
     /// A new model with seeded random weights: normal with the configuration's `initializer_range`, norms 1,
     /// biases 0.
     pub fn init(config: Config, seed: u64) -> Result<Self> {
         let tensors = initialise::tensors(&config, seed).map_err(tensor_error)?;
-        Self::assemble(config, tensors)
+        Self::assemble(config, tensors, QuantisedWeights::new())
     }
 
-    fn assemble(config: Config, tensors: Vec<Tensor>) -> Result<Self> {
+    fn assemble(config: Config, tensors: Vec<Tensor>, quantised: QuantisedWeights) -> Result<Self> {
         let specs = config.parameters().into_iter().zip(tensors);
-        let parameters = specs
-            .map(|(spec, tensor)| Parameter { name: spec.name, tensor, decay: spec.decay, trainable: true })
-            .collect();
+        let parameters = specs.enumerate().map(|(index, (spec, tensor))| {
+            let trainable = !quantised.contains_key(&index);
+            Parameter { name: spec.name, tensor, decay: spec.decay, trainable }
+        });
+        let parameters = parameters.collect();
         let gradients = Gradients::new([]).map_err(tensor_error)?;
         let mut model = Self {
             config,
             parameters,
             gradients,
+            quantised,
             adapters: None,
             trained_rows: None,
             label_smoothing: 0.0,
@@ -178,15 +192,11 @@ impl Model {
 
     /// Rounds all weights to `dtype`, as loading them in it does.
     pub fn round(&mut self, dtype: Dtype) -> Result<()> {
-        let rounded: fn(f32) -> f32 = match dtype {
-            Dtype::Auto | Dtype::Float32 => return Ok(()),
-            Dtype::Bfloat16 => |value| half::bf16::from_f32(value).to_f32(),
-            Dtype::Float16 => |value| half::f16::from_f32(value).to_f32(),
-        };
-        self.parameters.iter().try_for_each(|parameter| {
-            write(&parameter.tensor, |values| values.iter_mut().for_each(|value| *value = rounded(*value)))
-                .map_err(tensor_error)
-        })
+        let unquantised = self.parameters.iter().enumerate().filter(|(index, _)| !self.quantised.contains_key(index));
+        for (_, parameter) in unquantised {
+            write(&parameter.tensor, |values| dtype.round(values)).map_err(tensor_error)?;
+        }
+        Ok(())
     }
 
     /// The configuration.

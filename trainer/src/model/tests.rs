@@ -182,3 +182,45 @@ fn logits_and_evaluation_agree() {
     assert_eq!(evaluation.tokens, 22);
     assert_eq!(model.next_logits(&batch.input_ids[..12]).unwrap().len(), 50);
 }
+
+/// Beside a quantised weight an adapter gets the loss and gradients that it gets beside the restored one; nothing else
+/// is quantised.
+#[test]
+fn a_quantised_model_is_the_model_of_its_restored_weights() {
+    use super::quantised::Quantisation;
+    use crate::ops::quantised::Codebook;
+    let kinds = [
+        Quantisation::FourBit { codebook: Codebook::Nf4, double: true },
+        Quantisation::FourBit { codebook: Codebook::Fp4, double: false },
+        Quantisation::Int8 { threshold: None },
+    ];
+    for kind in kinds {
+        let mut plain = with_adapters("llama", 0.0);
+        let mut quantised = with_adapters("llama", 0.0);
+        quantised.quantise(kind).unwrap();
+        let projections = |model: &Model| -> usize {
+            let weights = model.parameters().iter().filter(|one| one.name.ends_with("_proj.weight"));
+            weights.map(|one| one.tensor.elem_count()).sum()
+        };
+        assert_eq!(quantised.quantised_size().1, projections(&plain));
+        let mut restored = with_adapters("llama", 0.0);
+        restored.quantise(kind).unwrap();
+        restored.restore().unwrap();
+        assert!(!restored.is_quantised());
+        let gradients = |model: &mut Model| {
+            model.clear_gradients();
+            let loss = model.forward_backward(&batch(), 1.0, false).unwrap();
+            let all = (0..model.parameters().len()).flat_map(|index| model.gradients().of(index).unwrap());
+            (loss.nll, all.collect::<Vec<f32>>())
+        };
+        let (loss, found) = gradients(&mut quantised);
+        let (expected_loss, expected) = gradients(&mut restored);
+        assert!((loss / expected_loss - 1.0).abs() < 1e-6, "{kind:?}: {loss} {expected_loss}");
+        let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+        assert_eq!(found.len(), expected.len());
+        let apart = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        assert!(apart < 1e-5 * largest, "{kind:?}: {apart} of {largest}");
+        let (other, _) = gradients(&mut plain);
+        assert!((loss / other - 1.0).abs() > 1e-6, "{kind:?}: quantising changed nothing");
+    }
+}

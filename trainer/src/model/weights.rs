@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::tensor::{Dtype as StoredDtype, Metadata, TensorInfo};
 use serde_json::Value;
 use tokenmill_shared::{Error, Result, storage};
 
 use super::config::Config;
+use super::quantised::{self, Quantisation, QuantisedWeights};
 use super::tensor_error;
+use crate::arguments::Dtype;
 use crate::ops::cpu::tensor;
 
 /// As in the safetensors crate.
@@ -20,16 +22,23 @@ const HEADER_LIMIT: u64 = 100_000_000;
 pub type Wanted = (String, Vec<usize>, DType);
 
 /// One open file and what its header says.
-struct Shard {
+pub(super) struct Shard {
     file: storage::File,
-    path: PathBuf,
+    pub(super) path: PathBuf,
     tensors: BTreeMap<String, TensorInfo>,
     data_start: u64,
 }
 
 /// Loads the tensors of all parameters, in parameter order. Resolves tying: a configuration that ties is
 /// obeyed unless the file holds a different head; a head that is missing is tied.
-pub(super) fn load(dir: &Path, config: &mut Config) -> Result<Vec<Tensor>> {
+/// Weights of projections that are quantised in the checkpoint, or are to be, come apart; in their place is a tensor
+/// without values. The others are rounded to `dtype`.
+pub(super) fn load(
+    dir: &Path,
+    config: &mut Config,
+    dtype: Dtype,
+    quantisation: Option<Quantisation>,
+) -> Result<(Vec<Tensor>, QuantisedWeights)> {
     let shards = open_shards(dir, "model")?;
     let places = places(&shards)?;
     resolve_tying(config, &places)?;
@@ -38,6 +47,8 @@ pub(super) fn load(dir: &Path, config: &mut Config) -> Result<Vec<Tensor>> {
     if config.tie_word_embeddings {
         known.insert("lm_head.weight");
     }
+    let beside: Vec<String> = specs.iter().flat_map(|spec| quantised::companions(&spec.name)).collect();
+    known.extend(beside.iter().map(String::as_str));
     // Old llama checkpoints carry rotary buffers; they are computed, not learned.
     let unknown = places.keys().find(|name| !known.contains(**name) && !name.ends_with("rotary_emb.inv_freq"));
     if let Some(name) = unknown {
@@ -47,8 +58,25 @@ pub(super) fn load(dir: &Path, config: &mut Config) -> Result<Vec<Tensor>> {
         );
         return Err(Error::corrupt(&places[*name].path, reason));
     }
-    let wanted: Vec<_> = specs.into_iter().map(|spec| (spec.name, spec.shape, DType::F32)).collect();
-    read_all(dir, &places, &wanted)
+    let (mut tensors, mut quantised) = (Vec::new(), QuantisedWeights::new());
+    for (index, spec) in specs.iter().enumerate() {
+        let mut matrix = quantised::read(&places, &spec.name, &spec.shape)?;
+        if matrix.is_none() {
+            let mut values = shard_of(dir, &places, &spec.name, &spec.shape)?.floats(&spec.name)?;
+            dtype.round(&mut values);
+            let asked = quantisation.filter(|_| quantised::is_projection(&spec.name, &spec.shape));
+            match asked {
+                Some(asked) => matrix = Some(asked.of(&values, spec.shape[1])),
+                None => tensors.push(tensor(values, spec.shape.as_slice()).map_err(tensor_error)?),
+            }
+        }
+        if let Some(matrix) = matrix {
+            let (rows, columns) = matrix.dims();
+            tensors.push(quantised::shape_only(rows, columns)?);
+            quantised.insert(index, matrix);
+        }
+    }
+    Ok((tensors, quantised))
 }
 
 /// Loads the named tensors from `<stem>.safetensors` in `dir`, or its shards, each of the given shape: f32 from any
@@ -95,25 +123,28 @@ fn places(shards: &[Shard]) -> Result<BTreeMap<&str, &Shard>> {
 fn read_all(dir: &Path, places: &BTreeMap<&str, &Shard>, wanted: &[Wanted]) -> Result<Vec<Tensor>> {
     let mut tensors = Vec::new();
     for (name, shape, dtype) in wanted {
-        let Some(shard) = places.get(name.as_str()) else {
-            return Err(Error::corrupt(
-                dir,
-                format!("tensor {name} is in none of the checkpoint's files; fetch it again"),
-            ));
-        };
-        let info = &shard.tensors[name];
-        if info.shape != *shape {
-            let reason = format!("tensor {name} has shape {:?}, {shape:?} is called for", info.shape);
-            return Err(Error::corrupt(&shard.path, reason));
-        }
+        let shard = shard_of(dir, places, name, shape)?;
         tensors.push(if *dtype == DType::U8 {
-            let bytes = shard.read_bytes(name, info, Dtype::U8, 1)?;
+            let bytes = shard.read_bytes(name, &shard.tensors[name], StoredDtype::U8, 1)?;
             Tensor::from_vec(bytes, shape.as_slice(), &Device::Cpu).map_err(tensor_error)?
         } else {
-            tensor(shard.read(name, info)?, shape.as_slice()).map_err(tensor_error)?
+            tensor(shard.floats(name)?, shape.as_slice()).map_err(tensor_error)?
         });
     }
     Ok(tensors)
+}
+
+/// The file that holds the tensor of this name, whose shape must be this.
+fn shard_of<'a>(dir: &Path, places: &BTreeMap<&str, &'a Shard>, name: &str, shape: &[usize]) -> Result<&'a Shard> {
+    let Some(shard) = places.get(name) else {
+        return Err(Error::corrupt(dir, format!("tensor {name} is in none of the checkpoint's files; fetch it again")));
+    };
+    let found = &shard.tensors[name].shape;
+    if found != shape {
+        let reason = format!("tensor {name} has shape {found:?}, {shape:?} is called for");
+        return Err(Error::corrupt(&shard.path, reason));
+    }
+    Ok(shard)
 }
 
 fn resolve_tying(config: &mut Config, places: &BTreeMap<&str, &Shard>) -> Result<()> {
@@ -121,8 +152,7 @@ fn resolve_tying(config: &mut Config, places: &BTreeMap<&str, &Shard>) -> Result
     let tie = match (places.get(head), places.get(embedding)) {
         (None, _) => true,
         (Some(head_shard), Some(embedding_shard)) if config.tie_word_embeddings => {
-            let read = |name: &str, shard: &Shard| shard.read(name, &shard.tensors[name]);
-            read(head, head_shard)? == read(embedding, embedding_shard)?
+            head_shard.floats(head)? == embedding_shard.floats(embedding)?
         }
         _ => config.tie_word_embeddings,
     };
@@ -204,10 +234,12 @@ impl Shard {
         Ok(Self { file, path, tensors, data_start })
     }
 
-    fn read(&self, name: &str, info: &TensorInfo) -> Result<Vec<f32>> {
+    /// The values of the tensor `name`, which must be there, in any float type.
+    pub(super) fn floats(&self, name: &str) -> Result<Vec<f32>> {
+        let info = &self.tensors[name];
         let width = match info.dtype {
-            Dtype::F32 => 4,
-            Dtype::BF16 | Dtype::F16 => 2,
+            StoredDtype::F32 => 4,
+            StoredDtype::BF16 | StoredDtype::F16 => 2,
             other => {
                 return Err(Error::corrupt(
                     &self.path,
@@ -218,16 +250,16 @@ impl Shard {
         let bytes = self.read_bytes(name, info, info.dtype, width)?;
         let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
         Ok(match info.dtype {
-            Dtype::F32 => {
+            StoredDtype::F32 => {
                 bytes.chunks_exact(4).map(|word| f32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect()
             }
-            Dtype::BF16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
+            StoredDtype::BF16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
             _ => pairs().map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
         })
     }
 
     /// The bytes of a tensor of type `dtype`, whose values take `width` of them.
-    fn read_bytes(&self, name: &str, info: &TensorInfo, dtype: Dtype, width: usize) -> Result<Vec<u8>> {
+    fn read_bytes(&self, name: &str, info: &TensorInfo, dtype: StoredDtype, width: usize) -> Result<Vec<u8>> {
         let (start, end) = info.data_offsets;
         let count: usize = info.shape.iter().product();
         if info.dtype != dtype {
@@ -240,7 +272,13 @@ impl Shard {
                 format!("tensor {name} has {} bytes for shape {:?}", end.saturating_sub(start), info.shape),
             ));
         }
-        let mut bytes = vec![0; end - start];
+        self.bytes(name)
+    }
+
+    /// The bytes of the tensor `name`, which must be there, whatever its type.
+    pub(super) fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        let (start, end) = self.tensors[name].data_offsets;
+        let mut bytes = vec![0; end.saturating_sub(start)];
         self.file.read_exact_at(&mut bytes, self.data_start + start as u64)?;
         Ok(bytes)
     }

@@ -30,6 +30,14 @@ impl<'a> Matrix<'a> {
     }
 }
 
+impl Matrix<'_> {
+    /// `count` of its columns, from `first`.
+    pub fn columns(self, first: usize, count: usize) -> Self {
+        assert!(first + count <= self.columns, "columns {first} to {} of {}", first + count, self.columns);
+        Self { values: &self.values[first * self.column_stride..], columns: count, ..self }
+    }
+}
+
 /// Whether a product uses all threads or the calling one (inside a loop that is parallel already).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Threads {
@@ -41,9 +49,21 @@ pub enum Threads {
 
 /// `c = a · b`, or `c += a · b` if `add`. `c` is row-major.
 pub fn matmul(a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], add: bool, threads: Threads) {
+    matmul_columns(a, b, c, (0, b.columns), add, threads);
+}
+
+/// The same for some columns of a wider `c`: from the first of the pair, of as many as the second.
+pub fn matmul_columns(
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    c: &mut [f32],
+    (first, width): (usize, usize),
+    add: bool,
+    threads: Threads,
+) {
     let (m, n, k) = (a.rows, b.columns, a.columns);
     assert_eq!(k, b.rows, "inner dimensions of a matrix product");
-    assert!(c.len() >= m * n, "{} values for a {m} × {n} product", c.len());
+    assert!(first + n <= width && c.len() >= m * width, "{} values for columns {first} of {m} × {width}", c.len());
     if m == 0 || n == 0 {
         return;
     }
@@ -51,16 +71,17 @@ pub fn matmul(a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], add: bool, threads: T
         Threads::All => gemm::Parallelism::Rayon(0),
         Threads::One => gemm::Parallelism::None,
     };
-    // SAFETY: `Matrix` is built only over slices that hold its rows and columns, `t` swaps both dimensions
-    // and strides, `c` was checked above and is borrowed exclusively, and the three do not overlap.
+    // SAFETY: `Matrix` is built only over slices that hold its rows and columns, `t` swaps both dimensions and strides,
+    // `columns` leaves out some, the columns of `c` were checked above and are borrowed exclusively, and the three do
+    // not overlap.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            c.as_mut_ptr(),
+            c.as_mut_ptr().add(first),
             1,
-            n as isize,
+            width as isize,
             add,
             a.values.as_ptr(),
             a.column_stride as isize,

@@ -434,7 +434,7 @@ impl Run {
 
     /// An update can overflow where its gradient did not; such weights must not become the newest checkpoint.
     fn check_weights_finite(&self, step: u64) -> Result<()> {
-        for parameter in self.model.parameters() {
+        for parameter in self.model.parameters().iter().filter(|parameter| parameter.trainable) {
             let name = &parameter.name;
             let weights = values(&parameter.tensor).map_err(|error| Error::config(name.as_str(), error.to_string()))?;
             if !weights.iter().all(|weight| weight.is_finite()) {

@@ -61,7 +61,7 @@ fn main() -> ExitCode {
                     rates.extend(theirs(peer, &dir.join("tokenizer.json"), &slice));
                 }
             }
-            let medians: Vec<f64> = rates.iter_mut().map(median).collect();
+            let medians: Vec<f64> = rates.iter_mut().map(|rates| median(rates)).collect();
             let best = medians[1..].iter().copied().fold(0.0, f64::max);
             let [ours, rest @ ..] = medians.as_slice() else { unreachable!("ours is the first") };
             println!(
@@ -93,7 +93,7 @@ fn main() -> ExitCode {
     targets.finish()
 }
 
-fn median(rates: &mut Vec<f64>) -> f64 {
+fn median(rates: &mut [f64]) -> f64 {
     rates.sort_unstable_by(f64::total_cmp);
     rates.get(rates.len() / 2).copied().unwrap_or(0.0)
 }

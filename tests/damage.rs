@@ -24,26 +24,23 @@ fn flipped_bits_and_truncation_in_any_file_are_named_and_nothing_is_trained() {
             bytes[at] ^= 1;
             bytes
         };
-        let damaged = [flipped(good.len() / 2), flipped(good.len() - 1), good[..good.len() / 2].to_vec()];
-        for bytes in damaged {
+        let damaged = [flipped(good.len() - 1), flipped(good.len() / 2), good[..good.len() / 2].to_vec()];
+        for (kind, bytes) in damaged.into_iter().enumerate() {
             std::fs::write(&path, bytes).unwrap();
             let name = file.to_str().unwrap();
             verify(&place).fails(3, &[name]);
-            let ids = name == "manifest.json" || name == "index.arrow" || name.starts_with("train/data");
+            let ids = name == "manifest.json" || name == "index.arrow" || name.starts_with("train/data-");
             if ids {
                 let ended = run(&mut place.train(
                     "data",
                     "run",
                     &["--num_train_epochs", "1", "--train_sampling_strategy", "sequential"],
                 ));
-                // Damage to padding between ids is no damage to a token; everything else must be refused.
-                assert!(
-                    ended.code == Some(3) || (ended.code == Some(0) && name.starts_with("train/data")),
-                    "{name}: {}",
-                    ended.stderr
-                );
-                if ended.code == Some(3) {
-                    assert!(ended.stderr.contains(name), "{}", ended.stderr);
+                // The last byte of a shard belongs to Arrow's end mark: no id, so nothing that training reads.
+                if kind == 0 && name.starts_with("train/data-") {
+                    ended.ok();
+                } else {
+                    ended.fails(3, &[name]);
                     assert!(!place.path("run/model.safetensors").exists());
                 }
                 let _ = std::fs::remove_dir_all(place.path("run"));

@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use tokenmill_preprocess::{Output, PrepareOptions, Tuning, prepare};
-use tokenmill_shared::config::{DataArguments, SampleBy, ValidationSplitMode};
+use tokenmill_shared::config::{DataArguments, HubArguments, SampleBy, ValidationSplitMode};
 use tokenmill_tests::{Place, data, digest, lines};
 
 /// How a job is run, which must not show in its output.
@@ -45,6 +45,7 @@ fn output_of(way: &Way, settings: &DataArguments) -> std::collections::BTreeMap<
             block_size: 16,
             ..settings.clone()
         },
+        hub: HubArguments::default(),
         tokenizer: data("tokenizers/bytes"),
         model: None,
         output: Output::Directory(place.path("out")),

@@ -2,7 +2,8 @@
  *
  * FAULT_AT=N     the call to hit, counted from 1 (0: only count)
  * FAULT_MODE     kill (SIGKILL before the call), enospc or eio (fail this call and all later writes)
- * FAULT_LOG      a file that gets "<calls>\n" at exit, or "hit <call>\n" when the fault fires
+ * FAULT_LOG      a file that gets the calls at exit, one letter each (w, f, r, m, u) and a newline, or
+ *                "hit <call>\n" when the fault fires
  * FAULT_UNDER    only calls on files below this directory count
  */
 #define _GNU_SOURCE
@@ -18,7 +19,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#define MOST 65536
 static atomic_long calls;
+static char kinds[MOST + 2];
 
 static void note(const char *text) {
   const char *log = getenv("FAULT_LOG");
@@ -28,11 +31,10 @@ static void note(const char *text) {
 }
 
 __attribute__((destructor)) static void finish(void) {
-  char text[64];
   long at = getenv("FAULT_AT") ? atol(getenv("FAULT_AT")) : 0;
   if (at && calls >= at) return; /* the hit was noted */
-  snprintf(text, sizeof text, "%ld\n", (long)calls);
-  note(text);
+  kinds[calls < MOST ? calls : MOST] = '\n';
+  note(kinds);
 }
 
 static int below(const char *path) {
@@ -54,6 +56,7 @@ static int hit(const char *name) {
   long at = getenv("FAULT_AT") ? atol(getenv("FAULT_AT")) : 0;
   const char *mode = getenv("FAULT_MODE");
   long call = atomic_fetch_add(&calls, 1) + 1;
+  if (call <= MOST) kinds[call - 1] = *name;
   if (!at || call < at) return 0;
   if (call == at) {
     char text[64];

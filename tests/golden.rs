@@ -45,9 +45,15 @@ const GRADIENT: f32 = 1e-5;
 
 /// Where the fixture `name` is: in the directory asked for, or else among our own.
 fn directory(name: &str) -> PathBuf {
-    let asked = std::env::var_os("TOKENMILL_FIXTURES").map(|asked| Path::new(&asked).join(name));
-    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("data/fixtures").join(name);
-    asked.filter(|dir| dir.is_dir()).unwrap_or_else(own)
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/fixtures").join(name);
+    let Some(asked) = std::env::var_os("TOKENMILL_FIXTURES").map(PathBuf::from) else { return own };
+    assert!(asked.is_dir(), "TOKENMILL_FIXTURES names {}, which is no directory", asked.display());
+    let asked = asked.join(name);
+    if !asked.is_dir() {
+        println!("{name} is not in TOKENMILL_FIXTURES: it is our own");
+        return own;
+    }
+    asked
 }
 
 struct Golden {

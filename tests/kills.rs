@@ -33,10 +33,12 @@ fn with_fault(command: &mut Command, place: &Place, at: u64, mode: &str) -> (End
     (ended, std::fs::read_to_string(&log).unwrap_or_default())
 }
 
-fn count(command: &mut Command, place: &Place) -> u64 {
+/// The calls of a whole run in order: w for write, f for fsync, r for rename, m for mkdir, u for unlink.
+fn calls_of(command: &mut Command, place: &Place) -> String {
     let (ended, noted) = with_fault(command, place, 0, "kill");
     ended.ok();
-    noted.trim().parse().unwrap_or_else(|_| panic!("the shim counted nothing: {noted:?}"))
+    assert!(!noted.trim().is_empty(), "the shim counted nothing");
+    noted.trim().to_owned()
 }
 
 fn corpus(place: &Place) {
@@ -45,14 +47,37 @@ fn corpus(place: &Place) {
     }
 }
 
-/// `at` most `most` of the calls 1 to `calls`, evenly spread, the first and last among them.
-fn points(calls: u64, most: u64) -> Vec<u64> {
-    let step = calls.div_ceil(most).max(1);
-    (1..=calls).step_by(step as usize).chain([calls]).collect()
+/// `count` of the `calls`, counted from 1; all, if there are no more. Writes are by far the most, and would leave no room
+/// for others if all were chosen alike: half of the places are theirs, evenly spread, the other half the others'.
+fn points(calls: &str, count: u64) -> Vec<u64> {
+    let of = |write: bool| {
+        let kinds = (1..).zip(calls.chars()).filter(|(_, kind)| (*kind == 'w') == write);
+        kinds.map(|(at, _)| at).collect::<Vec<u64>>()
+    };
+    let (writes, others) = (of(true), of(false));
+    let count = usize::try_from(count).unwrap_or(usize::MAX).min(calls.len());
+    let for_writes = (count / 2).max(count.saturating_sub(others.len())).min(writes.len());
+    let mut points = [spread(&writes, for_writes), spread(&others, count - for_writes)].concat();
+    points.sort_unstable();
+    points
+}
+
+/// `count` of these, evenly spread, the first and the last among them.
+fn spread(all: &[u64], count: usize) -> Vec<u64> {
+    (0..count).map(|number| all[number * (all.len() - 1) / (count - 1).max(1)]).collect()
 }
 
 fn scale(normal: u64) -> u64 {
     if std::env::var("TOKENMILL_SCALE").is_ok_and(|scale| scale != "pr") { u64::MAX } else { normal }
+}
+
+/// How often a program was killed, by what it was about to do.
+type Hits = BTreeMap<String, u64>;
+
+fn assert_fifty_of_every_kind(hits: &Hits) {
+    println!("killed at {hits:?}");
+    assert!(hits.values().sum::<u64>() >= 50, "{hits:?}");
+    assert!(["hit write", "hit fsync", "hit rename"].iter().all(|kind| hits.contains_key(*kind)), "{hits:?}");
 }
 
 const SPLIT: [&str; 2] = ["--validation_split_percentage", "20"];
@@ -61,15 +86,19 @@ const SPLIT: [&str; 2] = ["--validation_split_percentage", "20"];
 fn prepare_killed_anywhere_and_run_again_gives_the_same_bytes() {
     let clean = Place::new();
     corpus(&clean);
-    let calls = count(&mut clean.prepare("out", &SPLIT), &clean);
+    let calls = calls_of(&mut clean.prepare("out", &SPLIT), &clean);
     let expected = digest(&clean.path("out"));
-    assert!(calls > 50, "only {calls} calls to be killed at");
-    let mut hit: BTreeMap<String, u64> = BTreeMap::new();
-    for at in points(calls, scale(60)) {
+    let mut hit = Hits::new();
+    for at in points(&calls, scale(60)) {
         let place = Place::new();
         corpus(&place);
         let (ended, noted) = with_fault(&mut place.prepare("out", &SPLIT), &place, at, "kill");
-        assert!(ended.code.is_none() && noted.starts_with("hit "), "call {at} of {calls}: {noted:?} {}", ended.stderr);
+        assert!(
+            ended.code.is_none() && noted.starts_with("hit "),
+            "call {at} of {}: {noted:?} {}",
+            calls.len(),
+            ended.stderr
+        );
         *hit.entry(noted.trim().to_owned()).or_default() += 1;
         if place.path("out/manifest.json").exists() {
             let mut found = digest(&place.path("out"));
@@ -79,18 +108,17 @@ fn prepare_killed_anywhere_and_run_again_gives_the_same_bytes() {
         run(&mut place.prepare("out", &SPLIT)).ok();
         assert_eq!(digest(&place.path("out")), expected, "killed at call {at}: {noted}");
     }
-    println!("prepare was killed at {hit:?}");
-    assert!(["hit write", "hit fsync", "hit rename"].iter().all(|kind| hit.contains_key(*kind)), "{hit:?}");
+    assert_fifty_of_every_kind(&hit);
 }
 
 #[test]
 fn a_full_disk_or_an_io_error_is_named_and_a_rerun_completes_with_the_same_bytes() {
     let clean = Place::new();
     corpus(&clean);
-    let calls = count(&mut clean.prepare("out", &[]), &clean);
+    let calls = calls_of(&mut clean.prepare("out", &[]), &clean);
     let expected = digest(&clean.path("out"));
     for (mode, code, says) in [("enospc", 4, "No space left"), ("eio", 1, "error")] {
-        for at in points(calls, scale(12)) {
+        for at in points(&calls, scale(12)) {
             let place = Place::new();
             corpus(&place);
             let (ended, noted) = with_fault(&mut place.prepare("out", &[]), &place, at, mode);
@@ -111,13 +139,20 @@ fn a_checkpoint_is_whole_or_absent_whenever_the_trainer_is_killed() {
     run(&mut place.prepare("data", &[])).ok();
     let flags = ["--max_steps", "4", "--save_steps", "2", "--data_seed", "7"];
     run(&mut place.train("data", "clean", &flags)).ok();
-    let calls = count(&mut place.train("data", "counted", &flags), &place);
+    let calls = calls_of(&mut place.train("data", "counted", &flags), &place);
     let weights = |output: &str| digest(&place.path(output)).remove(Path::new("model.safetensors")).unwrap();
     let expected = weights("clean");
-    for at in points(calls, scale(24)) {
+    let mut hit = Hits::new();
+    for at in points(&calls, scale(56)) {
         let output = format!("killed-{at}");
         let (ended, noted) = with_fault(&mut place.train("data", &output, &flags), &place, at, "kill");
-        assert!(ended.code.is_none() && noted.starts_with("hit "), "call {at} of {calls}: {noted:?} {}", ended.stderr);
+        assert!(
+            ended.code.is_none() && noted.starts_with("hit "),
+            "call {at} of {}: {noted:?} {}",
+            calls.len(),
+            ended.stderr
+        );
+        *hit.entry(noted.trim().to_owned()).or_default() += 1;
         for step in [2, 4] {
             let whole = digest(&place.path(&format!("clean/checkpoint-{step}")));
             let dir = place.path(&format!("{output}/checkpoint-{step}"));
@@ -133,4 +168,5 @@ fn a_checkpoint_is_whole_or_absent_whenever_the_trainer_is_killed() {
         run(place.train("data", &output, &flags).args(resume)).ok();
         assert_eq!(weights(&output), expected, "killed at call {at}: {noted}");
     }
+    assert_fifty_of_every_kind(&hit);
 }

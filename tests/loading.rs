@@ -206,6 +206,14 @@ fn hostile_sentencepiece_models_are_refused_in_bounded_time() {
         json!({"added_tokens_decoder": {"4294967295": {"content": "<far>"}}, "tokenizer_class": "LlamaTokenizer"});
     let loaded = load(&place, &[("tokenizer.model", [small(), bpe].concat()), config(far)]).unwrap();
     assert_eq!(loaded.largest_id(), 4);
+    // Code that comes with a model takes such an id, and tokenizer.json cannot say it.
+    let listed = |id: &str, token: &str| {
+        let decoder = json!({id: {"content": token}});
+        let config = json!({"added_tokens_decoder": decoder, "tokenizer_class": "ChatGLMTokenizer"}).to_string();
+        vec![unigram(), ("tokenizer_config.json", config.into_bytes())]
+    };
+    refused(&place, &listed("70", "<far>"), &["\"<far>\"", "the id 70"]);
+    assert_eq!(ids(&load(&place, &listed("10", "<|user|>")).unwrap(), "a<|user|>"), [5, 7, 0, 3, 10]);
     // Rules of normalization that lead nowhere: an error or an answer, by the text.
     let rules = field(3, &field(2, &[7, 0, 0, 0, 1, 2, 3]));
     if let Ok(loaded) = load(&place, &[("tokenizer.model", [small(), trainer(&[(3, 1)]), rules].concat())]) {

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use tokenmill_preprocess::{Output, PrepareOptions, Prepared, Tuning, prepare};
-use tokenmill_shared::config::DataArguments;
+use tokenmill_shared::config::{DataArguments, HubArguments};
 use tokenmill_tests::{Place, data, digest, lines, run};
 
 fn reuse(json: &Value) -> (u64, u64) {
@@ -21,6 +21,7 @@ fn prepare_in_groups(place: &Place, output: &str) -> Prepared {
             block_size: 16,
             ..DataArguments::default()
         },
+        hub: HubArguments::default(),
         tokenizer: data("tokenizers/bytes"),
         model: None,
         output: Output::Directory(place.path(output)),

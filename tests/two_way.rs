@@ -147,3 +147,40 @@ fn an_optimizer_that_python_does_not_have_keeps_its_state_here() {
     assert!(files.contains_key(Path::new("trainer/optimizer.safetensors")));
     assert!(!files.contains_key(Path::new("optimizer.pt")) && !files.contains_key(Path::new("scheduler.pt")));
 }
+
+/// As transformers writes it, with fields that nobody here knows and numbers spelled in their own ways.
+const CONFIG: &str = r#"{
+  "architectures": [
+    "LlamaForCausalLM"
+  ],
+  "zoo": {"tigers": 1E2, "ants": [1e-05, 1.50, "\u78e8\u574a"], "empty": { }},
+  "hidden_act": "silu",
+  "hidden_size": 32,
+  "intermediate_size": 48,
+  "max_position_embeddings": 64,
+  "model_type": "llama",
+  "num_attention_heads": 4,
+  "num_hidden_layers": 1,
+  "rms_norm_eps": 1e-05,
+  "torch_dtype": "bfloat16",
+  "large": 123456789012345678901234567890,
+  "vocab_size": 1024
+}
+"#;
+
+#[test]
+fn a_configuration_comes_back_byte_for_byte_but_for_what_changed() {
+    let place = prepared();
+    place.write("mine/config.json", CONFIG);
+    let config = place.path("mine/config.json");
+    let flags = ["--max_steps", "2", "--save_steps", "1", "--init_from_config", config.to_str().unwrap()];
+    run(&mut place.train("data", "out", &flags)).ok();
+    let from = place.path("out/checkpoint-1");
+    run(place.train("data", "resumed", &flags).arg("--resume_from_checkpoint").arg(from)).ok();
+    // The weights of a run from random ones are float32.
+    let expected = CONFIG.replace("bfloat16", "float32");
+    for name in ["out", "out/checkpoint-1", "out/checkpoint-2", "resumed", "resumed/checkpoint-2"] {
+        let found = std::fs::read_to_string(place.path(name).join("config.json")).unwrap();
+        assert_eq!(found, expected, "{name}");
+    }
+}

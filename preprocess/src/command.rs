@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use clap::{Args, Command};
 use indicatif::HumanBytes;
 use serde_json::json;
-use tokenmill_shared::config::{DataArguments, parse};
+use tokenmill_shared::config::{DataArguments, HubArguments, parse};
 use tokenmill_shared::dataset::{self, Dataset, Split};
-use tokenmill_shared::{Error, Result};
+use tokenmill_shared::{Error, Result, hub};
 
 use crate::explain::explain;
 use crate::job::{Job, Output, PrepareOptions, Tuning};
@@ -29,10 +29,10 @@ Each takes --help.";
 #[derive(Debug, Default, Args)]
 #[command(rename_all = "snake_case")]
 struct PrepareArguments {
-    /// Directory of the tokenizer (tokenizer.json and its configuration)
+    /// Directory or hub id of the tokenizer (tokenizer.json and its configuration)
     #[arg(long, value_name = "DIR", help_heading = "Prepare")]
     tokenizer_name_or_path: Option<PathBuf>,
-    /// Directory of the model, asked for its end-of-sequence id when the tokenizer names none
+    /// Directory or hub id of the model, asked for its end-of-sequence id when the tokenizer names none
     #[arg(long, value_name = "DIR", help_heading = "Prepare")]
     model_name_or_path: Option<PathBuf>,
     /// Where the dataset goes
@@ -42,6 +42,8 @@ struct PrepareArguments {
     #[arg(long, help_heading = "Prepare")]
     json: bool,
     #[command(flatten)]
+    hub: HubArguments,
+    #[command(flatten)]
     data: DataArguments,
 }
 
@@ -49,11 +51,17 @@ impl PrepareArguments {
     fn options(&self) -> Result<PrepareOptions> {
         let required =
             |path: &Option<PathBuf>, flag: &str| path.clone().ok_or_else(|| Error::config(flag, "is missing"));
+        let find = |path: &PathBuf, flag: &str, wanted: hub::Wanted<'_>| {
+            hub::model_directory(flag, path, wanted, &self.hub, self.data.cache_dir.as_deref())
+        };
+        let flag = "--tokenizer_name_or_path";
         let tokenizer = self.tokenizer_name_or_path.clone().or_else(|| self.model_name_or_path.clone());
+        let model = self.model_name_or_path.as_ref();
         Ok(PrepareOptions {
             data: self.data.clone(),
-            tokenizer: required(&tokenizer, "--tokenizer_name_or_path")?,
-            model: self.model_name_or_path.clone(),
+            hub: self.hub.clone(),
+            tokenizer: find(&required(&tokenizer, flag)?, flag, &hub::tokenizer_files)?,
+            model: model.map(|path| find(path, "--model_name_or_path", &hub::configuration_files)).transpose()?,
             output: Output::Directory(required(&self.output_dir, "--output_dir")?),
             tuning: Tuning::default(),
         })

@@ -1,16 +1,18 @@
 //! From what was asked to what will be done: tokenizer loaded, inputs listed and scanned, partitions and
 //! fingerprints known, contradictions refused. Nothing is tokenized or written here but scan memories.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tokenmill_shared::config::{DataArguments, SampleBy, ValidationSplitMode};
+use tokenmill_shared::config::{DataArguments, HubArguments, SampleBy, ValidationSplitMode};
 use tokenmill_shared::dataset::{FORMAT_VERSION, Split, TokenWidth};
 use tokenmill_shared::{Error, Result};
 
 use crate::decode;
 use crate::document::Rules;
+use crate::hub_dataset::{self, SplitFiles};
 use crate::model_config::{check_positions, model_eos};
 use crate::pack::Assign;
 use crate::plan::{Source, TokenSettings};
@@ -34,6 +36,8 @@ pub enum Output {
 pub struct PrepareOptions {
     /// The data parameters.
     pub data: DataArguments,
+    /// By which right a dataset is fetched from a hub.
+    pub hub: HubArguments,
     /// The tokenizer's directory.
     pub tokenizer: PathBuf,
     /// The model's directory, whose end-of-sequence id counts where the tokenizer names none.
@@ -96,10 +100,7 @@ impl Job {
     /// Resolves `options`.
     pub fn new(options: &PrepareOptions) -> Result<Self> {
         let mut data = options.data.clone();
-        let train_dir = data
-            .train_file_dir
-            .clone()
-            .ok_or_else(|| Error::config("--train_file_dir", "is missing; give the directory that holds the text"))?;
+        let (train_text, validation_text) = texts(&data, &options.hub)?;
         check_percentage(&data)?;
         let tokenizer = Tokenizer::open(&options.tokenizer, data.use_fast_tokenizer)?;
         data.block_size = allowed_block_size(data.block_size, tokenizer.model_max_length)?;
@@ -138,24 +139,25 @@ impl Job {
             rehash: data.rehash,
         };
         let mut files_scanned = (0, 0);
-        let mut open = |dir: &Path, flag: &str, split: Option<Split>| {
-            let inputs = source::list(dir, flag)?;
+        let mut open = |text: &Text, split: Option<Split>| {
+            let Text { dir, flag, only } = text;
+            let mut inputs = source::list(dir, flag)?;
+            inputs.retain(|input| only.as_ref().is_none_or(|only| only.contains(&input.relative)));
             let (scans, read) = pool.install(|| scan::scan(dir, &inputs, &scan_options))?;
             files_scanned.0 += read;
             files_scanned.1 += inputs.len();
             let source = Source::plan(split, inputs, scans, &token_settings, scan_options.partition_bytes)?;
             if source.documents() == 0 {
-                return Err(Error::config(flag, format!("the files in {} hold no document", dir.display())));
+                return Err(Error::config(*flag, format!("the files in {} hold no document", dir.display())));
             }
             Ok(Arc::new(source))
         };
         let mut sources = Vec::new();
-        if let Some(dir) = &data.validation_file_dir {
-            sources
-                .push((open(dir, "--validation_file_dir", Some(Split::Validation))?, Assign::All(Split::Validation)));
+        if let Some(text) = &validation_text {
+            sources.push((open(text, Some(Split::Validation))?, Assign::All(Split::Validation)));
         }
         let divided = sources.is_empty() && data.validation_split_percentage > 0.0;
-        let train = open(&train_dir, "--train_file_dir", (!divided).then_some(Split::Train))?;
+        let train = open(&train_text, (!divided).then_some(Split::Train))?;
         let assign = if divided { divide(&data, train.documents())? } else { Assign::All(Split::Train) };
         sources.push((train, assign));
 
@@ -164,7 +166,7 @@ impl Job {
             splits.push((Split::Validation, data.validation_blocks_limit()));
         }
         let store = if data.token_cache { Some(Store::open(&cache_dir)?) } else { None };
-        let settings = settings(&data, &token_settings, &rules, divided);
+        let settings = settings(&data, &token_settings, &rules, divided, validation_text.is_some());
         let fingerprint = fingerprint(&settings, &sources, &tokenizer, pad_token_id, width);
         let encoding = Encoding { tokenizer, add_special_tokens: data.add_special_tokens, append, width };
         Ok(Self {
@@ -200,6 +202,28 @@ impl Job {
         let text = |(source, _): &(Arc<Source>, Assign)| source.inputs.iter().any(|input| input.kind == Kind::Text);
         self.rules.sample_by == SampleBy::Line && self.sources.iter().any(text)
     }
+}
+
+/// Text of one split, or of both: the files below a directory, all or some.
+struct Text {
+    dir: PathBuf,
+    /// What it was given by.
+    flag: &'static str,
+    /// Relative paths of those that are meant, if not all.
+    only: Option<BTreeSet<PathBuf>>,
+}
+
+/// The text to train on, and that to validate on if it comes apart.
+fn texts(data: &DataArguments, hub: &HubArguments) -> Result<(Text, Option<Text>)> {
+    if let Some(SplitFiles { dir, train, validation }) = hub_dataset::find(data, hub)? {
+        let text = |only| Text { dir: dir.clone(), flag: "--dataset_name", only: Some(only) };
+        return Ok((text(train), (!validation.is_empty()).then(|| text(validation))));
+    }
+    let text = |dir: &PathBuf, flag| Text { dir: dir.clone(), flag, only: None };
+    let train = data.train_file_dir.as_ref().map(|dir| text(dir, "--train_file_dir"));
+    let missing = "is missing; give the directory that holds the text, or --dataset_name";
+    let train = train.ok_or_else(|| Error::config("--train_file_dir", missing))?;
+    Ok((train, data.validation_file_dir.as_ref().map(|dir| text(dir, "--validation_file_dir"))))
 }
 
 /// `$XDG_CACHE_HOME/tokenmill` or `~/.cache/tokenmill`.
@@ -272,10 +296,10 @@ fn divide(data: &DataArguments, documents: u64) -> Result<Assign> {
     Ok(Assign::Head(count))
 }
 
-fn settings(data: &DataArguments, tokens: &TokenSettings, rules: &Rules, divided: bool) -> Value {
+fn settings(data: &DataArguments, tokens: &TokenSettings, rules: &Rules, divided: bool, has_validation: bool) -> Value {
     let validation = if divided {
         json!({"percentage": data.validation_split_percentage, "mode": data.validation_split_mode})
-    } else if data.validation_file_dir.is_some() {
+    } else if has_validation {
         json!("validation_file_dir")
     } else {
         Value::Null

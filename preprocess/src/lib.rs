@@ -4,6 +4,7 @@ pub mod command;
 mod decode;
 mod document;
 mod explain;
+mod hub_dataset;
 mod inspect;
 mod job;
 mod json;

@@ -77,7 +77,8 @@ pub fn list(dir: &Path, flag: &str) -> Result<Vec<Input>> {
     Ok(inputs)
 }
 
-fn recognise(name: &str) -> Option<(Kind, Compression)> {
+/// What a file of that name holds, and how it is compressed; `None` if it is not read.
+pub fn recognise(name: &str) -> Option<(Kind, Compression)> {
     let name = name.to_ascii_lowercase();
     let (stem, compression) = match name.rsplit_once('.') {
         Some((stem, "gz")) => (stem, Compression::Gzip),

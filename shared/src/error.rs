@@ -105,6 +105,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A service on the network did not give what was asked for.
+    #[error("{what}: {reason}")]
+    Remote {
+        /// What was asked for: the flag and the name.
+        what: String,
+        /// Why it did not come, and what to do.
+        reason: String,
+    },
     /// Numbers left the range in which training means anything.
     #[error("step {step}: {reason}")]
     Numeric {
@@ -134,6 +142,11 @@ impl Error {
         Self::Corrupt { path: path.into(), reason: reason.into() }
     }
 
+    /// A [`Error::Remote`] in one line.
+    pub fn remote(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Remote { what: what.into(), reason: reason.into() }
+    }
+
     /// Wraps an I/O error: `.map_err(Error::storage("read", path))`.
     pub fn storage(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
@@ -147,7 +160,7 @@ impl Error {
             Self::Config { .. } => 2,
             Self::Input { .. } | Self::Limit { .. } | Self::Corrupt { .. } => 3,
             Self::Storage { source, .. } if is_out_of_space(source) => 4,
-            Self::Storage { .. } | Self::Numeric { .. } => 1,
+            Self::Storage { .. } | Self::Remote { .. } | Self::Numeric { .. } => 1,
             Self::Interrupted => 130,
         }
     }

@@ -117,8 +117,12 @@ impl Progress {
             return;
         }
         *last = Instant::now();
-        let elapsed = self.began.elapsed().as_secs_f64();
-        let rate = done as f64 / elapsed;
+        eprintln!("{}", self.text(done, self.began.elapsed(), remark));
+    }
+
+    /// What is said where there is no terminal to draw a bar in: how much is done, the time left, the speed.
+    fn text(&self, done: u64, elapsed: Duration, remark: &str) -> String {
+        let rate = done as f64 / elapsed.as_secs_f64();
         let show = |amount: u64| match self.unit {
             Unit::Bytes => HumanBytes(amount).to_string(),
             Unit::Count => HumanCount(amount).to_string(),
@@ -135,7 +139,7 @@ impl Progress {
             Unit::Count => format!("{rate:.2}/s"),
         };
         let remark = if remark.is_empty() { String::new() } else { format!(", {remark}") };
-        eprintln!("{}: {}{rest}, {rate}{remark}", self.what, show(done));
+        format!("{}: {}{rest}, {rate}{remark}", self.what, show(done))
     }
 }
 
@@ -144,5 +148,20 @@ impl Drop for Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_how_much_is_done_how_long_the_rest_takes_and_how_fast_it_goes() {
+        let minute = Duration::from_secs(60);
+        let steps = Progress::new("training", Unit::Count, Some(400));
+        let text = steps.text(100, minute, "loss 2.5000");
+        assert_eq!(text, "training: 100 of 400, 3 minutes left, 1.67/s, loss 2.5000");
+        let bytes = Progress::new("reading", Unit::Bytes, None);
+        assert_eq!(bytes.text(60 << 20, minute, ""), "reading: 60.00 MiB, 1.00 MiB/s");
     }
 }

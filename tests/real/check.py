@@ -15,6 +15,7 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, Bloom
                           MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, TrainerState, default_data_collator)
 
 import flags
+import hub
 import loading
 import resuming
 import training
@@ -133,5 +134,6 @@ if __name__ == "__main__":
         check_checkpoint(programs, work, datasets["bytes"])
         training.check(programs, work, datasets["bytes"])
         resuming.check(programs, work, datasets["bytes"])
+        hub.check(programs, work, datasets["bytes"])
         vocabulary.check(programs, work)
     print("all passed")

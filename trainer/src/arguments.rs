@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tokenmill_shared::config::{DataArguments, boolean};
+use tokenmill_shared::config::{DataArguments, HubArguments, boolean};
 
 use crate::model::LoraSettings;
 use crate::optimizer::Rule;
@@ -59,19 +59,6 @@ pub enum Dtype {
     Float16,
 }
 
-/// How the rows of new tokens begin, in the embedding and in the head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub enum NewTokenInit {
-    /// The mean of the rows of the pieces that the model's own tokenizer cuts the token into
-    MeanOfPieces,
-    /// As transformers does since 4.46: near the mean of all rows
-    MeanResizing,
-    /// As transformers did before: normal, with the configuration's initializer_range
-    Normal,
-}
-
 impl Dtype {
     /// Rounds `values` to it.
     pub fn round(self, values: &mut [f32]) {
@@ -90,6 +77,19 @@ impl Dtype {
 pub enum Compat {
     /// MedicalGPT's pretraining.py
     Medicalgpt,
+}
+
+/// How the rows of new tokens begin, in the embedding and in the head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum NewTokenInit {
+    /// The mean of the rows of the pieces that the model's own tokenizer cuts the token into
+    MeanOfPieces,
+    /// As transformers does since 4.46: near the mean of all rows
+    MeanResizing,
+    /// As transformers did before: normal, with the configuration's initializer_range
+    Normal,
 }
 
 /// What is said on standard error.
@@ -166,8 +166,8 @@ pub enum Shuffle {
 #[serde(default)]
 #[command(rename_all = "snake_case")]
 pub struct TrainerArguments {
-    /// Local Hugging Face model directory: config.json and safetensors
-    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    /// Hugging Face model: a local directory (config.json and safetensors) or a hub id
+    #[arg(long, value_name = "DIR|ID", help_heading = "Model")]
     pub model_name_or_path: Option<PathBuf>,
     /// Start from random weights of this configuration (a directory or config.json)
     #[arg(long, value_name = "PATH", help_heading = "Model")]
@@ -175,8 +175,8 @@ pub struct TrainerArguments {
     /// The family the model must be of: auto, llama, mistral, baichuan, bloom, gpt2, qwen (qwen2, qwen3 too), chatglm (glm, glm4), … as in config.json
     #[arg(long, value_name = "NAME", help_heading = "Model")]
     pub model_type: Option<String>,
-    /// Directory of the tokenizer (default: the model's)
-    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    /// Directory or hub id of the tokenizer (default: the model's)
+    #[arg(long, value_name = "DIR|ID", help_heading = "Model")]
     pub tokenizer_name_or_path: Option<PathBuf>,
     /// How the rows of tokens begin that --tokenizer_name_or_path has and the model does not
     #[arg(long, help_heading = "Model")]
@@ -208,8 +208,8 @@ pub struct TrainerArguments {
     /// Train LoRA adapters beside the frozen model (Hugging Face's default); false trains all parameters
     #[arg(long, help_heading = "Adapters")]
     pub use_peft: bool,
-    /// An adapter to go on from: PEFT's directory; its own settings count
-    #[arg(long, value_name = "DIR", help_heading = "Adapters")]
+    /// An adapter to go on from: PEFT's directory or a hub id; its own settings count
+    #[arg(long, value_name = "DIR|ID", help_heading = "Adapters")]
     pub peft_path: Option<PathBuf>,
     /// Projections that get adapters: all, a list of names, or a regular expression for whole names
     #[arg(long, value_name = "NAMES", num_args = 1.., value_delimiter = ',', help_heading = "Adapters")]
@@ -232,6 +232,9 @@ pub struct TrainerArguments {
     /// A dataset made by `preprocess prepare`, instead of --train_file_dir
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     pub dataset_dir: Option<PathBuf>,
+    /// Revision and token of what is named by its hub id.
+    #[command(flatten)]
+    pub hub: HubArguments,
     /// Text, documents and blocks.
     #[command(flatten)]
     pub data: DataArguments,
@@ -445,6 +448,7 @@ impl Default for TrainerArguments {
             use_rslora: false,
             modules_to_save: Vec::new(),
             dataset_dir: None,
+            hub: HubArguments::default(),
             data: DataArguments::default(),
             output_dir: None,
             overwrite_output_dir: false,

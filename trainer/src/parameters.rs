@@ -70,7 +70,8 @@ pub fn table(language: Language) -> String {
         let _ = write!(text, "\n## {title}\n\n{}\n|---|---|---|\n", language.pick(WORKS));
         for arg in command.get_arguments().filter(|arg| arg.get_help_heading().unwrap_or("Data") == heading) {
             let Some(name) = arg.get_long().filter(|name| *name != "help" && *name != "version") else { continue };
-            let default = defaults.get(name).or_else(|| defaults["data"].get(name));
+            let default =
+                defaults.get(name).or_else(|| defaults["hub"].get(name)).or_else(|| defaults["data"].get(name));
             let aliases: String = arg
                 .get_all_aliases()
                 .unwrap_or_default()

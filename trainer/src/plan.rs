@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tokenmill_preprocess::{Output, PrepareOptions, Tuning, prepare};
-use tokenmill_shared::config::DataArguments;
+use tokenmill_shared::config::{DataArguments, HubArguments};
 use tokenmill_shared::dataset::{Dataset, Split};
-use tokenmill_shared::{Error, Result, progress};
+use tokenmill_shared::{Error, Result, hub, progress};
 
 use crate::arguments::{Compat, LogLevel, Sampling, SaveStrategy, Shuffle, Strategy, TrainerArguments};
 use crate::model::{Config, EmbeddingNoise, Model, Positions, Quantisation};
@@ -20,21 +20,23 @@ use crate::vocabulary::NewTokens;
 /// Everything resolved but the step counts, which need the dataset.
 #[derive(Debug)]
 pub struct Plan {
-    /// What was said.
+    /// What was said, with directories in the place of hub ids once they are fetched.
     pub arguments: TrainerArguments,
+    /// The model and the tokenizer as they were named.
+    named: (Option<PathBuf>, Option<PathBuf>),
     /// Where everything goes.
     pub output_dir: PathBuf,
     /// Whether to train.
     pub train: bool,
     /// Whether to evaluate at the end.
     pub evaluate: bool,
+    /// What the frozen weights of projections are kept in, if not in float32.
+    pub quantisation: Option<Quantisation>,
     /// Tokens of the dataset that are new to the model; known once there is a dataset.
     new_tokens: Option<NewTokens>,
     /// With `--dataloader_drop_last`, blocks that fill no micro-batch of this size are left out of an epoch: that asked
     /// for, whatever size is found to fit.
     drop_last_size: u64,
-    /// What the frozen weights of projections are kept in, if not in float32.
-    pub quantisation: Option<Quantisation>,
 }
 
 impl Plan {
@@ -54,9 +56,14 @@ impl Plan {
             (Some(_), Some(_)) => return Err(both("--model_name_or_path", "--init_from_config")),
             _ => {}
         }
-        match (&arguments.data.train_file_dir, &arguments.dataset_dir) {
-            (None, None) => return Err(Error::config("--train_file_dir", "is missing; or give --dataset_dir")),
-            (Some(_), Some(_)) => return Err(both("--train_file_dir", "--dataset_dir")),
+        let data = &arguments.data;
+        match (&data.train_file_dir, &data.dataset_name, &arguments.dataset_dir) {
+            (None, None, None) => {
+                return Err(Error::config("--train_file_dir", "is missing; or give --dataset_name or --dataset_dir"));
+            }
+            (Some(_), _, Some(_)) => return Err(both("--train_file_dir", "--dataset_dir")),
+            (_, Some(_), Some(_)) => return Err(both("--dataset_name", "--dataset_dir")),
+            (Some(_), Some(_), _) => return Err(both("--dataset_name", "--train_file_dir")),
             _ => {}
         }
         for (flag, value) in [
@@ -118,9 +125,33 @@ impl Plan {
             eprintln!("neither --do_train nor --do_eval is given: training");
         }
         let evaluate = arguments.do_eval || arguments.eval_strategy != Strategy::No;
+        let named = (arguments.model_name_or_path.clone(), arguments.tokenizer_name_or_path.clone());
         let drop_last_size = arguments.per_device_train_batch_size as u64;
         let train = arguments.do_train || neither;
-        Ok(Self { train, evaluate, quantisation, drop_last_size, output_dir, arguments, new_tokens: None })
+        Ok(Self { train, evaluate, drop_last_size, quantisation, output_dir, named, arguments, new_tokens: None })
+    }
+
+    /// Fetches what is named by its hub id.
+    pub fn fetch(&mut self) -> Result<()> {
+        let TrainerArguments { model_name_or_path, tokenizer_name_or_path, peft_path, hub, data, .. } =
+            &mut self.arguments;
+        let adapter = HubArguments { model_revision: "main".to_owned(), ..hub.clone() };
+        for (flag, path, wanted, hub) in [
+            ("--model_name_or_path", model_name_or_path, &hub::model_files as hub::Wanted<'_>, &*hub),
+            ("--tokenizer_name_or_path", tokenizer_name_or_path, &hub::tokenizer_files, &*hub),
+            ("--peft_path", peft_path, &hub::model_files, &adapter),
+        ] {
+            if let Some(given) = path {
+                *given = hub::model_directory(flag, given, wanted, hub, data.cache_dir.as_deref())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What was said, with hub ids as they were given.
+    pub fn said(&self) -> TrainerArguments {
+        let (model_name_or_path, tokenizer_name_or_path) = self.named.clone();
+        TrainerArguments { model_name_or_path, tokenizer_name_or_path, ..self.arguments.clone() }
     }
 
     /// The directory of the tokenizer.
@@ -141,6 +172,7 @@ impl Plan {
         }
         let prepared = prepare(&PrepareOptions {
             data: data.clone(),
+            hub: self.arguments.hub.clone(),
             tokenizer: self.tokenizer_dir()?.to_owned(),
             model: self.arguments.model_name_or_path.clone(),
             output: Output::Cache,
@@ -220,7 +252,7 @@ impl Plan {
 
     /// What adapters call the model they are beside.
     pub fn base_name(&self) -> String {
-        let base = self.arguments.model_name_or_path.as_deref().or(self.arguments.init_from_config.as_deref());
+        let base = self.named.0.as_deref().or(self.arguments.init_from_config.as_deref());
         base.map(|path| path.display().to_string()).unwrap_or_default()
     }
 

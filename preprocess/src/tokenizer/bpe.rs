@@ -6,8 +6,8 @@ use std::collections::BinaryHeap;
 
 use tokenmill_shared::random::mix;
 
-/// Symbols up to which looking at all pairs again beats a heap: 24 pairs are three cache lines.
-const SHORT: usize = 24;
+/// Symbols up to which looking at all pairs again beats a heap: 32 ranks are two cache lines.
+const SHORT: usize = 32;
 
 const NONE: u32 = u32::MAX;
 
@@ -56,41 +56,64 @@ impl Merges {
         }
     }
 
-    /// Merges `symbols` in place.
-    pub(super) fn apply(&self, symbols: &mut Vec<u32>, scratch: &mut Scratch) {
-        if symbols.len() <= SHORT { self.apply_short(symbols, scratch) } else { self.apply_long(symbols, scratch) }
+    /// What a few symbols become if it is one, and the highest rank on the way.
+    pub(super) fn compose(&self, symbols: &[u32]) -> Option<(u32, u32)> {
+        let (mut symbols, mut highest) = (symbols.to_vec(), 0);
+        while symbols.len() > 1 {
+            let pairs = symbols.windows(2).enumerate().map(|(at, pair)| (self.get(pair[0], pair[1]), at));
+            let ((rank, id), at) = pairs.min_by_key(|((rank, _), at)| (*rank, *at))?;
+            if rank == NONE {
+                return None;
+            }
+            symbols[at] = id;
+            symbols.remove(at + 1);
+            highest = highest.max(rank);
+        }
+        Some((symbols[0], highest))
     }
 
-    fn apply_short(&self, symbols: &mut Vec<u32>, scratch: &mut Scratch) {
-        let pairs = &mut scratch.pairs;
-        pairs.clear();
-        pairs.extend(symbols.windows(2).map(|pair| self.get(pair[0], pair[1])));
+    /// Merges `symbols` in place.
+    pub(super) fn apply(&self, symbols: &mut Vec<u32>, scratch: &mut Scratch) {
+        match symbols.len() {
+            0..=1 => {}
+            2..=8 => self.apply_short::<8>(symbols),
+            9..=16 => self.apply_short::<16>(symbols),
+            17..=SHORT => self.apply_short::<SHORT>(symbols),
+            _ => self.apply_long(symbols, scratch),
+        }
+    }
+
+    /// Of at most `N` symbols: all ranks are looked at for every merge, which vectors do at once.
+    fn apply_short<const N: usize>(&self, symbols: &mut Vec<u32>) {
+        let mut count = symbols.len();
+        let (mut all, mut ranks, mut ids) = ([NONE; N], [NONE; N], [NONE; N]);
+        all[..count].copy_from_slice(symbols);
+        for at in 1..count {
+            (ranks[at - 1], ids[at - 1]) = self.get(all[at - 1], all[at]);
+        }
         loop {
-            let mut best = (NONE, 0);
-            for (at, (rank, _)) in pairs.iter().enumerate() {
-                if *rank < best.0 {
-                    best = (*rank, at);
-                }
+            let best = ranks.iter().copied().fold(NONE, u32::min);
+            if best == NONE {
+                break;
             }
-            let (rank, at) = best;
-            if rank == NONE {
-                return;
+            let at = ranks.iter().position(|rank| *rank == best).expect("it is one of them");
+            all[at] = ids[at];
+            count -= 1;
+            for next in at + 1..N - 1 {
+                (all[next], ranks[next], ids[next]) = (all[next + 1], ranks[next + 1], ids[next + 1]);
             }
-            symbols[at] = pairs[at].1;
-            symbols.remove(at + 1);
-            pairs.remove(at);
-            if at < pairs.len() {
-                pairs[at] = self.get(symbols[at], symbols[at + 1]);
-            }
+            (ranks[at], ids[at]) = if at + 1 < count { self.get(all[at], all[at + 1]) } else { (NONE, NONE) };
             if at > 0 {
-                pairs[at - 1] = self.get(symbols[at - 1], symbols[at]);
+                (ranks[at - 1], ids[at - 1]) = self.get(all[at - 1], all[at]);
             }
         }
+        symbols.clear();
+        symbols.extend_from_slice(&all[..count]);
     }
 
     /// With a heap of candidates, of which those that no longer fit are passed over: n log n, also on one line of 12 MB.
     fn apply_long(&self, symbols: &mut Vec<u32>, scratch: &mut Scratch) {
-        let Scratch { heap, links, .. } = scratch;
+        let Scratch { heap, links } = scratch;
         let count = symbols.len();
         heap.clear();
         links.clear();
@@ -134,7 +157,6 @@ fn key(left: u32, right: u32) -> u64 {
 /// Memory that merging reuses.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    pairs: Vec<(u32, u32)>,
     heap: BinaryHeap<Reverse<(u32, u32)>>,
     links: Vec<(u32, u32)>,
 }
@@ -170,7 +192,7 @@ mod tests {
             let mut expected = symbols.clone();
             by_definition(&merges, &mut expected);
             let (mut short, mut long) = (symbols.clone(), symbols);
-            table.apply_short(&mut short, &mut scratch);
+            table.apply(&mut short, &mut scratch);
             table.apply_long(&mut long, &mut scratch);
             prop_assert_eq!(&short, &expected);
             prop_assert_eq!(&long, &expected);

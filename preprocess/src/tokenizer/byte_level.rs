@@ -14,6 +14,7 @@ use super::Engine;
 use super::added::{AddedTokens, Segment};
 use super::bpe::{Merges, Scratch};
 use super::cache;
+use super::characters::Characters;
 use super::crossing::Crossings;
 use super::guard::guarded;
 
@@ -24,9 +25,6 @@ use super::reference::Reference;
 use super::unicode::{COMPOSES, Classes, decode};
 use super::words::Words;
 
-/// From here on scripts are written without spaces, and runs of them are words of any length.
-const IDEOGRAPHS: u32 = 0x2e80;
-
 /// The engine; see the module's text.
 pub(super) struct ByteLevel {
     reference: Box<Reference>,
@@ -35,7 +33,6 @@ pub(super) struct ByteLevel {
     added: AddedTokens,
     /// Whether the normalizer is NFC; otherwise there is none.
     nfc: bool,
-    crossings: Crossings,
     model: Model,
     /// What `add_special_tokens` puts before and after a document.
     around: (Vec<u32>, Vec<u32>),
@@ -45,6 +42,8 @@ pub(super) struct ByteLevel {
 struct Model {
     /// The id of each byte.
     bytes: [u32; 256],
+    characters: Characters,
+    crossings: Crossings,
     merges: Merges,
     /// Under `ignore_merges` the tokens by their bytes: a word that is one is not merged.
     words: Option<HashMap<Vec<u8>, u32>>,
@@ -57,7 +56,9 @@ impl Miss for Model {
             symbols.push(*id);
             return;
         }
-        symbols.extend(piece.iter().map(|byte| self.bytes[usize::from(*byte)]));
+        if !self.characters.begin(piece, &self.crossings, symbols) {
+            symbols.extend(piece.iter().map(|byte| self.bytes[usize::from(*byte)]));
+        }
         self.merges.apply(symbols, scratch);
     }
 }
@@ -66,10 +67,10 @@ impl ByteLevel {
     /// The fast engine for the tokenizer that `reference` was loaded from; `Err` gives the reference back.
     pub(super) fn new(reference: Box<Reference>, json: &Value) -> Result<Self, Box<Reference>> {
         let Some((words, nfc, added)) = recognise(json, &reference) else { return Err(reference) };
-        let Some((model, crossings)) = vocabulary(&json["model"]) else { return Err(reference) };
+        let Some(model) = vocabulary(&json["model"]) else { return Err(reference) };
         let Some(around) = around(reference.as_ref()) else { return Err(reference) };
         let classes = Classes::load();
-        let engine = Self { reference, words, classes, added, nfc, crossings, model, around };
+        let engine = Self { reference, words, classes, added, nfc, model, around };
         match first_difference(&engine, engine.reference.as_ref()) {
             None => Ok(engine),
             Some(text) => {
@@ -138,7 +139,7 @@ impl ByteLevel {
         let mut at = begin + bytes;
         while at < end {
             let (right, bytes) = decode(text, at);
-            if (left | right) >= IDEOGRAPHS && !self.crossings.contains(left, right) {
+            if self.model.crossings.can_cut(left, right) {
                 let key = cache::key(text, piece, at, false);
                 working.push(text, (piece, at), (key, false), ids, &self.model);
                 piece = at;
@@ -242,8 +243,8 @@ fn recognise(json: &Value, reference: &Reference) -> Option<(Words, bool, AddedT
     Some((Words::recognise(&json["pre_tokenizer"])?, nfc, added))
 }
 
-/// The model, and where its tokens cross characters.
-fn vocabulary(model: &Value) -> Option<(Model, Crossings)> {
+/// The model.
+fn vocabulary(model: &Value) -> Option<Model> {
     let is_unset = |field: &str| model[field].is_null() || model[field] == "";
     if !is_unset("continuing_subword_prefix") || !is_unset("end_of_word_suffix") {
         return None;
@@ -255,16 +256,20 @@ fn vocabulary(model: &Value) -> Option<(Model, Crossings)> {
     for (slot, character) in bytes.iter_mut().zip(byte_chars) {
         *slot = id(&character.to_string())?;
     }
-    let triples =
-        merges(model)?.into_iter().map(|(left, right)| Some((id(left)?, id(right)?, id(&format!("{left}{right}"))?)));
-    let triples: Vec<_> = triples.collect::<Option<_>>()?;
+    let pairs = merges(model)?;
+    let triples = pairs.iter().map(|(left, right)| Some((id(left)?, id(right)?, id(&format!("{left}{right}"))?)));
+    let merges = Merges::new(&triples.collect::<Option<Vec<_>>>()?);
     let of_char: HashMap<char, u8> = byte_chars.into_iter().zip(0..=u8::MAX).collect();
     let as_bytes =
         |token: &str| token.chars().map(|character| of_char.get(&character).copied()).collect::<Option<Vec<u8>>>();
     let tokens: Vec<(Vec<u8>, u32)> = vocab.keys().filter_map(|token| Some((as_bytes(token)?, id(token)?))).collect();
     let crossings = Crossings::of(tokens.iter().map(|(bytes, _)| bytes.as_slice()));
     let words = (model["ignore_merges"] == true).then(|| tokens.into_iter().collect());
-    Some((Model { bytes, merges: Merges::new(&triples), words }, crossings))
+    let merged: Vec<_> =
+        pairs.iter().map(|(left, right)| Some((as_bytes(left)?, as_bytes(right)?))).collect::<Option<_>>()?;
+    let merged = merged.iter().map(|(left, right)| (left.as_slice(), right.as_slice()));
+    let characters = Characters::new(&bytes, &merges, merged);
+    Some(Model { bytes, characters, crossings, merges, words })
 }
 
 /// GPT-2's table: printable bytes stand for themselves, the others for the characters from U+0100 on.

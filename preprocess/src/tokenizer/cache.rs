@@ -72,42 +72,49 @@ impl Default for Cache {
 }
 
 impl Cache {
+    /// Where a short piece lies.
     #[inline(always)]
-    fn bucket(key: Key) -> usize {
+    pub(super) fn bucket(key: Key) -> u32 {
         // Folded multiplication (as wyhash): every bit of the key reaches the bits used.
         let low = key as u64 ^ 0x9e37_79b9_7f4a_7c15;
         let high = (key >> 64) as u64 ^ 0xbf58_476d_1ce4_e5b9;
         let product = u128::from(low) * u128::from(high);
-        (product as u64 ^ (product >> 64) as u64) as usize % BUCKETS
+        (product as u64 ^ (product >> 64) as u64) as u32 % BUCKETS as u32
     }
 
-    /// The ids of a short piece, of which only the first count, and their number.
+    /// Brings a bucket nearer. What it returns must be used, or the compiler leaves out the read.
     #[inline(always)]
-    pub(super) fn get(&self, key: Key) -> Option<([u32; SHORT_IDS], usize)> {
-        let Bucket([first, second]) = &self.buckets[Self::bucket(key)];
-        let mut ids = if first.key == key {
-            first.ids
-        } else if second.key == key {
-            second.ids
-        } else {
+    pub(super) fn touch(&self, bucket: u32) -> u32 {
+        self.buckets[bucket as usize % BUCKETS].0[0].ids[0]
+    }
+
+    /// The ids of the short piece `key` in its bucket, of which only the first count, and their number.
+    #[inline(always)]
+    pub(super) fn get(&self, bucket: u32, key: Key) -> Option<([u32; SHORT_IDS], usize)> {
+        let Bucket(slots) = &self.buckets[bucket as usize % BUCKETS];
+        // Which of both it is cannot be predicted, so the slot is computed; that it is one of them can.
+        let second = usize::from(slots[0].key != key);
+        let slot = &slots[second];
+        if slot.key != key {
             return None;
-        };
+        }
+        let mut ids = slot.ids;
         let count = ids[0] >> 24;
         ids[0] &= ID_LIMIT - 1;
         Some((ids, count as usize))
     }
 
-    /// Remembers a short piece, in place of the older of two; not if it has many ids.
-    pub(super) fn put(&mut self, key: Key, ids: &[u32]) {
+    /// Remembers a short piece; not if it has many ids. The first piece of a bucket stays: what is common in a text
+    /// comes early in it.
+    pub(super) fn put(&mut self, bucket: u32, key: Key, ids: &[u32]) {
         if ids.len() > SHORT_IDS || ids.is_empty() {
             return;
         }
         let mut slot = Slot { key, ids: [0; SHORT_IDS] };
         slot.ids[..ids.len()].copy_from_slice(ids);
         slot.ids[0] |= (ids.len() as u32) << 24;
-        let Bucket(slots) = &mut self.buckets[Self::bucket(key)];
-        slots[1] = slots[0];
-        slots[0] = slot;
+        let Bucket(slots) = &mut self.buckets[bucket as usize % BUCKETS];
+        slots[usize::from(slots[0].key != Key::MAX)] = slot;
     }
 
     /// The ids of a piece of any length.
@@ -215,16 +222,16 @@ mod tests {
         let pieces: Vec<String> = (0..5000).map(|n| format!("{n}")).collect();
         let key_of = |piece: &str| key(piece.as_bytes(), 0, piece.len(), false);
         for (n, piece) in pieces.iter().enumerate() {
-            cache.put(key_of(piece), &vec![n as u32 + 1; n % 4 + 1]);
+            cache.put(Cache::bucket(key_of(piece)), key_of(piece), &vec![n as u32 + 1; n % 4 + 1]);
         }
         let found = pieces.iter().enumerate().filter(|(n, piece)| {
-            let Some((ids, count)) = cache.get(key_of(piece)) else { return false };
+            let Some((ids, count)) = cache.get(Cache::bucket(key_of(piece)), key_of(piece)) else { return false };
             assert_eq!(ids[..count], vec![*n as u32 + 1; n % 4 + 1]);
             true
         });
         assert!(found.count() > 4900);
-        assert!(cache.get(key_of("none")).is_none());
-        assert!(cache.get(key(b"7", 0, 1, true)).is_none());
+        assert!(cache.get(Cache::bucket(key_of("none")), key_of("none")).is_none());
+        assert!(cache.get(Cache::bucket(key(b"7", 0, 1, true)), key(b"7", 0, 1, true)).is_none());
     }
 
     #[test]

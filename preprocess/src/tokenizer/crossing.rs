@@ -5,8 +5,12 @@
 //! of tokens matter: with both characters whole, with only the last bytes of the left one, only the first bytes of the
 //! right one, or both. What is found in tokens is kept in a hashed bitmap: a collision forbids a cut, nothing more.
 
-/// Bits of the bitmap: 512 KiB; the 1.2 million borders in the tokens of GPT-4o fill a quarter of it.
-const BITS: usize = 1 << 22;
+/// From here on scripts are written without spaces, and runs of them are words of any length. Only borders of such
+/// characters are kept and asked for; between others there is little to gain.
+pub(super) const IDEOGRAPHS: u32 = 0x2e80;
+
+/// Bits of the bitmap: 256 KiB stay in the second-level cache.
+const BITS: usize = 1 << 21;
 
 /// What of a character a token shows beside a border matters only if some token shows a part there. Of each character
 /// three bits say so as the left one of a border, three as the right one; only where they meet are parts looked up.
@@ -40,8 +44,11 @@ impl Crossings {
                 let (Some(left), Some(right)) = (Part::before(&token[..at]), Part::after(&token[at..])) else {
                     continue;
                 };
-                let bit = bit(left.bytes, right.bytes);
-                bits[bit / 64] |= 1 << (bit % 64);
+                let is_kept = |part: &Part| part.whole.is_none_or(|character| character as u32 >= IDEOGRAPHS);
+                if is_kept(&left) || is_kept(&right) {
+                    let bit = bit(left.bytes, right.bytes);
+                    bits[bit / 64] |= 1 << (bit % 64);
+                }
                 let kind = match (left.whole, right.whole) {
                     (Some(_), Some(_)) => continue,
                     (Some(_), None) => side::WHOLE_BEFORE_PART,
@@ -66,12 +73,23 @@ impl Crossings {
         Self { bits, sides }
     }
 
-    /// Whether any token may cross the border between two characters.
+    /// Whether nothing is ever merged across the border between two characters, as far as that is known.
     #[inline(always)]
-    pub(super) fn contains(&self, left: u32, right: u32) -> bool {
-        let (of_left, of_right) = (self.sides[left as usize], self.sides[right as usize]);
+    pub(super) fn can_cut(&self, left: u32, right: u32) -> bool {
+        left.max(right) >= IDEOGRAPHS && !self.contains(left, right)
+    }
+
+    /// Whether any token may cross the border between two characters, of which one is an ideograph.
+    #[inline(always)]
+    fn contains(&self, left: u32, right: u32) -> bool {
         self.crosses(pack_character(left), pack_character(right))
-            || (of_left & of_right >> side::RIGHT & 7 != 0 && self.contains_parts(left, right))
+            || (self.may_show_parts(left, right) && self.contains_parts(left, right))
+    }
+
+    /// Whether some token may show only a part of one of two characters beside their border.
+    #[inline(always)]
+    pub(super) fn may_show_parts(&self, left: u32, right: u32) -> bool {
+        self.sides[left as usize] & self.sides[right as usize] >> side::RIGHT & 7 != 0
     }
 
     #[inline(always)]

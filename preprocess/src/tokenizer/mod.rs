@@ -1,13 +1,14 @@
 //! Loading a tokenizer and turning text into ids.
 //!
 //! The reference is tokenizer.json as written, by Hugging Face's `tokenizers` crate; directories without one are
-//! converted to it first. The rest of the program sees only [`Tokenizer`]; other engines stand behind [`Engine`] and
+//! converted to it first. The rest of the program sees only [`Tokenizer`]; other engines stand behind a trait and
 //! are used where they are provably the same.
 
 mod added;
 mod bpe;
 mod byte_level;
 mod cache;
+mod characters;
 mod convert;
 mod crossing;
 pub mod extend;

@@ -11,9 +11,10 @@ const BATCH: usize = 64;
 struct Piece {
     /// 0 if it is long.
     key: Key,
+    bucket: u32,
+    kind: bool,
     begin: usize,
     end: usize,
-    kind: bool,
 }
 
 /// What a thread needs to encode, kept from text to text: at most some 16 MiB.
@@ -43,7 +44,7 @@ impl Working {
         ids: &mut Vec<u32>,
         miss: &impl Miss,
     ) {
-        self.batch.push(Piece { key, begin, end, kind });
+        self.batch.push(Piece { key, bucket: Cache::bucket(key), kind, begin, end });
         if self.batch.len() == BATCH {
             self.flush(text, ids, miss);
         }
@@ -51,11 +52,13 @@ impl Working {
 
     /// Appends the ids of the pieces of `text` that were added.
     pub(super) fn flush(&mut self, text: &[u8], ids: &mut Vec<u32>, miss: &impl Miss) {
+        // Reads that wait for nothing, so that many are under way at once: those below each come with a decision.
+        std::hint::black_box(self.batch.iter().fold(0, |all, piece| all ^ self.cache.touch(piece.bucket)));
         let mut at = ids.len();
         ids.resize(at + self.batch.len() * SHORT_IDS, 0);
         for number in 0..self.batch.len() {
             let piece = self.batch[number];
-            if let Some((found, count)) = self.cache.get(piece.key) {
+            if let Some((found, count)) = self.cache.get(piece.bucket, piece.key) {
                 // Always the whole slot, of which the next piece overwrites what does not count.
                 ids[at..at + SHORT_IDS].copy_from_slice(&found);
                 at += count;
@@ -83,7 +86,7 @@ impl Working {
         if piece.key == 0 || self.symbols.len() > SHORT_IDS {
             self.cache.put_long(bytes, piece.kind, &self.symbols);
         } else {
-            self.cache.put(piece.key, &self.symbols);
+            self.cache.put(piece.bucket, piece.key, &self.symbols);
         }
     }
 }

@@ -47,6 +47,12 @@ pub enum Remainder {
 #[serde(default, deny_unknown_fields)]
 #[command(rename_all = "snake_case")]
 pub struct DataArguments {
+    /// A dataset of text files in place of --train_file_dir: a local directory or a hub id; its splits are used
+    #[arg(long, value_name = "DIR|ID")]
+    pub dataset_name: Option<String>,
+    /// Which configuration of that dataset
+    #[arg(long, value_name = "NAME")]
+    pub dataset_config_name: Option<String>,
     /// Directory of training text: **/*.txt, *.jsonl, *.json, *.parquet, each also .gz or .zst
     #[arg(long, value_name = "DIR")]
     pub train_file_dir: Option<PathBuf>,
@@ -109,6 +115,8 @@ pub struct DataArguments {
 impl Default for DataArguments {
     fn default() -> Self {
         Self {
+            dataset_name: None,
+            dataset_config_name: None,
             train_file_dir: None,
             validation_file_dir: None,
             validation_split_percentage: 1.0,

@@ -219,11 +219,9 @@ mod tests {
     fn flags_without_effect_are_taken_with_their_values() {
         let words =
             ["--ddp_timeout", "30000", "--no_log_on_each_node", "--label_names", "labels", "--torch_compile", "False"];
-        let more = ["--load-in-8bit", "no", "--deepspeed", "none", "--local_rank", "-1", "--block_size", "8"];
+        let more = ["--push-to-hub", "no", "--deepspeed", "none", "--local_rank", "-1", "--block_size", "8"];
         assert_eq!(data(&[&words[..], &more[..]].concat()).unwrap().block_size, 8);
-        assert!(
-            data(&["--hub_token", "hf_secret", "--hub_strategy"]).unwrap_err().to_string().contains("hub_strategy")
-        );
+        assert!(data(&["--hub_model_id", "org/x", "--hub_strategy"]).unwrap_err().to_string().contains("hub_strategy"));
     }
 
     #[test]

@@ -56,11 +56,8 @@ impl Known {
 /// The table, in the order of TrainingArguments.
 pub const KNOWN: &[Known] = &[
     flag("device_map", Value, Refused(CPU)).off(&["", "none", "auto", "cpu"]),
-    flag("dataset_name", Value, Refused(DATASET_NAME)),
-    flag("dataset_config_name", Value, Refused(DATASET_NAME)),
     flag("streaming", Boolean, Refused(STREAMING)),
     flag("packing", Boolean, Refused(PACKING)).off(&["true"]),
-    flag("model_revision", Value, Refused(LATER)).off(&["", "none", "main"]),
     flag("trust_remote_code", Boolean, NoEffect(REMOTE_CODE)),
     flag("do_predict", Boolean, NoEffect(NO_TEST_SPLIT)),
     flag("prediction_loss_only", Boolean, NoEffect(RUNNING_SUMS)),
@@ -123,11 +120,9 @@ pub const KNOWN: &[Known] = &[
     flag("push_to_hub", Boolean, Refused(HUB)),
     flag("hub_model_id", Value, NoEffect(WITHOUT_HUB)),
     flag("hub_strategy", Value, NoEffect(WITHOUT_HUB)),
-    flag("hub_token", Value, NoEffect(WITHOUT_HUB)),
     flag("hub_private_repo", Boolean, NoEffect(WITHOUT_HUB)),
     flag("hub_always_push", Boolean, NoEffect(WITHOUT_HUB)),
     flag("hub_revision", Value, NoEffect(WITHOUT_HUB)),
-    flag("hf_hub_token", Value, NoEffect(WITHOUT_HUB)),
     flag("full_determinism", Boolean, NoEffect(DETERMINISTIC)),
     flag("ray_scope", Value, NoEffect(NO_RAY)).off(&["last"]),
     flag("gradient_checkpointing_kwargs", Value, NoEffect(ONE_RECOMPUTE)),
@@ -174,10 +169,6 @@ const OPTIMIZER_SETTINGS: Text = text(
 const CPU: Text =
     text("not built yet: training is on the CPU; give cpu or auto", "尚未实现：目前在 CPU 上训练；请用 cpu 或 auto");
 const CPU_ALREADY: Text = text("training is on the CPU", "本来就在 CPU 上训练");
-const DATASET_NAME: Text = text(
-    "not built yet: put the files into a directory and give --train_file_dir",
-    "尚未实现：把文件放进目录，用 --train_file_dir 指定",
-);
 const STREAMING: Text = text(
     "not built yet: data is prepared once, in bounded memory, and reused; remove it",
     "尚未实现：数据只准备一次（内存有界）并可复用；请去掉",

@@ -4,8 +4,10 @@
 mod data;
 mod file;
 mod grammar;
+mod hub;
 mod known;
 
 pub use data::{DataArguments, Remainder, SampleBy, ValidationSplitMode};
 pub use grammar::{boolean, parse, with_grammar};
+pub use hub::{HubArguments, Secret};
 pub use known::{KNOWN, Known, Takes, Text, Verdict, known};

@@ -59,6 +59,19 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     sync_dir(&parent_of(to))
 }
 
+/// Makes `path` a symbolic link to `target`, replacing a link that leads elsewhere.
+pub fn link(path: &Path, target: &Path) -> Result<()> {
+    let temporary = publish::temporary_name(path);
+    std::os::unix::fs::symlink(target, &temporary).map_err(Error::storage("link", path))?;
+    rename(&temporary, path)
+}
+
+/// Makes what was written to the file at `path` durable.
+pub fn sync_file(path: &Path) -> Result<()> {
+    let file = std::fs::File::open(path).map_err(Error::storage("open", path))?;
+    file.sync_all().map_err(Error::storage("sync", path))
+}
+
 /// The absolute path without symbolic links.
 pub fn canonicalize(path: &Path) -> Result<PathBuf> {
     std::fs::canonicalize(path).map_err(Error::storage("find", path))

@@ -13,6 +13,7 @@
 
 mod hashed;
 mod hugging_face;
+mod spelling;
 mod state;
 mod tensors;
 mod torch_state;
@@ -22,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokenmill_preprocess::tokenizer;
 use tokenmill_shared::dataset::FileEntry;
 use tokenmill_shared::storage::{self, TemporaryDirectory};
@@ -69,6 +70,8 @@ pub type Companions = Vec<(String, Vec<u8>)>;
 pub struct Contents<'a> {
     /// The model: its adapters alone, if it has any.
     pub model: &'a Model,
+    /// The text of the configuration as it was read, whose spelling is kept.
+    pub config_text: &'a str,
     /// What adapters call the model they are beside.
     pub base: &'a str,
     /// Files that go with it.
@@ -93,9 +96,15 @@ pub fn companions(tokenizer_dir: Option<&Path>, model_dir: Option<&Path>) -> Res
     Ok(files)
 }
 
+/// The text of config.json in the model directory `path`, or of the configuration file itself.
+pub fn config_text(path: &Path) -> Result<String> {
+    let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
+    Ok(String::from_utf8_lossy(&storage::read(&file)?).into_owned())
+}
+
 /// Writes weights, configuration and companions into `dir`.
 pub fn write_model(dir: &Path, contents: &Contents<'_>) -> Result<BTreeMap<String, FileEntry>> {
-    let Contents { model, base, companions } = *contents;
+    let Contents { model, config_text, base, companions } = *contents;
     let mut files = if model.lora_settings().is_some() {
         let adapter = model.adapter_tensors();
         let adapter: Vec<(String, &Tensor)> = adapter.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
@@ -107,7 +116,8 @@ pub fn write_model(dir: &Path, contents: &Contents<'_>) -> Result<BTreeMap<Strin
         let weights: Vec<(String, &Tensor)> =
             model.parameters().iter().map(|parameter| (parameter.name.clone(), &parameter.tensor)).collect();
         let mut files = tensors::write(dir, "model", &weights)?;
-        files.insert("config.json".to_owned(), write_file(dir, "config.json", &pretty(&config_json(model)))?);
+        let config = spelling::respell(&config_json(model), config_text);
+        files.insert("config.json".to_owned(), write_file(dir, "config.json", config.as_bytes())?);
         files
     };
     for (name, bytes) in companions {
@@ -117,12 +127,12 @@ pub fn write_model(dir: &Path, contents: &Contents<'_>) -> Result<BTreeMap<Strin
 }
 
 /// The configuration as it was read; changed only where the weights differ from it: they are float32.
-fn config_json(model: &Model) -> Value {
-    let mut json = model.config().json.clone();
-    let dtype = if json.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
-    json[dtype] = json!("float32");
+fn config_json(model: &Model) -> Map<String, Value> {
+    let mut json = model.config().json.as_object().cloned().unwrap_or_default();
+    let dtype = if json.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+    json.insert(dtype.to_owned(), json!("float32"));
     if json.get("architectures").is_none_or(Value::is_null) {
-        json["architectures"] = json!([model.config().family.architecture()]);
+        json.insert("architectures".to_owned(), json!([model.config().family.architecture()]));
     }
     json
 }

@@ -8,6 +8,7 @@
 //! `named_parameters()`. Source: torch/optim/optimizer.py, transformers/trainer.py (`create_optimizer`).
 
 use std::collections::HashMap;
+use std::io::{BufWriter, IntoInnerError};
 use std::path::Path;
 
 use tokenmill_shared::dataset::FileEntry;
@@ -135,7 +136,10 @@ pub(super) fn write(
     ]);
     let publish = |name: &str, file: TorchWriter, value: &Value| {
         let path = dir.join(name);
-        let written = file.write(HashedFile::create(&path)?, name.trim_end_matches(".pt"), value);
+        // The archive's headers and small records come in a few bytes at a time.
+        let out = BufWriter::new(HashedFile::create(&path)?);
+        let written = file.write(out, name.trim_end_matches(".pt"), value);
+        let written = written.and_then(|out| out.into_inner().map_err(IntoInnerError::into_error));
         Ok((name.to_owned(), written.map_err(Error::storage("write", &path))?.publish()?))
     };
     Ok(vec![publish(OPTIMIZER, file, &optimizer)?, publish(SCHEDULER, TorchWriter::default(), &scheduler)?])

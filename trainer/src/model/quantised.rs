@@ -6,6 +6,7 @@
 //! (`.quant_state.bitsandbytes__nf4`); beside one of 8 bits the scales of its rows (`SCB`).
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
@@ -76,13 +77,13 @@ impl Model {
     pub fn quantise(&mut self, quantisation: Quantisation) -> Result<()> {
         for projection in self.layout.projections() {
             let parameter = &mut self.parameters[projection.weight];
-            if !self.quantised.contains_key(&projection.weight) {
+            if let Entry::Vacant(place) = self.quantised.entry(projection.weight) {
                 let shape = parameter.tensor.dims().to_vec();
                 let matrix = {
                     let values = values(&parameter.tensor).map_err(tensor_error)?;
                     quantisation.of(&values, &shape, projection.input_first)
                 };
-                self.quantised.insert(projection.weight, matrix);
+                place.insert(matrix);
                 parameter.tensor = shape_only(&shape)?;
                 parameter.trainable = false;
             }

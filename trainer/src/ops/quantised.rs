@@ -221,7 +221,7 @@ impl Quantised {
     }
 
     /// Quantises `values`, a row-major matrix of `columns`, to 8 bits row by row, rounded to float16 first. With a
-    /// `threshold` products are those of LLM.int8 ([`super::llm_int8`]), otherwise with the values restored.
+    /// `threshold` products are those of LLM.int8 (`llm_int8.rs`), otherwise with the values restored.
     pub fn int8(values: &[f32], columns: usize, threshold: Option<f32>) -> Self {
         let mut codes = vec![0i8; values.len()];
         let rows = codes.par_chunks_mut(columns).zip(values.par_chunks(columns));

@@ -2,13 +2,13 @@
 
 /// `(name, text)`.
 pub const CHINESE: &[(&str, &str)] = &[
-    ("model_name_or_path", "本地 Hugging Face 模型目录：config.json 与 safetensors"),
+    ("model_name_or_path", "Hugging Face 模型：本地目录（config.json 与 safetensors）或 hub 上的名称"),
     ("init_from_config", "按此配置（目录或 config.json）从随机权重开始"),
     (
         "model_type",
         "模型必须属于的家族：auto、llama、mistral、baichuan、bloom、gpt2、qwen（也含 qwen2、qwen3）、chatglm（glm、glm4）等，与 config.json 一致",
     ),
-    ("tokenizer_name_or_path", "分词器目录（默认与模型相同）"),
+    ("tokenizer_name_or_path", "分词器的目录或 hub 上的名称（默认与模型相同）"),
     (
         "new_token_init",
         "模型没有、而 --tokenizer_name_or_path 有的 token，其行如何初始化：模型自己的分词器切出的各片段的均值、所有行的均值附近（transformers 4.46 起），或正态分布",
@@ -25,7 +25,7 @@ pub const CHINESE: &[(&str, &str)] = &[
     ),
     ("compat", "在有意不同之处按此程序行事：没有 --qlora 的 --load_in_4bit 用 FP4，单独的 --qlora 不起作用"),
     ("use_peft", "在冻结的模型旁训练 LoRA 适配器（Hugging Face 的默认值）；false 表示训练全部参数"),
-    ("peft_path", "从这个适配器继续：PEFT 的目录；以它自己的设置为准"),
+    ("peft_path", "从这个适配器继续：PEFT 的目录或 hub 上的名称；以它自己的设置为准"),
     ("target_modules", "哪些投影带适配器：all、名称列表，或匹配完整名称的正则表达式"),
     ("lora_rank", "适配器的秩"),
     ("lora_alpha", "适配器按 alpha / 秩 缩放"),
@@ -33,6 +33,10 @@ pub const CHINESE: &[(&str, &str)] = &[
     ("use_rslora", "改为按 alpha / √秩 缩放"),
     ("modules_to_save", "整体训练并随适配器保存的模块：embed_tokens,lm_head"),
     ("dataset_dir", "`preprocess prepare` 做好的数据集，代替 --train_file_dir"),
+    ("model_revision", "以 hub 名称指定的模型的分支、标签或提交"),
+    ("hub_token", "hub 的访问令牌（默认 $HF_TOKEN，或 `hf auth login` 保存的令牌）；不会写到任何地方"),
+    ("dataset_name", "代替 --train_file_dir 的文本数据集：本地目录或 hub 上的名称；使用它自己的划分"),
+    ("dataset_config_name", "该数据集的哪个配置"),
     ("train_file_dir", "训练文本目录：**/*.txt、*.jsonl、*.json、*.parquet，均可带 .gz 或 .zst"),
     ("validation_file_dir", "验证文本目录，格式相同"),
     ("validation_split_percentage", "没有 --validation_file_dir 时，训练文档中作为验证集的百分比"),

@@ -59,6 +59,7 @@ pub fn interrupt() {
 pub fn run(arguments: TrainerArguments) -> Result<()> {
     let mut plan = Plan::new(arguments)?;
     let reports = Reports::parse(&plan.arguments.report_to)?;
+    plan.fetch()?;
     let memory = Stage::begin("init");
     plan.check_model()?;
     let dataset = plan.open_dataset()?;
@@ -121,6 +122,7 @@ struct Run {
     plan: Plan,
     dataset: Dataset,
     model: Model,
+    config_text: String,
     companions: Companions,
     validation: Option<SplitReader>,
     reports: Reports,
@@ -145,6 +147,8 @@ struct Run {
 impl Run {
     fn new(plan: Plan, dataset: Dataset, mut model: Model, reports: Reports, memory: Stage) -> Result<Self> {
         plan.set_up(&mut model);
+        let config = plan.arguments.model_name_or_path.as_ref().or(plan.arguments.init_from_config.as_ref());
+        let config_text = config.map_or_else(|| Ok(String::new()), |path| checkpoint::config_text(path))?;
         let model_dir = plan.arguments.model_name_or_path.clone().filter(|_| !plan.arguments.use_peft);
         let companions = checkpoint::companions(Some(&dataset.tokenizer_dir()), model_dir.as_deref())?;
         let validation = dataset.split(Split::Validation)?;
@@ -156,6 +160,7 @@ impl Run {
             plan,
             dataset,
             model,
+            config_text,
             companions,
             validation,
             reports,
@@ -278,7 +283,7 @@ impl Run {
     /// The log goes on after `entries`.
     fn open_log(&mut self, entries: Vec<Value>) -> Result<()> {
         let json = |value: &Value| serde_json::to_string_pretty(value).expect("plain data");
-        let texts = [("args", json(&json!(self.plan.arguments))), ("model_config", json(&self.model.config().json))];
+        let texts = [("args", json(&json!(self.plan.said()))), ("model_config", json(&self.model.config().json))];
         let logging_dir = self.plan.arguments.logging_dir.as_deref();
         self.log = Some(Log::open(&self.plan.output_dir, entries, &self.reports, logging_dir, &texts)?);
         Ok(())
@@ -417,7 +422,7 @@ impl Run {
 
     /// What a checkpoint and the output directory hold of the model.
     fn contents<'a>(&'a self, base: &'a str) -> Contents<'a> {
-        Contents { model: &self.model, base, companions: &self.companions }
+        Contents { model: &self.model, config_text: &self.config_text, base, companions: &self.companions }
     }
 
     /// The checkpoint of the best evaluation, if one was saved there or is being saved at step `now`.
@@ -443,7 +448,7 @@ impl Run {
     }
 
     fn write_arguments(&self) -> Result<()> {
-        let mut bytes = serde_json::to_vec_pretty(&self.plan.arguments).expect("plain data");
+        let mut bytes = serde_json::to_vec_pretty(&self.plan.said()).expect("plain data");
         bytes.push(b'\n');
         storage::replace(&self.plan.output_dir.join("training_args.json"), &bytes)
     }

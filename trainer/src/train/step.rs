@@ -152,3 +152,54 @@ fn count(counters: &mut Counters, batches: &StepBatches, loss: f64) {
     counters.tokens += batches.input_tokens();
     counters.tokens_without_padding += batches.input_tokens_without_padding();
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tokenmill_shared::config::DataArguments;
+    use tokenmill_shared::storage;
+
+    use crate::arguments::TrainerArguments;
+    use crate::model::dropped_gradient;
+    use crate::train::run;
+
+    const CONFIG: &str = r#"{"model_type": "llama", "vocab_size": 1024, "hidden_size": 16, "intermediate_size": 24,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}"#;
+
+    #[test]
+    fn a_lost_gradient_stops_the_run_before_anything_is_updated() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        storage::create_dir_all(&path("text")).unwrap();
+        storage::replace(&path("text/a.txt"), "the mill grinds words\n".repeat(20).as_bytes()).unwrap();
+        storage::replace(&path("config.json"), CONFIG.as_bytes()).unwrap();
+        let arguments = |output: &str| TrainerArguments {
+            use_peft: false,
+            init_from_config: Some(path("config.json")),
+            tokenizer_name_or_path: Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/tokenizers/bytes")),
+            data: DataArguments {
+                train_file_dir: Some(path("text")),
+                cache_dir: Some(path("cache")),
+                validation_split_percentage: 0.0,
+                block_size: 8,
+                ..DataArguments::default()
+            },
+            output_dir: Some(path(output)),
+            do_train: true,
+            max_steps: 2,
+            ..TrainerArguments::default()
+        };
+        for name in ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight"] {
+            dropped_gradient::set(Some(name));
+            let ended = run(arguments("out"));
+            dropped_gradient::set(None);
+            let error = ended.unwrap_err();
+            assert_eq!(error.exit_code(), 1);
+            let said = error.to_string();
+            assert!(said.contains("step 1") && said.contains(name) && said.contains("nothing was updated"), "{said}");
+            assert!(storage::stat(&path("out/model.safetensors")).unwrap().is_none());
+        }
+        run(arguments("whole")).unwrap();
+    }
+}

@@ -84,6 +84,7 @@ pub(super) fn convert(dir: &Path) -> Result<Option<Converted>> {
     );
     let cannot = |why: String| refuse(format!("cannot be converted to a tokenizer.json ({why})"));
     let parts = Parts::of(class, source, special, &config).map_err(cannot)?;
+    parts.check_ids(class).map_err(cannot)?;
     Ok(Some(Converted { config: parts.config(class, config), json: parts.json(), from }))
 }
 
@@ -406,9 +407,20 @@ impl Parts {
         Ok(parts)
     }
 
-    /// ChatGLM2's and ChatGLM3's class: `[gMASK] sop` before each text.
+    /// ChatGLM2's and ChatGLM3's class: `[gMASK] sop` before each text. The roles are ChatGLM3's; its configuration
+    /// lists two of them by their ids.
     fn chatglm(model: &Model, special: SpecialTokens) -> Result<Self, String> {
-        const COMMANDS: [&str; 5] = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"];
+        const COMMANDS: [&str; 9] = [
+            "[MASK]",
+            "[gMASK]",
+            "[sMASK]",
+            "sop",
+            "eop",
+            "<|system|>",
+            "<|user|>",
+            "<|assistant|>",
+            "<|observation|>",
+        ];
         let mut parts = Self::as_trained(model, special, &COMMANDS)?;
         let before = ["[gMASK]", "sop"].map(|command| (command.to_owned(), parts.vocab[command]));
         parts.post_processor = template(&before, &[]);
@@ -486,6 +498,23 @@ impl Parts {
         let bytes = byte_level(add_prefix_space, true, false);
         self.pre_tokenizer = json!({"type": "Sequence", "pretokenizers": [split, bytes]});
         self.decoder = byte_level(true, true, true);
+    }
+
+    /// Added tokens are found by their order, not by the ids that the configuration gives them. transformers takes no
+    /// notice of a difference; the code that comes with a model takes the ids.
+    fn check_ids(&self, class: Class) -> Result<(), String> {
+        let added = self.special.added(self.already.clone(), &self.vocab);
+        let made: HashMap<&str, u32> = added.iter().map(|(id, token)| (token.content.as_str(), *id)).collect();
+        let differs = |(id, token): &(u64, &str)| made.get(token).is_some_and(|made| u64::from(*made) != *id);
+        let Some((id, token)) = self.special.listed().find(differs) else { return Ok(()) };
+        let what = format!("added_tokens_decoder gives {token:?} the id {id}, and tokenizer.json {}", made[token]);
+        match class {
+            Class::Baichuan | Class::ChatGlm | Class::Qwen => Err(what),
+            _ => {
+                eprintln!("{what}, as in transformers 5");
+                Ok(())
+            }
+        }
     }
 
     /// tokenizer.json.

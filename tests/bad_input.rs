@@ -192,7 +192,7 @@ fn unusable_checkpoints_are_refused_with_what_is_wrong() {
     let mut command = place.train("data", "run", &["--max_steps", "1"]);
     let small = place.path("small");
     command.args(["--init_from_config", small.to_str().unwrap()]);
-    run(&mut command).fails(2, &["300 embedding rows", "resize_token_embeddings"]);
+    run(&mut command).fails(2, &["300 rows", "set vocab_size", "600 or more"]);
 }
 
 /// A real file system that is really full; needs root to mount it, and says so where it cannot.

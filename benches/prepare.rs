@@ -32,11 +32,12 @@ struct Bench {
 
 fn main() -> ExitCode {
     let mut targets = Targets::new("prepare");
+    let dir = tempfile::tempdir().expect("a temporary directory");
     let bench = Bench {
         preprocess: program("preprocess"),
         byte_level: shared_dir().join("data/tokenizers/gpt2"),
-        reference: shared_dir().join("data/tokenizers/llama2"),
-        dir: tempfile::tempdir().expect("a temporary directory"),
+        reference: for_the_reference(&shared_dir().join("data/tokenizers/llama2"), dir.path()),
+        dir,
     };
     bench.beside_the_tokenizer(&mut targets);
     bench.beside_python(&mut targets);
@@ -175,6 +176,21 @@ impl Bench {
         }
         self.input(name, &content)
     }
+}
+
+/// A copy of a tokenizer in `dir` that no fast engine recognises: its pre-tokenizer is a sequence of nothing.
+fn for_the_reference(tokenizer: &Path, dir: &Path) -> PathBuf {
+    let copy = dir.join("reference");
+    std::fs::create_dir_all(&copy).expect("a new directory");
+    for entry in std::fs::read_dir(tokenizer).expect("a tokenizer").map(|entry| entry.expect("an entry")) {
+        std::fs::copy(entry.path(), copy.join(entry.file_name())).expect("room for a tokenizer");
+    }
+    let path = copy.join("tokenizer.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).expect("a file")).expect("JSON");
+    assert!(json["pre_tokenizer"].is_null());
+    json["pre_tokenizer"] = serde_json::json!({"type": "Sequence", "pretokenizers": []});
+    std::fs::write(&path, json.to_string()).expect("room for a tokenizer");
+    copy
 }
 
 fn json_lines(documents: &[String]) -> String {

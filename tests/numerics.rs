@@ -195,6 +195,9 @@ fn a_useless_step_is_left_out_after_going_back_to_a_checkpoint_and_its_documents
     train("passed", &["--nonfinite_action", "skip", "--save_strategy", "no"]).ok();
     let weights = |output: &str| digest(&place.path(output))[std::path::Path::new("model.safetensors")].clone();
     assert_eq!(weights("back"), weights("passed"));
+    let ended = train("debug", &["--debug", "underflow_overflow", "--save_strategy", "no"]);
+    ended
+        .fails(1, &["micro-batch 0: layer 0 is the first that is not finite", "  embeddings\n", "layer 0: NOT FINITE"]);
     train("nowhere", &["--nonfinite_action", "rollback", "--save_strategy", "no"])
         .fails(1, &["no checkpoint to go back to", "--save_steps"]);
 }

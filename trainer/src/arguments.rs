@@ -139,6 +139,17 @@ pub enum CountedTokens {
     NonPadding,
 }
 
+/// What is looked into when something goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Debug {
+    /// The run stops where numbers first leave their range, and shows what led there
+    UnderflowOverflow,
+    /// Nothing here: there is no TPU
+    TpuMetricsDebug,
+}
+
 /// The order in which blocks are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -361,6 +372,9 @@ pub struct TrainerArguments {
     /// Log how many input tokens were seen, and how many a second
     #[arg(long, num_args = 0..=1, default_missing_value = "all", help_heading = "Training")]
     pub include_num_input_tokens_seen: CountedTokens,
+    /// When a step is not finite, show where numbers first left their range, and stop
+    #[arg(long, value_name = "WHAT", num_args = 0.., value_delimiter = ',', help_heading = "Training")]
+    pub debug: Vec<Debug>,
     /// When to evaluate
     #[arg(long, alias = "evaluation_strategy", help_heading = "Training")]
     pub eval_strategy: Strategy,
@@ -491,6 +505,7 @@ impl Default for TrainerArguments {
             log_level: LogLevel::Passive,
             skip_memory_metrics: true,
             include_num_input_tokens_seen: CountedTokens::No,
+            debug: Vec::new(),
             eval_strategy: Strategy::No,
             eval_steps: None,
             eval_delay: 0.0,

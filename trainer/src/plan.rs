@@ -9,7 +9,7 @@ use tokenmill_shared::config::{DataArguments, HubArguments};
 use tokenmill_shared::dataset::{Dataset, Split};
 use tokenmill_shared::{Error, Result, hub, progress};
 
-use crate::arguments::{Compat, LogLevel, Sampling, SaveStrategy, Shuffle, Strategy, TrainerArguments};
+use crate::arguments::{Compat, Debug, LogLevel, Sampling, SaveStrategy, Shuffle, Strategy, TrainerArguments};
 use crate::model::{Config, EmbeddingNoise, Model, Positions, Quantisation};
 use crate::ops::precision::Precision;
 use crate::ops::quantised::Codebook;
@@ -101,6 +101,9 @@ impl Plan {
         }
         if arguments.fp16 {
             eprintln!("--fp16 scales the loss so that gradients do not vanish; --bf16 is as fast and needs no scaling");
+        }
+        if arguments.debug.contains(&Debug::TpuMetricsDebug) {
+            eprintln!("--debug tpu_metrics_debug has no effect here: there is no TPU");
         }
         if arguments.lr_scheduler_type.is_adaptive() && arguments.eval_strategy == Strategy::No {
             let reason = "follows evaluations; give --eval_strategy steps or epoch";

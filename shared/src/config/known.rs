@@ -114,7 +114,6 @@ pub const KNOWN: &[Known] = &[
     flag("ddp_broadcast_buffers", Boolean, NoEffect(ONE_PROCESS)),
     flag("ddp_timeout", Value, NoEffect(NO_BARRIER)),
     flag("average_tokens_across_devices", Boolean, NoEffect(ONE_PROCESS)).off(&["true"]),
-    flag("debug", List, Refused(LATER)),
     flag("group_by_length", Boolean, NoEffect(EQUAL_LENGTHS)),
     flag("length_column_name", Value, NoEffect(EQUAL_LENGTHS)).off(&["length"]),
     flag("push_to_hub", Boolean, Refused(HUB)),

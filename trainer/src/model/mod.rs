@@ -13,6 +13,7 @@ mod layout;
 mod noise;
 mod quantised;
 mod resize;
+mod trace;
 mod weights;
 
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub use config::{Config, DropoutRates, LayerKind, NormKind, Positions, Residual,
 pub use families::Family;
 pub use noise::EmbeddingNoise;
 pub use quantised::Quantisation;
+pub use trace::Magnitudes;
 pub use weights::load_tensors;
 
 use self::dropout::Seed;
@@ -224,6 +226,13 @@ impl Model {
     pub fn forward_backward(&mut self, batch: &Batch, scale: f32, recompute: bool) -> Result<Loss> {
         self.prepare_tables(batch.seq_len);
         decoder::forward_backward(self, batch, scale, recompute).map_err(tensor_error)
+    }
+
+    /// The magnitudes of what the forward of one micro-batch makes, in order: that of the training pass said last, with
+    /// its dropout and noise.
+    pub fn trace(&mut self, batch: &Batch) -> Result<Vec<Magnitudes>> {
+        self.prepare_tables(batch.seq_len);
+        decoder::trace(self, batch).map_err(tensor_error)
     }
 
     /// Loss and accuracy of one micro-batch, without gradients.

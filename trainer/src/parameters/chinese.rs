@@ -100,6 +100,7 @@ pub const CHINESE: &[(&str, &str)] = &[
     ("log_level", "标准错误上说多少"),
     ("skip_memory_metrics", "结果中不写内存数据"),
     ("include_num_input_tokens_seen", "在日志中记录看过的输入 token 数以及每秒 token 数"),
+    ("debug", "某一步不是有限数时，显示数值最先在哪里越界，然后停下"),
     ("eval_strategy", "何时评估"),
     ("eval_steps", "每隔多少步评估（默认同 logging_steps）；小于 1 时表示比例"),
     ("eval_delay", "第一次评估之前的步数（--eval_strategy epoch 时为 epoch 数）"),

@@ -2,6 +2,7 @@
 
 mod batch_size;
 mod best;
+mod debug;
 mod documents;
 mod loss_scale;
 mod results;

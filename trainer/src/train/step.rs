@@ -3,7 +3,7 @@
 use tokenmill_shared::{Error, Result};
 
 use super::{Run, documents};
-use crate::arguments::NonfiniteAction;
+use crate::arguments::{Debug, NonfiniteAction};
 use crate::checkpoint::Counters;
 use crate::data::StepBatches;
 use crate::optimizer::Optimizer;
@@ -77,6 +77,10 @@ impl Run {
             eprintln!("step {step}: a gradient overflowed float16; the loss is now scaled by {}", loss_scale.scale);
         } else {
             let found = self.describe(loss, norm, batches)?;
+            if self.plan.arguments.debug.contains(&Debug::UnderflowOverflow) {
+                eprintln!("step {step}: {found}");
+                return Err(self.find_overflow(step, batches)?);
+            }
             if self.plan.arguments.nonfinite_action == NonfiniteAction::Rollback {
                 return self.must_go_back(step, &found);
             }

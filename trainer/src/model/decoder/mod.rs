@@ -20,7 +20,7 @@ use super::config::{Config, Positions, Residual};
 use super::dropout::{Place, Seed};
 use super::layout::{Layer, Layout};
 use super::quantised::QuantisedWeights;
-use super::{Adapters, Batch, EmbeddingNoise, Model, Parameter};
+use super::{Adapters, Batch, EmbeddingNoise, Magnitudes, Model, Parameter};
 use crate::gradients::Gradients;
 use crate::ops::cross_entropy::{self, Head, Loss};
 use crate::ops::dropout::Dropout;
@@ -282,6 +282,19 @@ pub(super) fn evaluate(model: &Model, batch: &Batch) -> Result<Loss> {
     let decoder = Decoder::new(model, batch.batch_size, false);
     let (states, weight) = (decoder.states(&batch.input_ids)?, decoder.head_weight()?);
     cross_entropy::forward(&states, decoder.head(&weight), &batch.targets(), model.precision)
+}
+
+/// See [`Model::trace`].
+pub(super) fn trace(model: &Model, batch: &Batch) -> Result<Vec<Magnitudes>> {
+    let decoder = Decoder::new(model, batch.batch_size, true);
+    let (mut x, _) = decoder.embed(&batch.input_ids)?;
+    let mut found = vec![Magnitudes::of_tensor("embeddings", &x)?];
+    for (number, layer) in model.layout.layers.iter().enumerate() {
+        x = decoder.layer(layer, number, x)?.0;
+        found.push(Magnitudes::of_tensor(format!("layer {number}"), &x)?);
+    }
+    found.push(Magnitudes::of_tensor("final norm", &decoder.norm(&x, model.layout.final_norm)?.0)?);
+    Ok(found)
 }
 
 /// What is kept of a layer until its backward: everything, or its input.

@@ -2,6 +2,7 @@
 
 use super::Engine;
 use super::pieces::Working;
+use super::reference::Reference;
 
 /// Texts that have told tokenizers apart: contractions, case folding, runs of white space and controls,
 /// digits, scripts, combining marks, joiners, unassigned and private code points.
@@ -22,7 +23,7 @@ const PROBES: &[&str] = &[
 ];
 
 /// The first probe on which `fast` gives other ids than `reference`.
-pub(super) fn first_difference(fast: &dyn Engine, reference: &dyn Engine) -> Option<String> {
+fn first_difference(fast: &dyn Engine, reference: &dyn Engine) -> Option<String> {
     let all = PROBES.concat();
     let mut working = Working::default();
     let mut differs = |text: &&str| {
@@ -36,6 +37,16 @@ pub(super) fn first_difference(fast: &dyn Engine, reference: &dyn Engine) -> Opt
         })
     };
     PROBES.iter().copied().chain([all.as_str()]).find(|text| differs(text)).map(str::to_owned)
+}
+
+/// The fast engine, or its reference if both differ on a probe, which is said.
+pub(super) fn proved<E: Engine>(
+    fast: E,
+    into_reference: impl FnOnce(E) -> Box<Reference>,
+) -> Result<E, Box<Reference>> {
+    let Some(text) = first_difference(&fast, fast.reference()) else { return Ok(fast) };
+    eprintln!("the fast tokenizer and the reference differ on {text:?}; using the reference, please report this");
+    Err(into_reference(fast))
 }
 
 /// What the post-processor puts before and after a document, if that is the same for every document.

@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
 use super::bpe::{Bpe, within_budget};
+use crate::tokenizer::byte_level::byte_chars;
 
 /// Tokens in the order of the file, with their ranks.
 pub(super) struct Ranks {
@@ -74,16 +75,4 @@ fn parse_line(line: &[u8]) -> Option<(Vec<u8>, u32)> {
     let rank = std::str::from_utf8(rank).ok()?.parse().ok()?;
     let token = BASE64_STANDARD.decode(token).ok().filter(|token| !token.is_empty())?;
     words.next().is_none().then_some((token, rank))
-}
-
-/// GPT-2's table: printable bytes stand for themselves, the others for the characters from U+0100 on.
-fn byte_chars() -> [char; 256] {
-    let mut next = 0x100;
-    std::array::from_fn(|byte| match byte as u8 {
-        byte @ (b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff) => char::from(byte),
-        _ => {
-            next += 1;
-            char::from_u32(next - 1).expect("below the surrogates")
-        }
-    })
 }

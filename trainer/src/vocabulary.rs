@@ -9,7 +9,7 @@ use std::path::Path;
 
 use tokenmill_preprocess::tokenizer::Tokenizer;
 use tokenmill_shared::dataset::Dataset;
-use tokenmill_shared::{Error, Result};
+use tokenmill_shared::{Error, Result, storage};
 
 use crate::arguments::{NewTokenInit, TrainerArguments};
 use crate::model::{AdapterOutline, Config};
@@ -46,15 +46,22 @@ impl NewTokens {
             Some(0) => return Err(Error::config("--pad_to_multiple_of", "cannot be 0")),
             multiple => rows_now.max(needed).next_multiple_of(multiple.unwrap_or(1)),
         };
-        let new = Tokenizer::load(&dataset.tokenizer_dir())?;
-        let known = known_tokens(&[adapter_dir, Some(model_dir)], &new, arguments.data.use_fast_tokenizer)?;
-        let first = known.as_ref().map_or(rows_now, |old| (old.largest_id() as usize + 1).min(rows_now));
-        if needed <= first {
+        let nothing_new = |first| {
             if arguments.train_new_rows_only {
                 return Err(no_new_rows(needed, first));
             }
             let padded = Self { first: rows_now, pieces: Vec::new(), rows, untrained: rows_now..rows };
-            return Ok((rows > rows_now).then_some(padded));
+            Ok((rows > rows_now).then_some(padded))
+        };
+        let of_the_model = dir_of_tokenizer([adapter_dir, Some(model_dir)])?;
+        if needed <= rows_now && of_the_model.map_or(Ok(true), |dir| is_that_of(dir, dataset))? {
+            return nothing_new(if of_the_model.is_some() { needed } else { rows_now });
+        }
+        let new = Tokenizer::load(&dataset.tokenizer_dir())?;
+        let known = of_the_model.map(|dir| known_tokens(dir, &new, arguments.data.use_fast_tokenizer)).transpose()?;
+        let first = known.as_ref().map_or(rows_now, |old| (old.largest_id() as usize + 1).min(rows_now));
+        if needed <= first {
+            return nothing_new(first);
         }
         let modules = adapter.as_ref().map_or(&arguments.modules_to_save, |adapter| &adapter.modules_to_save);
         if train {
@@ -115,34 +122,44 @@ impl NewTokens {
     }
 }
 
-/// The tokenizer of what the model knows, from the first of `dirs` that has one. `new` must give its tokens the same ids.
-fn known_tokens(
-    dirs: &[Option<&Path>],
-    new: &Tokenizer,
-    use_fast_tokenizer: Option<bool>,
-) -> Result<Option<Tokenizer>> {
-    for dir in dirs.iter().flatten() {
-        if !Tokenizer::is_in(dir)? {
-            continue;
+/// The first of `dirs` that has a tokenizer.
+fn dir_of_tokenizer<'d>(dirs: [Option<&'d Path>; 2]) -> Result<Option<&'d Path>> {
+    for dir in dirs.into_iter().flatten() {
+        if Tokenizer::is_in(dir)? {
+            return Ok(Some(dir));
         }
-        let old = Tokenizer::open(dir, use_fast_tokenizer)?;
-        if old.largest_id() < new.largest_id() && old.blake3 != new.blake3 {
-            let differs = (0..=old.largest_id()).find_map(|id| {
-                let token = old.token(id)?;
-                let there = new.token(id).map(|token| token.content);
-                (there.as_ref() != Some(&token.content)).then_some((id, token.content, there.unwrap_or_default()))
-            });
-            if let Some((id, was, is)) = differs {
-                let reason = format!(
-                    "is no extension of the tokenizer in {}: id {id} is {was:?} there and {is:?} here, so rows would stand for other tokens; make one with `preprocess tokenizer extend`",
-                    dir.display()
-                );
-                return Err(Error::config("--tokenizer_name_or_path", reason));
-            }
-        }
-        return Ok(Some(old));
     }
     Ok(None)
+}
+
+/// Whether the tokenizer.json in `dir` is that of the dataset to the byte: then neither need be loaded, which would cost
+/// the run up to 60 MB.
+fn is_that_of(dir: &Path, dataset: &Dataset) -> Result<bool> {
+    let path = dir.join("tokenizer.json");
+    if storage::stat(&path)?.is_none() {
+        return Ok(false);
+    }
+    Ok(storage::hash_file(&path)? == storage::hash_file(&dataset.tokenizer_dir().join("tokenizer.json"))?)
+}
+
+/// The tokenizer in `dir`, of what the model knows. `new` must give its tokens the same ids.
+fn known_tokens(dir: &Path, new: &Tokenizer, use_fast_tokenizer: Option<bool>) -> Result<Tokenizer> {
+    let old = Tokenizer::open(dir, use_fast_tokenizer)?;
+    if old.largest_id() < new.largest_id() && old.blake3 != new.blake3 {
+        let differs = (0..=old.largest_id()).find_map(|id| {
+            let token = old.token(id)?;
+            let there = new.token(id).map(|token| token.content);
+            (there.as_ref() != Some(&token.content)).then_some((id, token.content, there.unwrap_or_default()))
+        });
+        if let Some((id, was, is)) = differs {
+            let reason = format!(
+                "is no extension of the tokenizer in {}: id {id} is {was:?} there and {is:?} here, so rows would stand for other tokens; make one with `preprocess tokenizer extend`",
+                dir.display()
+            );
+            return Err(Error::config("--tokenizer_name_or_path", reason));
+        }
+    }
+    Ok(old)
 }
 
 /// For every new id, the ids that `old` has for its token.

@@ -25,6 +25,13 @@ pub(super) struct Saved {
     log_sums: LogSums,
 }
 
+impl Saved {
+    /// What the output projection took, (N, H·C).
+    pub(super) fn merged(&self) -> Result<Tensor> {
+        heads::merge(&self.output)
+    }
+}
+
 impl Decoder<'_> {
     /// `y`: (N, D). Returns the merged heads, (N, H·C).
     pub(super) fn attention(&self, y: &Tensor, layer: &Layer, number: usize) -> Result<(Tensor, Saved)> {
@@ -40,8 +47,8 @@ impl Decoder<'_> {
             rope::forward(&k, table)?;
         }
         let (output, log_sums) = attention::forward(&q, &k, &v, self.scores(number))?;
-        let merged = heads::merge(&output)?;
-        Ok((merged, Saved { raw, q, k, v, output, log_sums }))
+        let saved = Saved { raw, q, k, v, output, log_sums };
+        Ok((saved.merged()?, saved))
     }
 
     /// The gradient of `y`, (N, D), given that of the merged heads.

@@ -25,12 +25,20 @@ impl Decoder<'_> {
                 (gate?, up?)
             }
             FeedForward::Plain { up, .. } => {
-                let up = self.project(z, up)?;
-                return Ok((activation::forward(self.config.activation, &up)?, Saved { activated: up, gated: None }));
+                let saved = Saved { activated: self.project(z, up)?, gated: None };
+                return Ok((self.activated(&saved)?, saved));
             }
         };
-        let y = activation::gated_forward(self.config.activation, &gate, &up)?;
-        Ok((y, Saved { activated: gate, gated: Some(up) }))
+        let saved = Saved { activated: gate, gated: Some(up) };
+        Ok((self.activated(&saved)?, saved))
+    }
+
+    /// What [`feed_forward`](Self::feed_forward) returned, (N, F).
+    pub(super) fn activated(&self, saved: &Saved) -> Result<Tensor> {
+        match &saved.gated {
+            Some(gated) => activation::gated_forward(self.config.activation, &saved.activated, gated),
+            None => activation::forward(self.config.activation, &saved.activated),
+        }
     }
 
     /// The gradient of `z`, (N, D), given that of what [`feed_forward`](Self::feed_forward) returned.

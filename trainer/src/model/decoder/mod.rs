@@ -47,23 +47,20 @@ struct Decoder<'a> {
     precision: Precision,
 }
 
-/// What a layer's backward needs of its forward.
+/// What a layer's backward needs of its forward, except what is soon computed again: the merged heads and the activated
+/// features are a seventh of what a llama layer would keep, and none of its matrix products.
 struct Saved {
     /// Input and normed input, (N, D).
     x: Tensor,
     x_statistics: Statistics,
     y: Tensor,
     attention: attention::Saved,
-    /// Merged heads, (N, H·C).
-    merged: Tensor,
     attention_end: SavedEnd,
     /// What the feed-forward layer is for, and that normed, (N, D).
     middle: Tensor,
     middle_statistics: Statistics,
     z: Tensor,
     feed_forward: feed_forward::Saved,
-    /// (N, F).
-    gated: Tensor,
     feed_forward_end: SavedEnd,
 }
 
@@ -144,21 +141,19 @@ impl<'a> Decoder<'a> {
         let (after, attention_end) = self.end(&merged, &self.attention_end(layer, number), onto)?;
         let middle = if residual == Residual::Parallel { x.clone() } else { after.clone() };
         let (z, middle_statistics) = self.norm(&middle, layer.feed_forward_norm)?;
-        let (gated, feed_forward) = self.feed_forward(&z, layer.feed_forward)?;
+        let (activated, feed_forward) = self.feed_forward(&z, layer.feed_forward)?;
         let onto = if residual == Residual::Normed { &z } else { &after };
-        let (result, feed_forward_end) = self.end(&gated, &self.feed_forward_end(layer, number), onto)?;
+        let (result, feed_forward_end) = self.end(&activated, &self.feed_forward_end(layer, number), onto)?;
         let saved = Saved {
             x,
             x_statistics,
             y,
             attention,
-            merged,
             attention_end,
             middle,
             middle_statistics,
             z,
             feed_forward,
-            gated,
             feed_forward_end,
         };
         Ok((result, saved))
@@ -176,12 +171,16 @@ impl<'a> Decoder<'a> {
         let x = (&saved.x, &saved.x_statistics);
         let middle = (&saved.middle, &saved.middle_statistics);
         let end = self.feed_forward_end(layer, number);
-        let dgated = self.end_backward(dx, &saved.gated, &end, &saved.feed_forward_end, gradients)?;
+        let activated = self.activated(&saved.feed_forward)?;
+        let dgated = self.end_backward(dx, &activated, &end, &saved.feed_forward_end, gradients)?;
+        drop(activated);
         let dz = self.feed_forward_backward(&dgated, &saved.z, layer.feed_forward, &saved.feed_forward, gradients)?;
         drop(dgated);
         let attention = |dx: &Tensor, gradients: &mut Gradients| {
             let end = self.attention_end(layer, number);
-            let dmerged = self.end_backward(dx, &saved.merged, &end, &saved.attention_end, gradients)?;
+            let merged = saved.attention.merged()?;
+            let dmerged = self.end_backward(dx, &merged, &end, &saved.attention_end, gradients)?;
+            drop(merged);
             self.attention_backward(&dmerged, &saved.y, layer, number, &saved.attention, gradients)
         };
         let norm = |dy: &Tensor, x, norm, add: bool, gradients: &mut Gradients| {

@@ -123,7 +123,7 @@ impl NewTokens {
 }
 
 /// The first of `dirs` that has a tokenizer.
-fn dir_of_tokenizer<'d>(dirs: [Option<&'d Path>; 2]) -> Result<Option<&'d Path>> {
+fn dir_of_tokenizer(dirs: [Option<&Path>; 2]) -> Result<Option<&Path>> {
     for dir in dirs.into_iter().flatten() {
         if Tokenizer::is_in(dir)? {
             return Ok(Some(dir));

@@ -16,6 +16,7 @@ mod kills;
 mod loading;
 mod means;
 mod numerics;
+mod old_checkpoints;
 mod quantised;
 mod resume;
 mod reuse;

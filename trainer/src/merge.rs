@@ -18,7 +18,7 @@ pub struct MergeArguments {
     /// The model the adapter was trained beside
     #[arg(long, alias = "base_model", value_name = "DIR")]
     pub model_name_or_path: Option<PathBuf>,
-    /// The adapter: adapter_config.json and adapter_model.safetensors
+    /// The adapter: adapter_config.json and adapter_model.safetensors or .bin
     #[arg(long, alias = "lora_model", value_name = "DIR")]
     pub peft_path: Option<PathBuf>,
     /// Directory of the tokenizer (default: the adapter's, then the model's)

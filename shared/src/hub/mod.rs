@@ -286,7 +286,10 @@ pub fn model_files(names: &[String]) -> Vec<String> {
     let weights: fn(&str) -> bool = if names.iter().filter(top).any(is_safe) {
         |name| name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")
     } else {
-        |name| name.starts_with("pytorch_model") && (name.ends_with(".bin") || name.ends_with(".bin.index.json"))
+        |name| {
+            let stem = name.strip_suffix(".bin").or_else(|| name.strip_suffix(".bin.index.json"));
+            stem.is_some_and(|stem| stem.starts_with("pytorch_model") || stem == "adapter_model")
+        }
     };
     let described = names.iter().any(|name| name == "config.json" || name == "adapter_config.json");
     if !described || !names.iter().filter(top).any(|name| weights(name)) {
@@ -377,6 +380,8 @@ mod tests {
         let old = "config.json pytorch_model.bin.index.json pytorch_model-00001-of-00002.bin training_args.bin tokenizer.model";
         let kept = "config.json pytorch_model.bin.index.json pytorch_model-00001-of-00002.bin tokenizer.model";
         assert_eq!(model_files(&files(old)), files(kept));
+        let old_adapter = "adapter_config.json adapter_model.bin README.md";
+        assert_eq!(model_files(&files(old_adapter)), files("adapter_config.json adapter_model.bin"));
         for nothing in ["README.md", "config.json tokenizer.json", "model.safetensors"] {
             assert!(model_files(&files(nothing)).is_empty(), "{nothing}");
         }

@@ -23,7 +23,7 @@ const CONFIG_LIMIT: u64 = 1 << 20;
 pub(super) struct AdapterFile {
     /// Of `adapter_config.json`.
     pub settings: LoraSettings,
-    /// Of `adapter_model.safetensors`, by PEFT's names.
+    /// Of `adapter_model.safetensors` or `.bin`, by PEFT's names.
     pub tensors: BTreeMap<String, Tensor>,
     /// For a module, the ids of its rows that were trained alone.
     trained_rows: Vec<(String, Vec<usize>)>,

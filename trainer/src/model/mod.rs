@@ -13,6 +13,7 @@ mod layout;
 mod noise;
 mod quantised;
 mod resize;
+mod tensor_file;
 mod trace;
 mod weights;
 
@@ -117,7 +118,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads the checkpoint in `dir`: config.json and safetensors, sharded or not.
+    /// Loads the checkpoint in `dir`: config.json and safetensors, or .bin files of torch.save, sharded or not.
     ///
     /// # Errors
     /// A family that is not built, a damaged or truncated file, a missing, unknown or misshapen tensor.

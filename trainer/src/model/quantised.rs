@@ -222,7 +222,7 @@ impl<'a> Stored<'a> {
     }
 
     fn damaged(&self, reason: &str) -> Error {
-        let path = self.places.get(self.weight).map(|place| place.shard.path.clone()).unwrap_or_default();
+        let path = self.places.get(self.weight).map(|place| place.file.path.clone()).unwrap_or_default();
         Error::corrupt(path, format!("tensor {} {reason}", self.weight))
     }
 }

@@ -1,33 +1,27 @@
-//! Loading safetensors: single or sharded, any float type into f32, everything checked before it is believed.
+//! Loading weights: one file or shards of them, any float type into f32, everything checked before it is believed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use half::{bf16, f16};
-use safetensors::tensor::{Dtype as StoredDtype, Metadata, TensorInfo};
 use serde_json::Value;
 use tokenmill_shared::{Error, Result, storage};
 
 use super::config::Config;
 use super::quantised::{self, Quantisation, QuantisedWeights};
 use super::tensor_error;
+use super::tensor_file::TensorFile;
 use crate::arguments::Dtype;
 use crate::ops::cpu::tensor;
 
-/// As in the safetensors crate.
-const HEADER_LIMIT: u64 = 100_000_000;
+/// An index beyond this is none.
+const INDEX_LIMIT: u64 = 100_000_000;
+
+/// What the files of these names were called before safetensors.
+const OLD_NAMES: [(&str, &str); 2] = [("model", "pytorch_model"), ("adapter_model", "adapter_model")];
 
 /// Name, shape and type of a tensor to be loaded.
 pub type Wanted = (String, Vec<usize>, DType);
-
-/// One open file and what its header says.
-pub(super) struct Shard {
-    file: storage::File,
-    pub(super) path: PathBuf,
-    tensors: BTreeMap<String, TensorInfo>,
-    data_start: u64,
-}
 
 /// What checkpoints hold beside parameters, by the end of its name: causal masks and rotary frequencies, which are
 /// computed, not learned.
@@ -44,8 +38,8 @@ pub(super) fn load(
     dtype: Dtype,
     quantisation: Option<Quantisation>,
 ) -> Result<(Vec<Tensor>, QuantisedWeights)> {
-    let shards = open_shards(dir, "model")?;
-    let places = renamed(places(&shards)?, config);
+    let files = open_files(dir, "model")?;
+    let places = renamed(places(&files)?, config);
     resolve_tying(config, &places)?;
     let layout = config.layout();
     let head = format!("{}.weight", layout.head_module);
@@ -59,7 +53,7 @@ pub(super) fn load(
             "tensor {name} is not part of a {} model; it would be lost, so nothing is loaded",
             config.family.architecture()
         );
-        return Err(Error::corrupt(&place.shard.path, reason));
+        return Err(Error::corrupt(&place.file.path, reason));
     }
     let projections = layout.projections().into_iter().map(|projection| (projection.weight, projection.input_first));
     let projections: BTreeMap<usize, bool> = projections.collect();
@@ -102,61 +96,61 @@ fn renamed<'a>(places: Places<'a>, config: &Config) -> Places<'a> {
     places.into_iter().map(|(found, place)| (name(found), place)).collect()
 }
 
-/// Loads the named tensors from `<stem>.safetensors` in `dir`, or its shards, each of the given shape: f32 from any
-/// float type, or u8.
+/// Loads the named tensors from `<stem>.safetensors` in `dir`, or its shards, or what they were before safetensors, each
+/// of the given shape: f32 from any float type, or u8.
 pub fn load_tensors(dir: &Path, stem: &str, wanted: &[Wanted]) -> Result<Vec<Tensor>> {
-    let shards = open_shards(dir, stem)?;
-    read_all(dir, &places(&shards)?, wanted)
+    let files = open_files(dir, stem)?;
+    read_all(dir, &places(&files)?, wanted)
 }
 
-/// Loads every tensor of `<stem>.safetensors` in `dir`, by name.
+/// Loads every tensor of `<stem>.safetensors` in `dir`, or its older form, by name.
 pub(super) fn read_all_tensors(dir: &Path, stem: &str) -> Result<BTreeMap<String, Tensor>> {
-    let shards = open_shards(dir, stem)?;
-    let places = places(&shards)?;
+    let files = open_files(dir, stem)?;
+    let places = places(&files)?;
     let wanted: Vec<_> =
-        places.iter().map(|(name, place)| (name.clone(), place.info().shape.clone(), DType::F32)).collect();
+        places.iter().map(|(name, place)| (name.clone(), place.shape().to_vec(), DType::F32)).collect();
     let tensors = read_all(dir, &places, &wanted)?;
     Ok(wanted.into_iter().map(|(name, ..)| name).zip(tensors).collect())
 }
 
-/// The shape of every tensor of `<stem>.safetensors` in `dir`, by name.
+/// The shape of every tensor there, by name.
 pub(super) fn tensor_shapes(dir: &Path, stem: &str) -> Result<BTreeMap<String, Vec<usize>>> {
-    let shards = open_shards(dir, stem)?;
-    Ok(places(&shards)?.into_iter().map(|(name, place)| (name, place.info().shape.clone())).collect())
+    let files = open_files(dir, stem)?;
+    Ok(places(&files)?.into_iter().map(|(name, place)| (name, place.shape().to_vec())).collect())
 }
 
 /// A tensor's name in a file.
 pub(super) struct TensorPlace<'a> {
-    pub(super) shard: &'a Shard,
+    pub(super) file: &'a TensorFile,
     name: &'a str,
 }
 
 impl TensorPlace<'_> {
-    fn info(&self) -> &TensorInfo {
-        &self.shard.tensors[self.name]
+    fn shape(&self) -> &[usize] {
+        self.file.shape(self.name)
     }
 
     /// Its values, of any float type.
     pub(super) fn read(&self) -> Result<Vec<f32>> {
-        self.shard.read(self.name, self.info())
+        self.file.read(self.name)
     }
 
     /// Its bytes, whatever its type.
     pub(super) fn bytes(&self) -> Result<Vec<u8>> {
-        self.shard.bytes(self.info())
+        self.file.bytes(self.name)
     }
 }
 
 /// Which file holds each tensor.
 pub(super) type Places<'a> = BTreeMap<String, TensorPlace<'a>>;
 
-fn places(shards: &[Shard]) -> Result<Places<'_>> {
+fn places(files: &[TensorFile]) -> Result<Places<'_>> {
     let mut places = BTreeMap::new();
-    for shard in shards {
-        for name in shard.tensors.keys() {
-            if places.insert(name.clone(), TensorPlace { shard, name }).is_some() {
+    for file in files {
+        for name in file.names() {
+            if places.insert(name.to_owned(), TensorPlace { file, name }).is_some() {
                 return Err(Error::corrupt(
-                    &shard.path,
+                    &file.path,
                     format!("tensor {name} is also in another file of this checkpoint"),
                 ));
             }
@@ -170,7 +164,7 @@ fn read_all(dir: &Path, places: &Places<'_>, wanted: &[Wanted]) -> Result<Vec<Te
     for (name, shape, dtype) in wanted {
         let place = place_of(dir, places, name, shape)?;
         tensors.push(if *dtype == DType::U8 {
-            let bytes = place.shard.read_bytes(place.name, place.info(), StoredDtype::U8, 1)?;
+            let bytes = place.file.unsigned_bytes(place.name)?;
             Tensor::from_vec(bytes, shape.as_slice(), &Device::Cpu).map_err(tensor_error)?
         } else {
             tensor(place.read()?, shape.as_slice()).map_err(tensor_error)?
@@ -184,10 +178,10 @@ fn place_of<'p, 'a>(dir: &Path, places: &'p Places<'a>, name: &str, shape: &[usi
     let Some(place) = places.get(name) else {
         return Err(Error::corrupt(dir, format!("tensor {name} is in none of the checkpoint's files; fetch it again")));
     };
-    let found = &place.info().shape;
+    let found = place.shape();
     if found != shape {
         let reason = format!("tensor {name} has shape {found:?}, {shape:?} is called for");
-        return Err(Error::corrupt(&place.shard.path, reason));
+        return Err(Error::corrupt(&place.file.path, reason));
     }
     Ok(place)
 }
@@ -208,121 +202,43 @@ fn resolve_tying(config: &mut Config, places: &Places<'_>) -> Result<()> {
     Ok(())
 }
 
-fn open_shards(dir: &Path, stem: &str) -> Result<Vec<Shard>> {
-    let (single, index_name) = (format!("{stem}.safetensors"), format!("{stem}.safetensors.index.json"));
-    if storage::stat(&dir.join(&single))?.is_some() {
-        return Ok(vec![Shard::open(dir.join(&single))?]);
+/// Opens `<stem>.safetensors` in `dir`, or its shards; where there is neither, the `.bin` file or its shards.
+fn open_files(dir: &Path, stem: &str) -> Result<Vec<TensorFile>> {
+    let old = OLD_NAMES.iter().find(|(new, _)| *new == stem).map(|(_, old)| format!("{old}.bin"));
+    let names: Vec<String> = [format!("{stem}.safetensors")].into_iter().chain(old).collect();
+    for name in &names {
+        if storage::stat(&dir.join(name))?.is_some() {
+            return Ok(vec![TensorFile::open(dir.join(name))?]);
+        }
+        let index = format!("{name}.index.json");
+        if storage::stat(&dir.join(&index))?.is_some() {
+            return open_shards(dir, &index);
+        }
     }
-    let index = dir.join(&index_name);
-    if storage::stat(&index)?.is_none() {
-        let old = storage::stat(&dir.join("pytorch_model.bin"))?.is_some();
-        let hint = if old {
-            "; it has a pytorch_model.bin, which is not read yet: save it with save_pretrained(..., safe_serialization=True)"
-        } else {
-            ""
-        };
-        return Err(Error::config(dir.display().to_string(), format!("holds neither {single} nor {index_name}{hint}")));
-    }
-    let json: Value = serde_json::from_slice(&storage::read_at_most(&index, HEADER_LIMIT)?)
+    let reason = format!("holds no {}, nor an index of shards (.index.json)", names.join(" or "));
+    Err(Error::config(dir.display().to_string(), reason))
+}
+
+/// Opens the files that the index places tensors in.
+fn open_shards(dir: &Path, index_name: &str) -> Result<Vec<TensorFile>> {
+    let index = dir.join(index_name);
+    let json: Value = serde_json::from_slice(&storage::read_at_most(&index, INDEX_LIMIT)?)
         .map_err(|error| Error::corrupt(&index, format!("is not JSON ({error})")))?;
     let map = json["weight_map"].as_object().ok_or_else(|| Error::corrupt(&index, "has no weight_map"))?;
     let names: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
+    let extension = if index_name.ends_with(".bin.index.json") { ".bin" } else { ".safetensors" };
     let mut shards = Vec::new();
     for name in names {
-        if name.contains(['/', '\\']) || name.starts_with('.') || !name.ends_with(".safetensors") {
+        if name.contains(['/', '\\']) || name.starts_with('.') || !name.ends_with(extension) {
             return Err(Error::corrupt(&index, format!("names a file {name:?} that cannot be a shard")));
         }
-        let shard = Shard::open(dir.join(name))?;
-        if let Some(lost) =
-            map.iter().find(|(tensor, file)| file.as_str() == Some(name) && !shard.tensors.contains_key(*tensor))
-        {
-            return Err(Error::corrupt(
-                &shard.path,
-                format!("lacks tensor {}, which {index_name} places there; fetch it again", lost.0),
-            ));
+        let shard = TensorFile::open(dir.join(name))?;
+        let lost = map.iter().find(|(tensor, file)| file.as_str() == Some(name) && !shard.holds(tensor));
+        if let Some((lost, _)) = lost {
+            let reason = format!("lacks tensor {lost}, which {index_name} places there; fetch it again");
+            return Err(Error::corrupt(&shard.path, reason));
         }
         shards.push(shard);
     }
     Ok(shards)
-}
-
-impl Shard {
-    fn open(path: PathBuf) -> Result<Self> {
-        let file = storage::open(&path)?;
-        let size = file.size()?;
-        let damaged = |why: String| Error::corrupt(&path, format!("{why}; fetch the checkpoint again"));
-        let mut length = [0; 8];
-        if size < 8 {
-            return Err(damaged(format!("is truncated: {size} bytes are no safetensors file")));
-        }
-        file.read_exact_at(&mut length, 0)?;
-        let header_bytes = u64::from_le_bytes(length);
-        if header_bytes > HEADER_LIMIT || header_bytes > size - 8 {
-            return Err(damaged(format!(
-                "is truncated or damaged: its header says {header_bytes} bytes, the file has {size}"
-            )));
-        }
-        let mut header = vec![0; 8 + header_bytes as usize];
-        file.read_exact_at(&mut header, 0)?;
-        let metadata: Metadata = serde_json::from_slice(&header[8..])
-            .map_err(|error| damaged(format!("has an invalid header ({error})")))?;
-        let tensors: BTreeMap<String, TensorInfo> =
-            metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
-        let data_start = 8 + header_bytes;
-        let end = tensors.values().map(|info| info.data_offsets.1 as u64).max().unwrap_or(0);
-        if data_start + end != size {
-            return Err(damaged(format!(
-                "is truncated or damaged: its tensors end at byte {}, the file at {size}",
-                data_start + end
-            )));
-        }
-        Ok(Self { file, path, tensors, data_start })
-    }
-
-    fn read(&self, name: &str, info: &TensorInfo) -> Result<Vec<f32>> {
-        let width = match info.dtype {
-            StoredDtype::F32 => 4,
-            StoredDtype::BF16 | StoredDtype::F16 => 2,
-            other => {
-                return Err(Error::corrupt(
-                    &self.path,
-                    format!("tensor {name} is {other:?}; f32, bf16 and f16 are read"),
-                ));
-            }
-        };
-        let bytes = self.read_bytes(name, info, info.dtype, width)?;
-        let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
-        Ok(match info.dtype {
-            StoredDtype::F32 => {
-                bytes.chunks_exact(4).map(|word| f32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect()
-            }
-            StoredDtype::BF16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
-            _ => pairs().map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
-        })
-    }
-
-    /// The bytes of a tensor of type `dtype`, whose values take `width` of them.
-    fn read_bytes(&self, name: &str, info: &TensorInfo, dtype: StoredDtype, width: usize) -> Result<Vec<u8>> {
-        let (start, end) = info.data_offsets;
-        let count: usize = info.shape.iter().product();
-        if info.dtype != dtype {
-            let reason = format!("tensor {name} is {:?}, {dtype:?} is called for", info.dtype);
-            return Err(Error::corrupt(&self.path, reason));
-        }
-        if end.checked_sub(start) != count.checked_mul(width) {
-            return Err(Error::corrupt(
-                &self.path,
-                format!("tensor {name} has {} bytes for shape {:?}", end.saturating_sub(start), info.shape),
-            ));
-        }
-        self.bytes(info)
-    }
-
-    /// The bytes of a tensor, whatever its type.
-    fn bytes(&self, info: &TensorInfo) -> Result<Vec<u8>> {
-        let (start, end) = info.data_offsets;
-        let mut bytes = vec![0; end.saturating_sub(start)];
-        self.file.read_exact_at(&mut bytes, self.data_start + start as u64)?;
-        Ok(bytes)
-    }
 }

@@ -1,6 +1,7 @@
 //! The zip archive around a pickle. Records are stored, not compressed, each with its CRC-32.
 
-use std::io::{self, Read, Write};
+use std::collections::BTreeSet;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,8 @@ pub struct TorchFile {
     /// The directory in the archive that everything lies in.
     name: String,
     value: Value,
+    /// Storages whose checksum was found right.
+    checked: BTreeSet<String>,
 }
 
 impl TorchFile {
@@ -41,7 +44,7 @@ impl TorchFile {
     /// A damaged archive; a pickle with anything but tensors and plain data.
     pub fn open(path: &Path) -> Result<Self> {
         let damaged = |error: ZipError| {
-            let reason = format!("is no whole file of torch.save ({error}); use an older checkpoint, or save it again");
+            let reason = format!("is no whole file of torch.save ({error}); use another checkpoint, or make it again");
             Error::corrupt(path, reason)
         };
         let file = storage::open(path)?;
@@ -57,7 +60,7 @@ impl TorchFile {
         let Some(name) = name else {
             return Err(Error::corrupt(path, "holds no data.pkl, so torch.save did not write it"));
         };
-        let mut file = Self { path: path.to_owned(), archive, name, value: Value::None };
+        let mut file = Self { path: path.to_owned(), archive, name, value: Value::None, checked: BTreeSet::new() };
         if names.contains(&format!("{}/byteorder", file.name)) && file.record("byteorder", 16)? != b"little" {
             return Err(Error::corrupt(path, "was written on a big-endian machine; save it again on another"));
         }
@@ -73,13 +76,10 @@ impl TorchFile {
 
     /// The bytes of a record, of at most `limit`.
     fn record(&mut self, name: &str, limit: u64) -> Result<Vec<u8>> {
-        let (path, name) = (&self.path, format!("{}/{name}", self.name));
-        let wrong = |reason: String| {
-            Error::corrupt(path, format!("{name} {reason}; use an older checkpoint, or save it again"))
-        };
+        let path = format!("{}/{name}", self.name);
         let archive = &mut self.archive;
         let read = guarded(|| {
-            let mut record = archive.by_name(&name)?;
+            let mut record = archive.by_name(&path)?;
             let size = record.size();
             if record.compression() != CompressionMethod::Stored || record.compressed_size() != size || size > limit {
                 return Ok(Err(format!("has {size} bytes, {limit} are expected, not compressed")));
@@ -88,32 +88,64 @@ impl TorchFile {
             record.read_to_end(&mut bytes)?;
             Ok(Ok(bytes))
         });
+        self.believed(name, read)
+    }
+
+    /// The bytes of a storage from the first element of `tensor` to its last. The first time, all of the storage is read,
+    /// for its checksum; but never more of it is kept.
+    fn span(&mut self, tensor: &TensorRef) -> Result<Vec<u8>> {
+        let (width, span) = (tensor.dtype.width() as u64, tensor.span());
+        let (from, length) = (span.start as u64 * width, span.len() as u64 * width);
+        let expected = tensor.elements as u64 * width;
+        let (archive, name) = (&mut self.archive, format!("data/{}", tensor.key));
+        let (path, is_checked) = (format!("{}/{name}", self.name), self.checked.contains(&tensor.key));
+        let read = guarded(|| {
+            let mut bytes = Vec::new();
+            if is_checked {
+                let mut record = archive.by_name_seek(&path)?;
+                record.seek(SeekFrom::Start(from))?;
+                record.take(length).read_to_end(&mut bytes)?;
+                return Ok(Ok(bytes));
+            }
+            let mut record = archive.by_name(&path)?;
+            let size = record.size();
+            if record.compression() != CompressionMethod::Stored || record.compressed_size() != size || size != expected
+            {
+                return Ok(Err(format!("has {size} bytes, its tensor asks for {expected}, not compressed")));
+            }
+            io::copy(&mut record.by_ref().take(from), &mut io::sink())?;
+            record.by_ref().take(length).read_to_end(&mut bytes)?;
+            io::copy(&mut record, &mut io::sink())?;
+            Ok(Ok(bytes))
+        });
+        let bytes = self.believed(&name, read)?;
+        if bytes.len() as u64 != length {
+            return self.believed(&name, Ok(Err("ends early".to_owned())));
+        }
+        self.checked.insert(tensor.key.clone());
+        Ok(bytes)
+    }
+
+    /// What was read of the record `name`, or the error that names it.
+    fn believed<T>(&self, name: &str, read: Result<Result<T, String>, ZipError>) -> Result<T> {
+        let wrong = |reason: String| {
+            let reason = format!("{}/{name} {reason}; use another checkpoint, or make it again", self.name);
+            Error::corrupt(&self.path, reason)
+        };
         read.map_err(|error| wrong(format!("is damaged ({error})")))?.map_err(wrong)
     }
 
     /// The values of a tensor of numbers, as f32.
     pub fn read(&mut self, tensor: &TensorRef) -> Result<Vec<f32>> {
-        let width = tensor.dtype.width();
-        let length = tensor.elements as u64 * width as u64;
-        let bytes = self.record(&format!("data/{}", tensor.key), length)?;
-        if bytes.len() as u64 != length {
-            let reason = format!("storage {} has {} bytes, its tensor asks for {length}", tensor.key, bytes.len());
-            return Err(Error::corrupt(&self.path, reason));
-        }
+        let (width, bytes) = (tensor.dtype.width(), self.span(tensor)?);
         let element = |at: usize| number(tensor.dtype, &bytes[at * width..][..width]);
-        if tensor.stride == contiguous(&tensor.shape) {
-            return Ok((tensor.offset..tensor.offset + tensor.len()).map(element).collect());
-        }
-        let place = |index: usize| {
-            let mut rest = index;
-            let dimensions = tensor.shape.iter().zip(&tensor.stride).rev();
-            dimensions.fold(tensor.offset, |place, (length, stride)| {
-                let coordinate = rest % length;
-                rest /= length;
-                place + coordinate * stride
-            })
-        };
-        Ok((0..tensor.len()).map(|index| element(place(index))).collect())
+        Ok(tensor.places().map(element).collect())
+    }
+
+    /// The bytes of a tensor, row-major.
+    pub fn read_bytes(&mut self, tensor: &TensorRef) -> Result<Vec<u8>> {
+        let (width, bytes) = (tensor.dtype.width(), self.span(tensor)?);
+        Ok(tensor.places().flat_map(|at| &bytes[at * width..][..width]).copied().collect())
     }
 }
 
@@ -132,6 +164,7 @@ fn number(dtype: Dtype, bytes: &[u8]) -> f32 {
         Dtype::Bf16 => bf16::from_le_bytes(pair()).to_f32(),
         Dtype::I64 => i64::from_le_bytes(eight()) as f32,
         Dtype::I32 => i32::from_le_bytes(four()) as f32,
+        Dtype::I8 => (bytes[0] as i8).into(),
         Dtype::U8 | Dtype::Bool => bytes[0].into(),
     }
 }

@@ -1,5 +1,7 @@
 //! Python values as the pickle of `torch.save` holds them, and writing them.
 
+use std::ops::Range;
+
 /// Element types of storages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dtype {
@@ -15,6 +17,8 @@ pub enum Dtype {
     I64,
     /// 32-bit integers
     I32,
+    /// Signed bytes
+    I8,
     /// Bytes
     U8,
     /// Truth values, a byte each
@@ -22,13 +26,14 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    const NAMES: [(Self, &'static str, usize); 8] = [
+    const NAMES: [(Self, &'static str, usize); 9] = [
         (Self::F32, "FloatStorage", 4),
         (Self::F64, "DoubleStorage", 8),
         (Self::F16, "HalfStorage", 2),
         (Self::Bf16, "BFloat16Storage", 2),
         (Self::I64, "LongStorage", 8),
         (Self::I32, "IntStorage", 4),
+        (Self::I8, "CharStorage", 1),
         (Self::U8, "ByteStorage", 1),
         (Self::Bool, "BoolStorage", 1),
     ];
@@ -75,6 +80,29 @@ impl TensorRef {
     /// Whether it has none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Where in the storage its elements lie, from the first to the last.
+    pub fn span(&self) -> Range<usize> {
+        if self.is_empty() {
+            return 0..0;
+        }
+        let reaches = self.shape.iter().zip(&self.stride).map(|(length, stride)| (length - 1) * stride);
+        self.offset..self.offset + reaches.sum::<usize>() + 1
+    }
+
+    /// Where in its span each element lies, row-major.
+    pub(super) fn places(&self) -> impl Iterator<Item = usize> {
+        let is_contiguous = self.stride == contiguous(&self.shape);
+        (0..self.len()).map(move |index| {
+            if is_contiguous {
+                return index;
+            }
+            let dimensions = self.shape.iter().zip(&self.stride).rev();
+            let (_, place) = dimensions
+                .fold((index, 0), |(rest, place), (length, stride)| (rest / length, place + rest % length * stride));
+            place
+        })
     }
 }
 

@@ -2,8 +2,8 @@
 //! network. The hub here is a server of our own on this machine. (With Python's cache: tests/real/hub.py.)
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -80,6 +80,8 @@ impl Server {
             "http_proxy",
             "https_proxy",
             "all_proxy",
+            "NO_PROXY",
+            "no_proxy",
             "HF_TOKEN",
             "HF_HUB_CACHE",
             "HF_HUB_OFFLINE",
@@ -88,6 +90,47 @@ impl Server {
         }
         command.env("HF_ENDPOINT", &self.endpoint).env("HF_HOME", place.path("hf")).current_dir(place.path(""))
     }
+}
+
+/// A proxy on this machine; returns its address and where it was asked to lead.
+fn proxy() -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, asked) = (format!("http://{}", listener.local_addr().unwrap()), Arc::new(Mutex::new(Vec::new())));
+    let record = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let _ = tunnel(stream.unwrap(), &record);
+        }
+    });
+    (address, asked)
+}
+
+/// Answers `CONNECT host:port` and carries bytes both ways until both sides are done.
+fn tunnel(client: TcpStream, asked: &Mutex<Vec<String>>) -> std::io::Result<()> {
+    let mut reader = BufReader::new(client.try_clone()?);
+    let mut lines = (&mut reader).lines();
+    let first = lines.next().unwrap()?;
+    asked.lock().unwrap().push(first.clone());
+    while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+    let Some(target) = first.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next()) else {
+        return (&client).write_all(b"HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n");
+    };
+    let server = TcpStream::connect(target)?;
+    (&client).write_all(b"HTTP/1.1 200 OK\r\n\r\n")?;
+    std::thread::spawn({
+        let (mut server, mut client) = (server.try_clone()?, client.try_clone()?);
+        move || {
+            let _ = std::io::copy(&mut server, &mut client);
+            let _ = client.shutdown(Shutdown::Both);
+        }
+    });
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = reader.read(&mut buffer) {
+            let _ = (&server).write_all(&buffer[..count]);
+        }
+    });
+    Ok(())
 }
 
 fn serve(stream: TcpStream, behaviour: &Mutex<Behaviour>, is_hub: bool, store: &str) -> std::io::Result<()> {
@@ -427,4 +470,45 @@ fn a_dataset_is_fetched_and_divided_as_its_card_says() {
     });
     run(prepare("no", &["--dataset_name", "org/tiny"]).env("HF_HOME", place.path("new")))
         .fails(2, &["scripts of datasets are not run", "refs/convert/parquet"]);
+}
+
+#[test]
+fn a_proxy_is_asked_as_the_environment_says() {
+    let server = Server::start(tokenizer());
+    let host = server.endpoint.trim_start_matches("http://").to_owned();
+    for variable in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "ALL_PROXY"] {
+        let (place, (address, asked)) = (with_text(), proxy());
+        run(prepare(&server, &place, "org/tiny", "out").env(variable, &address)).ok();
+        let asked = asked.lock().unwrap().clone();
+        assert!(asked.contains(&format!("CONNECT {host} HTTP/1.1")), "{variable}: {asked:?}");
+        // The store of large files is another server, and none is asked past the proxy.
+        assert_eq!(asked.len(), server.requests().len(), "{variable}");
+    }
+    let (place, (address, asked)) = (with_text(), proxy());
+    run(prepare(&server, &place, "org/tiny", "out").env("HTTPS_PROXY", &address).env("NO_PROXY", "127.0.0.1")).ok();
+    assert!(asked.lock().unwrap().is_empty() && !server.requests().is_empty());
+    run(prepare(&server, &with_text(), "org/tiny", "out").env("HTTPS_PROXY", "http://127.0.0.1:9"))
+        .fails(1, &["cannot be reached", "`hf download org/tiny`"]);
+    assert!(server.requests().is_empty());
+}
+
+#[test]
+fn a_configuration_and_a_tokenizer_to_extend_may_have_hub_ids() {
+    let place = Place::new();
+    let server = Server::start(model(&place));
+    let mut command = Command::new(&binaries().trainer);
+    command.args(["--init_from_config", "org/tiny", "--use_peft", "false", "--max_steps", "1", "--block_size", "16"]);
+    command.args(["--validation_split_percentage", "0"]);
+    command.arg("--train_file_dir").arg(place.path("text")).arg("--cache_dir").arg(place.path("hf/hub"));
+    command.arg("--output_dir").arg(place.path("out"));
+    run(server.ask(&place, &mut command)).ok();
+    let said: Value = serde_json::from_slice(&std::fs::read(place.path("out/training_args.json")).unwrap()).unwrap();
+    assert_eq!(said["init_from_config"], "org/tiny");
+    assert!(server.requests().iter().all(|request| !request.contains("model.safetensors")));
+
+    let mut command = Command::new(&binaries().preprocess);
+    command.args(["tokenizer", "extend", "--tokenizer_name_or_path", "org/tiny", "--num_new_tokens", "5"]);
+    command.arg("--train_file_dir").arg(place.path("text")).arg("--output_dir").arg(place.path("extended"));
+    run(server.ask(&place, &mut command)).ok();
+    assert!(place.path("extended/tokenizer.json").exists());
 }

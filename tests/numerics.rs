@@ -30,7 +30,7 @@ fn result(place: &Place, output: &str, key: &str) -> f64 {
 #[test]
 fn every_optimizer_precision_and_schedule_resumes_to_the_bit() {
     let place = prepared();
-    let sets: [&[&str]; 4] = [
+    let sets: [&[&str]; 5] = [
         &["--optim", "adamw_bnb_8bit"],
         &["--fp16", "--optim", "adafactor"],
         &["--neftune_noise_alpha", "5", "--optim", "lion"],
@@ -44,6 +44,7 @@ fn every_optimizer_precision_and_schedule_resumes_to_the_bit() {
             "--eval_steps",
             "1",
         ],
+        &["--optim", "sgd", "--optim_args", "momentum=0.9,nesterov=true"],
     ];
     for (number, set) in sets.into_iter().enumerate() {
         let flags = ["--max_steps", "6", "--save_steps", "3", "--learning_rate", "1e-2"];
@@ -126,6 +127,28 @@ fn a_full_evaluation_in_fewer_bits_is_that_of_a_model_in_fewer_bits() {
     let (exact, rounded) = (result(&place, "exact", "eval_loss"), result(&place, "--bf16_full_eval", "eval_loss"));
     assert_eq!(logged(&place, "exact", "loss"), logged(&place, "--bf16_full_eval", "loss"));
     assert!(exact != rounded && (exact / rounded - 1.0).abs() < 1e-2, "{exact}, {rounded}");
+}
+
+/// With a learning rate of 0 the weights stay: only what the losses are divided by can differ.
+#[test]
+fn losses_of_the_trainer_of_4_57_are_means_over_more_labels_or_sums_of_means() {
+    let place = prepared();
+    let flags = ["--max_steps", "3", "--save_strategy", "no", "--do_eval", "--learning_rate", "0"];
+    let flags = [&flags[..], &["--gradient_accumulation_steps", "2"]].concat();
+    for (smoothing, factor, eval_factor) in [("0", 15.0 / 16.0, 15.0 / 16.0), ("0.1", 2.0, 1.0)] {
+        let flags = [&flags[..], &["--label_smoothing_factor", smoothing]].concat();
+        let (right, old) = (format!("right-{smoothing}"), format!("old-{smoothing}"));
+        run(&mut place.train("data", &right, &flags)).ok();
+        run(place.train("data", &old, &flags).args(["--compat", "hf-4.57"])).ok();
+        let is = |found: f64, right: f64, factor: f64| (found / right / factor - 1.0).abs() < 1e-6;
+        for key in ["loss", "grad_norm"] {
+            let pairs = logged(&place, &old, key).into_iter().zip(logged(&place, &right, key));
+            assert_eq!(pairs.clone().filter(|(old, right)| is(*old, *right, factor)).count(), 3, "{key}: {pairs:?}");
+        }
+        assert!(is(result(&place, &old, "eval_loss"), result(&place, &right, "eval_loss"), eval_factor));
+        assert_eq!(result(&place, &old, "eval_accuracy"), result(&place, &right, "eval_accuracy"));
+    }
+    assert_eq!(result(&place, "old-0", "perplexity"), result(&place, "old-0", "eval_loss").exp());
 }
 
 /// With a learning rate of 0 the weights stay: only the noise can change a loss.

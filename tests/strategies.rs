@@ -1,7 +1,9 @@
 //! When a run logs, evaluates and saves, and what it keeps: as its flags say.
 
+use std::process::Command;
+
 use serde_json::Value;
-use tokenmill_tests::{Place, digest, lines, run};
+use tokenmill_tests::{Place, TINY_LLAMA, binaries, data, digest, lines, run};
 
 /// A dataset with validation blocks.
 fn prepared() -> Place {
@@ -202,11 +204,65 @@ fn a_configuration_file_stands_for_flags_and_flags_win() {
     place.write("run.yaml", "max_steps: 3\nsave_strategy: \"no\"\nreport_to: [none]\nlearning_rate: 1e-3\n");
     let command = place.train("data", "out", &[]);
     let words: Vec<_> = command.get_args().map(std::ffi::OsStr::to_owned).collect();
-    let mut with_file = std::process::Command::new(command.get_program());
+    let mut with_file = Command::new(command.get_program());
     with_file.arg(place.path("run.yaml")).args(words).args(["--learning_rate", "2e-3"]);
     run(&mut with_file).ok();
     let arguments: Value =
         serde_json::from_slice(&std::fs::read(place.path("out/training_args.json")).unwrap()).unwrap();
     assert_eq!((&arguments["max_steps"], &arguments["learning_rate"]), (&Value::from(3), &Value::from(2e-3)));
     assert!(checkpoints(&place, "out").is_empty());
+}
+
+/// Each set is evaluated as if it were the only one, and its metrics carry its name.
+#[test]
+fn validation_sets_with_names_are_evaluated_apart() {
+    let place = Place::new();
+    for (name, count, seed) in [("text", 25, 5), ("wiki", 20, 8), ("news", 15, 9)] {
+        place.write(&format!("{name}/a.txt"), lines(count, seed));
+    }
+    let train = |output: &str, more: &[&str]| {
+        let mut command = Command::new(&binaries().trainer);
+        let config = place.write("model/config.json", TINY_LLAMA);
+        command.arg("--init_from_config").arg(config).arg("--train_file_dir").arg(place.path("text"));
+        command.arg("--tokenizer_name_or_path").arg(data("tokenizers/bytes"));
+        command.arg("--cache_dir").arg(place.path("cache")).arg("--output_dir").arg(place.path(output));
+        command.args(["--use_peft", "false", "--do_train", "--do_eval", "--block_size", "16", "--max_steps", "4"]);
+        command.args(["--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "2", "--learning_rate", "1e-2"]);
+        command.args(more);
+        run(&mut command)
+    };
+    let set = |name: &str| place.path(name).to_string_lossy().into_owned();
+    let (wiki, news) = (format!("wiki={}", set("wiki")), format!("news={}", set("news")));
+    let best = ["--load_best_model_at_end", "true", "--metric_for_best_model", "news_loss"];
+    train("both", &[&["--validation_file_dir", &wiki, &news][..], &best].concat()).ok();
+    let of = |output: &str, file: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(place.path(output).join(file)).unwrap()).unwrap()
+    };
+    let (state, results) = (of("both", "trainer_state.json"), of("both", "eval_results.json"));
+    for (name, other) in [("wiki", "news"), ("news", "wiki")] {
+        let output = format!("alone-{name}");
+        train(&output, &["--validation_file_dir", &set(name)]).ok();
+        let losses = |output: &str, key: &str| -> Vec<Value> {
+            let history = of(output, "trainer_state.json")["log_history"].as_array().unwrap().clone();
+            history.into_iter().filter_map(|entry| entry.get(key).cloned()).collect()
+        };
+        let (alone, beside) = (losses(&output, "eval_loss"), losses("both", &format!("eval_{name}_loss")));
+        assert!(alone == beside && alone.len() == 2, "{alone:?}, {beside:?}");
+        let of_one = state["log_history"].as_array().unwrap().iter();
+        let of_one = of_one.filter(|entry| entry.get(format!("eval_{name}_loss")).is_some());
+        assert!(of_one.clone().all(|entry| entry.get(format!("eval_{other}_loss")).is_none()));
+        let alone = of(&output, "eval_results.json");
+        for metric in ["loss", "accuracy", "bits_per_byte", "samples"] {
+            assert_eq!(results[format!("eval_{name}_{metric}")], alone[format!("eval_{metric}")], "{metric}");
+        }
+        assert_eq!(results[format!("eval_{name}_perplexity")], alone["perplexity"]);
+        assert!(results.get("eval_loss").is_none() && results.get("perplexity").is_none());
+    }
+    assert_eq!(state["best_metric"], results["eval_news_loss"]);
+    // Which set is meant must be said, and what it is called.
+    train("none", &[&["--validation_file_dir", &wiki, &news][..], &best[..2]].concat())
+        .fails(2, &["--metric_for_best_model", "wiki_loss", "news_accuracy"]);
+    train("twice", &["--validation_file_dir", &wiki, &set("news")]).fails(2, &["--validation_file_dir", "name=DIR"]);
+    run(&mut place.prepare("data", &["--validation_file_dir", &wiki]))
+        .fails(2, &["--validation_file_dir", "`trainer`"]);
 }

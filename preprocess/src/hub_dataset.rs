@@ -47,10 +47,11 @@ pub struct SplitFiles {
 /// A dataset that is not there, is a script, has no such configuration or no file that can be read.
 pub fn find(data: &DataArguments, hub: &HubArguments) -> Result<Option<SplitFiles>> {
     let Some(name) = &data.dataset_name else { return Ok(None) };
-    for (flag, given) in
-        [("--train_file_dir", &data.train_file_dir), ("--validation_file_dir", &data.validation_file_dir)]
-    {
-        if given.is_some() {
+    for (flag, given) in [
+        ("--train_file_dir", data.train_file_dir.is_some()),
+        ("--validation_file_dir", !data.validation_file_dir.is_empty()),
+    ] {
+        if given {
             return Err(Error::config(FLAG, format!("and {flag} are both given; give one")));
         }
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tokenmill_shared::config::{DataArguments, HubArguments, SampleBy, ValidationSplitMode};
+use tokenmill_shared::config::{DataArguments, HubArguments, SampleBy, ValidationSplitMode, ValidationText};
 use tokenmill_shared::dataset::{FORMAT_VERSION, Split, TokenWidth};
 use tokenmill_shared::{Error, Result};
 
@@ -223,7 +223,16 @@ fn texts(data: &DataArguments, hub: &HubArguments) -> Result<(Text, Option<Text>
     let train = data.train_file_dir.as_ref().map(|dir| text(dir, "--train_file_dir"));
     let missing = "is missing; give the directory that holds the text, or --dataset_name";
     let train = train.ok_or_else(|| Error::config("--train_file_dir", missing))?;
-    Ok((train, data.validation_file_dir.as_ref().map(|dir| text(dir, "--validation_file_dir"))))
+    let flag = "--validation_file_dir";
+    let validation = match data.validation_text()? {
+        ValidationText::None => None,
+        ValidationText::One(dir) => Some(text(&dir, flag)),
+        ValidationText::Named(_) => {
+            let reason = "has sets with names, and a dataset has one for validation; give one directory, or several to `trainer`, which prepares each";
+            return Err(Error::config(flag, reason));
+        }
+    };
+    Ok((train, validation))
 }
 
 /// `$XDG_CACHE_HOME/tokenmill` or `~/.cache/tokenmill`.

@@ -17,6 +17,7 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, Bloom
 import flags
 import hub
 import loading
+import old_checkpoints
 import resuming
 import training
 import vocabulary
@@ -133,6 +134,7 @@ if __name__ == "__main__":
         loading.check(programs, work)
         check_checkpoint(programs, work, datasets["bytes"])
         training.check(programs, work, datasets["bytes"])
+        old_checkpoints.check(programs, work)
         resuming.check(programs, work, datasets["bytes"])
         hub.check(programs, work, datasets["bytes"])
         vocabulary.check(programs, work)

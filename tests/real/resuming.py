@@ -17,6 +17,7 @@ RUNS = [
     ("full, cosine", "llama", None, dict(lr_scheduler_type="cosine", warmup_steps=4)),
     ("full, adafactor", "qwen2", None, dict(optim="adafactor", lr_scheduler_type="constant_with_warmup", warmup_steps=4)),
     ("full, sgd", "llama", None, dict(optim="sgd", learning_rate=1e-1)),
+    ("full, sgd with momentum", "qwen2", None, dict(optim="sgd", optim_args="momentum=0.9,nesterov=True", learning_rate=2e-2)),
     ("LoRA, linear", "qwen2", {}, dict(learning_rate=5e-3)),
     ("LoRA with a whole head, polynomial", "llama", dict(modules_to_save=["lm_head", "embed_tokens"]), dict(lr_scheduler_type="polynomial", learning_rate=5e-3)),
 ]

@@ -198,7 +198,34 @@ def check_adapter_shapes(programs, work):
     print(f"ok   adapters with rows of embeddings, as PEFT saves them: {', '.join(name for name, *_ in shapes)}; tied and untied")
 
 
+def check_validation_sets(programs, work):
+    """Several validation sets are called and measured as the Trainer does with a dictionary of them."""
+    base, sets = base_model(work, "llama"), {}
+    for name, text in [("wiki", "the mill grinds words slowly 磨坊\n" * 60), ("news", "Alice 明月光 1984 tokens\n" * 40)]:
+        directory = work / f"validation-{name}"
+        directory.mkdir()
+        (directory / "a.txt").write_text(text)
+        run(programs["preprocess"], "prepare", "--tokenizer_name_or_path", base, "--train_file_dir", directory, "--block_size", 32, "--validation_split_percentage", 0,
+            "--output_dir", work / f"blocks-{name}", "--cache_dir", work / "cache")
+        sets[name] = load_from_disk(str(work / f"blocks-{name}"))["train"]
+    out = work / "validation-sets"
+    run(programs["trainer"], "--model_name_or_path", base, "--use_peft", False, "--train_file_dir", work / "validation-wiki", "--validation_file_dir", *(f"{name}={work}/validation-{name}" for name in sets),
+        "--cache_dir", work / "cache", "--block_size", 32, "--max_steps", 3, "--do_train", "--do_eval", "--save_strategy", "no", "--output_dir", out)
+    ours = json.loads((out / "eval_results.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    tokenizer.pad_token = tokenizer.eos_token
+    trainer = Trainer(model=load(out), args=TrainingArguments(output_dir=str(work / "hf"), use_cpu=True, report_to="none", disable_tqdm=True), eval_dataset=sets, data_collator=Labels(tokenizer, mlm=False))
+    trainer.remove_callback(PrinterCallback)
+    theirs = trainer.evaluate()
+    names = {key for key in theirs if not key.endswith("model_preparation_time")}
+    assert names - {"epoch"} <= set(ours) and {f"eval_{name}_loss" for name in sets} <= names, (sorted(theirs), sorted(ours))
+    worst = max(abs(ours[f"eval_{name}_loss"] / theirs[f"eval_{name}_loss"] - 1) for name in sets)
+    assert worst <= 1e-5, worst
+    print(f"ok   validation sets with names: the Trainer's metrics, losses within {worst:.1e}")
+
+
 def check(programs, work, dataset):
+    check_validation_sets(programs, work)
     for number, (name, family, lora, settings) in enumerate(CURVES):
         out, ours = check_curve(programs, work, dataset, number, name, family, lora, settings)
         if number == 0:

@@ -70,13 +70,19 @@ impl Dtype {
     }
 }
 
-/// The program whose behaviour is reproduced where ours differs on purpose.
+/// A program whose behaviour is reproduced where ours differs on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 pub enum Compat {
-    /// MedicalGPT's pretraining.py
+    /// MedicalGPT's pretraining.py: FP4 for --load_in_4bit without --qlora, and nothing for --qlora alone
     Medicalgpt,
+    /// The Trainer of transformers 4.46 to 4.57: the loss is the sum over the predicted labels divided by the number of
+    /// all, the first of each block included, in training and evaluation; with label smoothing the means of a step's
+    /// micro-batches are added up
+    #[value(name = "hf-4.57")]
+    #[serde(rename = "hf-4.57")]
+    Hf457,
 }
 
 /// How the rows of new tokens begin, in the embedding and in the head.
@@ -177,11 +183,11 @@ pub enum Shuffle {
 #[serde(default)]
 #[command(rename_all = "snake_case")]
 pub struct TrainerArguments {
-    /// Hugging Face model: a local directory (config.json and safetensors) or a hub id
+    /// Hugging Face model: a local directory (config.json and safetensors, or .bin) or a hub id
     #[arg(long, value_name = "DIR|ID", help_heading = "Model")]
     pub model_name_or_path: Option<PathBuf>,
-    /// Start from random weights of this configuration (a directory or config.json)
-    #[arg(long, value_name = "PATH", help_heading = "Model")]
+    /// Start from random weights of this configuration (a directory, config.json or a hub id)
+    #[arg(long, value_name = "PATH|ID", help_heading = "Model")]
     pub init_from_config: Option<PathBuf>,
     /// The family the model must be of: auto, llama, mistral, baichuan, bloom, gpt2, qwen (qwen2, qwen3 too), chatglm (glm, glm4), … as in config.json
     #[arg(long, value_name = "NAME", help_heading = "Model")]
@@ -213,9 +219,9 @@ pub struct TrainerArguments {
     /// With --load_in_8bit, multiply integers as LLM.int8 does, outliers from this magnitude apart (theirs is 6)
     #[arg(long, value_name = "MAGNITUDE", help_heading = "Model")]
     pub int8_threshold: Option<f32>,
-    /// Do what this program does where ours differs: FP4 for --load_in_4bit without --qlora, and nothing for --qlora alone
-    #[arg(long, value_name = "PROGRAM", help_heading = "Model")]
-    pub compat: Option<Compat>,
+    /// Do what these programs do where ours differs: medicalgpt, FP4 for --load_in_4bit without --qlora and nothing for --qlora alone; hf-4.57, the Trainer's means of losses from 4.46 to 4.57
+    #[arg(long, value_name = "PROGRAM", num_args = 1.., value_delimiter = ',', help_heading = "Model")]
+    pub compat: Vec<Compat>,
     /// Train LoRA adapters beside the frozen model (Hugging Face's default); false trains all parameters
     #[arg(long, help_heading = "Adapters")]
     pub use_peft: bool,
@@ -297,6 +303,9 @@ pub struct TrainerArguments {
     /// The optimizer
     #[arg(long, help_heading = "Training")]
     pub optim: Rule,
+    /// Settings of the optimizer, name=value with commas between; those of sgd: momentum, dampening, nesterov
+    #[arg(long, value_name = "SETTINGS", help_heading = "Training")]
+    pub optim_args: Option<String>,
     /// The old way to say --optim adafactor
     #[arg(long, help_heading = "Training")]
     pub adafactor: bool,
@@ -452,7 +461,7 @@ impl Default for TrainerArguments {
             load_in_4bit: false,
             qlora: false,
             int8_threshold: None,
-            compat: None,
+            compat: Vec::new(),
             use_peft: true,
             peft_path: None,
             target_modules: vec!["all".to_owned()],
@@ -480,6 +489,7 @@ impl Default for TrainerArguments {
             adam_epsilon: 1e-8,
             max_grad_norm: 1.0,
             optim: Rule::AdamwTorch,
+            optim_args: None,
             adafactor: false,
             num_train_epochs: 3.0,
             max_steps: -1,

@@ -12,7 +12,7 @@ use tokenmill_shared::order::Permutation;
 use tokenmill_shared::{Error, Result};
 
 use crate::model::Batch;
-use crate::plan::ResultSettings;
+use crate::plan::{LossMean, ResultSettings};
 
 /// Steps read ahead.
 const AHEAD: usize = 2;
@@ -30,6 +30,19 @@ impl StepBatches {
     /// Labels in all micro-batches: what their summed loss is divided by.
     pub fn label_tokens(&self) -> u64 {
         self.micro_batches.iter().map(Batch::label_tokens).sum()
+    }
+
+    /// What the summed loss of each micro-batch is divided by, so that these add up to the loss of the step.
+    pub fn divisors(&self, mean: LossMean) -> Vec<f64> {
+        let whole = |count: u64| vec![count.max(1) as f64; self.micro_batches.len()];
+        match mean {
+            // A padded block of one token has no label; alone in a step it moves nothing.
+            LossMean::Predicted => whole(self.label_tokens()),
+            LossMean::AllLabels => whole(self.input_tokens_without_padding()),
+            LossMean::MicroBatches => {
+                self.micro_batches.iter().map(|batch| batch.label_tokens().max(1) as f64).collect()
+            }
+        }
     }
 
     /// Ids in all micro-batches, padding included: what the Trainer counts floating-point operations by.
@@ -137,6 +150,23 @@ mod tests {
             random_order,
             quantisation: None,
         }
+    }
+
+    #[test]
+    fn a_loss_is_the_mean_over_what_was_asked_for() {
+        let batch = |labels: &[i64]| Batch {
+            input_ids: vec![0; labels.len()],
+            labels: labels.to_vec(),
+            batch_size: labels.len() / 4,
+            seq_len: 4,
+        };
+        let step = StepBatches {
+            micro_batches: vec![batch(&[1, 2, 3, 4, 5, 6, 7, 8]), batch(&[1, 2, 3, -100])],
+            blocks: Vec::new(),
+        };
+        assert_eq!(step.divisors(LossMean::Predicted), [8.0, 8.0]);
+        assert_eq!(step.divisors(LossMean::AllLabels), [11.0, 11.0]);
+        assert_eq!(step.divisors(LossMean::MicroBatches), [6.0, 2.0]);
     }
 
     #[test]

@@ -1,14 +1,44 @@
-//! Evaluation: loss, perplexity, accuracy and bits per byte over the validation blocks.
+//! Evaluation: loss, perplexity, accuracy and bits per byte over validation blocks, of one set or of several with names.
 
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 use tokenmill_shared::Result;
-use tokenmill_shared::dataset::{Manifest, Split, SplitReader};
+use tokenmill_shared::dataset::{Dataset, Split, SplitReader};
 use tokenmill_shared::progress::{Progress, Unit};
 
 use crate::data::read_batch;
 use crate::model::Model;
+use crate::plan::LossMean;
+
+/// The blocks of an evaluation.
+#[derive(Debug)]
+pub struct EvaluationSet {
+    /// What its metrics are called by, if there are several sets.
+    pub name: Option<String>,
+    reader: SplitReader,
+    /// Blocks that are used.
+    blocks: u64,
+    /// Bytes of text for each token that was read.
+    bytes_per_token: f64,
+}
+
+impl EvaluationSet {
+    /// The first `blocks` blocks of a split; `None` if there are none.
+    pub fn open(name: Option<String>, dataset: &Dataset, split: Split, blocks: u64) -> Result<Option<Self>> {
+        let reader = dataset.split(split)?.filter(|reader| !reader.is_empty() && blocks > 0);
+        Ok(reader.map(|reader| {
+            let manifest = &dataset.manifest().splits[&split];
+            let bytes_per_token = manifest.text_bytes as f64 / (manifest.ledger.read as f64).max(1.0);
+            Self { name, blocks: blocks.min(reader.len()), reader, bytes_per_token }
+        }))
+    }
+}
+
+/// What a metric of the set called `name` is called: `eval_loss`, `eval_wiki_loss`.
+pub fn metric_name(name: Option<&str>, metric: &str) -> String {
+    name.map_or_else(|| format!("eval_{metric}"), |name| format!("eval_{name}_{metric}"))
+}
 
 /// What an evaluation found.
 #[derive(Debug, Clone, Copy, Default)]
@@ -29,32 +59,29 @@ pub struct Metrics {
     pub batches: u64,
 }
 
-/// Evaluates `model` on the first `blocks` blocks.
-pub fn evaluate(
-    model: &mut Model,
-    reader: &SplitReader,
-    manifest: &Manifest,
-    blocks: u64,
-    batch_size: usize,
-) -> Result<Metrics> {
+/// Evaluates `model` on `set`; losses are the means that `mean` says.
+pub fn evaluate(model: &mut Model, set: &EvaluationSet, batch_size: usize, mean: LossMean) -> Result<Metrics> {
     let began = Instant::now();
+    let blocks = set.blocks;
     let progress = Progress::new("evaluating", Unit::Count, Some(blocks));
-    let (mut loss, mut nll, mut tokens, mut correct) = (0.0, 0.0, 0, 0);
+    let (mut loss, mut nll, mut tokens, mut labels, mut correct) = (0.0, 0.0, 0, 0, 0);
     let numbers: Vec<u64> = (0..blocks).collect();
     for batch in numbers.chunks(batch_size) {
-        let found = model.evaluate(&read_batch(reader, batch)?)?;
+        let batch = read_batch(&set.reader, batch)?;
+        let found = model.evaluate(&batch)?;
+        labels += batch.labels.iter().filter(|label| **label >= 0).count() as u64;
         nll += found.nll;
         loss += found.smoothed(model.label_smoothing.into());
         tokens += found.tokens;
         correct += found.correct;
-        progress.add(batch.len() as u64);
+        progress.add(batch.batch_size as u64);
     }
-    let split = &manifest.splits[&Split::Validation];
     // The bytes of the labels' text: the split's bytes, by the share of its tokens that are labels here.
-    let bytes = split.text_bytes as f64 * tokens as f64 / (split.ledger.read as f64).max(1.0);
+    let bytes = set.bytes_per_token * tokens as f64;
+    let divisor = if mean == LossMean::AllLabels { labels } else { tokens } as f64;
     Ok(Metrics {
-        loss: loss / tokens as f64,
-        nll: nll / tokens as f64,
+        loss: loss / divisor,
+        nll: nll / divisor,
         accuracy: correct as f64 / tokens as f64,
         bits_per_byte: nll / std::f64::consts::LN_2 / bytes,
         runtime: began.elapsed().as_secs_f64(),
@@ -67,9 +94,9 @@ impl Metrics {
     /// What [`value`](Self::value) knows.
     pub const NAMES: [&str; 5] = ["loss", "nll", "perplexity", "accuracy", "bits_per_byte"];
 
-    /// A metric by its name with `eval_`.
+    /// A metric by its name, one of [`NAMES`](Self::NAMES).
     pub fn value(&self, name: &str) -> Option<f64> {
-        match name.strip_prefix("eval_")? {
+        match name {
             "loss" => Some(self.loss),
             "nll" => Some(self.nll),
             "perplexity" => Some(self.perplexity()),
@@ -84,31 +111,32 @@ impl Metrics {
         self.nll.exp()
     }
 
-    /// The entry of `log_history`, without epoch and step.
-    pub fn log_entry(&self) -> Map<String, Value> {
+    /// The entry of `log_history` for the set called `name`, without epoch and step.
+    pub fn log_entry(&self, name: Option<&str>) -> Map<String, Value> {
         let rounded = |value: f64, digits: i32| (value * 10f64.powi(digits)).round() / 10f64.powi(digits);
-        let entry = json!({
-            "eval_accuracy": self.accuracy,
-            "eval_bits_per_byte": self.bits_per_byte,
-            "eval_loss": self.loss,
-            "eval_runtime": rounded(self.runtime, 4),
-            "eval_samples_per_second": rounded(self.samples as f64 / self.runtime, 3),
-            "eval_steps_per_second": rounded(self.batches as f64 / self.runtime, 3),
-        });
-        let mut entry = entry.as_object().cloned().unwrap_or_default();
+        let mut figures = vec![
+            ("accuracy", self.accuracy),
+            ("bits_per_byte", self.bits_per_byte),
+            ("loss", self.loss),
+            ("runtime", rounded(self.runtime, 4)),
+            ("samples_per_second", rounded(self.samples as f64 / self.runtime, 3)),
+            ("steps_per_second", rounded(self.batches as f64 / self.runtime, 3)),
+        ];
         if self.loss != self.nll {
-            entry.insert("eval_nll".to_owned(), json!(self.nll));
+            figures.push(("nll", self.nll));
         }
-        entry
+        figures.into_iter().map(|(metric, value)| (metric_name(name, metric), json!(value))).collect()
     }
 
-    /// The entries of `eval_results.json`, without epoch.
-    pub fn results(&self) -> Map<String, Value> {
-        let mut results = self.log_entry();
-        results.insert("eval_samples".to_owned(), self.samples.into());
+    /// The entries of `eval_results.json` for the set called `name`, without epoch.
+    pub fn results(&self, name: Option<&str>) -> Map<String, Value> {
+        let mut results = self.log_entry(name);
+        results.insert(metric_name(name, "samples"), self.samples.into());
         let perplexity = self.perplexity();
         let perplexity = if perplexity.is_finite() { json!(perplexity) } else { json!("inf") };
-        results.insert("perplexity".to_owned(), perplexity);
+        // The scripts call it so, without `eval_`.
+        let of_one = || "perplexity".to_owned();
+        results.insert(name.map_or_else(of_one, |_| metric_name(name, "perplexity")), perplexity);
         results
     }
 }

@@ -9,6 +9,7 @@ mod launcher;
 mod merge;
 pub mod model;
 pub mod ops;
+mod optim_args;
 mod optimizer;
 pub mod parameters;
 mod plan;

@@ -9,7 +9,9 @@ use crate::arguments::TrainerArguments;
 use crate::model::{Model, Parameter};
 use crate::ops::adamw::Formula;
 use crate::ops::blockwise::BLOCK;
+use crate::ops::sgd::Momentum;
 use crate::ops::{adafactor, adamw, lion, sgd};
+use crate::optim_args;
 
 /// Optimizers, by Hugging Face's names. Some of its names are one here: every rule is fused, and nothing is paged
 /// where there is no GPU to page from.
@@ -28,7 +30,7 @@ pub enum Rule {
     AdamwHf,
     /// Adafactor: row and column means instead of a second moment
     Adafactor,
-    /// Gradient descent without momentum
+    /// Gradient descent; --optim_args gives it a momentum
     Sgd,
     /// Lion: one momentum, steps by its sign
     #[value(name = "lion_32bit", aliases = ["lion", "paged_lion_32bit", "paged_lion"])]
@@ -44,7 +46,7 @@ type Kept = (&'static str, Vec<usize>, DType);
 
 impl Rule {
     /// What is kept of a parameter.
-    fn state(self, parameter: &Parameter) -> Vec<Kept> {
+    fn state(self, parameter: &Parameter, momentum: Momentum) -> Vec<Kept> {
         let dims = parameter.tensor.dims();
         let same = |name| (name, dims.to_vec(), DType::F32);
         match self {
@@ -63,7 +65,8 @@ impl Rule {
                 let names: &[_] = if dims.len() == 2 { &["exp_avg_sq_row", "exp_avg_sq_col"] } else { &["exp_avg_sq"] };
                 names.iter().copied().zip(dims).map(|(name, dims)| (name, dims, DType::F32)).collect()
             }
-            Self::Sgd => Vec::new(),
+            Self::Sgd if momentum.momentum == 0.0 => Vec::new(),
+            Self::Sgd => vec![same("momentum_buffer")],
             Self::Lion32bit => vec![same("exp_avg")],
         }
     }
@@ -85,6 +88,8 @@ pub struct Optimizer {
     pub(crate) beta2: f64,
     pub(crate) epsilon: f64,
     pub(crate) weight_decay: f64,
+    /// Of SGD.
+    pub(crate) momentum: Momentum,
     max_grad_norm: f64,
     /// Updates done: fewer than steps, if some were skipped.
     pub updates: u64,
@@ -96,9 +101,10 @@ impl Optimizer {
     /// A state of zeros for every parameter that is trained.
     pub fn new(model: &Model, arguments: &TrainerArguments) -> Result<Self> {
         let rule = arguments.optim;
+        let momentum = optim_args::parse(arguments.optim_args.as_deref(), rule, |_| {})?;
         let zeros = |parameter: &Parameter| {
             let trained = model.trained(parameter);
-            let state = rule.state(&trained).into_iter().filter(|_| parameter.trainable);
+            let state = rule.state(&trained, momentum).into_iter().filter(|_| parameter.trainable);
             state.map(|(_, dims, dtype)| Tensor::zeros(dims, dtype, parameter.tensor.device())).collect()
         };
         let state: candle_core::Result<_> = model.parameters().iter().map(zeros).collect();
@@ -108,6 +114,7 @@ impl Optimizer {
             beta2: arguments.adam_beta2,
             epsilon: arguments.adam_epsilon,
             weight_decay: arguments.weight_decay,
+            momentum,
             max_grad_norm: arguments.max_grad_norm,
             updates: 0,
             state: state.map_err(|error| Error::config("optimizer", error.to_string()))?,
@@ -123,7 +130,7 @@ impl Optimizer {
 
     /// Names and tensors of what is kept of the parameter of index `index`.
     pub fn state_of<'a>(&'a self, model: &Model, index: usize) -> impl Iterator<Item = (&'static str, &'a Tensor)> {
-        let names = self.rule.state(&model.trained(&model.parameters()[index])).into_iter();
+        let names = self.rule.state(&model.trained(&model.parameters()[index]), self.momentum).into_iter();
         names.zip(&self.state[index]).map(|((name, ..), tensor)| (name, tensor))
     }
 
@@ -183,7 +190,11 @@ impl Optimizer {
                 let figures = lion::Update { learning_rate, beta1, beta2, weight_decay, gradient_scale };
                 lion::update(parameter, gradient, momentum, figures)
             }
-            (Rule::Sgd, []) => sgd::update(parameter, gradient, learning_rate, weight_decay, gradient_scale),
+            (Rule::Sgd, [] | [_]) => {
+                let (momentum, is_first) = (self.momentum, step == 1);
+                let figures = sgd::Update { learning_rate, weight_decay, momentum, is_first, gradient_scale };
+                sgd::update(parameter, gradient, state.first(), figures)
+            }
             (rule, state) => candle_core::bail!("{rule:?} does not keep {} tensors", state.len()),
         }
     }
@@ -194,9 +205,10 @@ mod tests {
     use super::*;
     use crate::ops::cpu::values;
     use candle_core::Device;
+    use std::collections::BTreeSet;
 
-    /// Golden values of torch, transformers and bitsandbytes (`tests/data/optimizers.py`, `optimizers_8bit.py`): six
-    /// updates.
+    /// Golden values of torch, transformers and bitsandbytes (`tests/data/optimizers.py`, `optimizers_8bit.py`,
+    /// `optim_args.py`): six updates.
     #[test]
     fn parameters_after_six_updates_equal_the_reference() {
         let load = |name: &str| {
@@ -205,21 +217,30 @@ mod tests {
         };
         let mut golden = load("optimizers");
         golden.extend(load("optimizers_8bit"));
+        let settings = load("optim_args");
+        let settings: BTreeSet<&str> = settings.keys().filter_map(|name| name.strip_suffix(".matrix")).collect();
+        assert_eq!(settings.len(), 5);
+        golden.extend(load("optim_args"));
+        let rules = Rule::value_variants().iter();
+        let rules = rules.map(|rule| (*rule, rule.to_possible_value().unwrap().get_name().to_owned()));
+        let with_settings = settings.iter().map(|settings| (Rule::Sgd, (*settings).to_owned()));
         let rates: Vec<f64> = golden["rates"].to_vec1().unwrap();
-        for rule in Rule::value_variants() {
-            let rule_name = rule.to_possible_value().unwrap().get_name().to_owned();
+        for (rule, rule_name) in rules.chain(with_settings) {
+            let momentum = Some(rule_name.as_str()).filter(|name| name.contains('='));
+            let momentum = optim_args::parse(momentum, rule, |_| {}).unwrap();
             for (name, decay) in [("matrix", true), ("vector", false)] {
                 let tensor = golden[&format!("start.{name}")].copy().unwrap();
                 let parameter = Parameter { name: name.to_owned(), tensor, decay, trainable: true };
-                let state = rule.state(&parameter).into_iter();
+                let state = rule.state(&parameter, momentum).into_iter();
                 let state: Vec<_> =
                     state.map(|(_, dims, dtype)| Tensor::zeros(dims, dtype, &Device::Cpu).unwrap()).collect();
                 let mut optimizer = Optimizer {
-                    rule: *rule,
+                    rule,
                     beta1: 0.9,
                     beta2: 0.98,
                     epsilon: 1e-6,
                     weight_decay: 0.1,
+                    momentum,
                     max_grad_norm: 0.0,
                     updates: 0,
                     state: Vec::new(),
@@ -236,18 +257,23 @@ mod tests {
                 let (found, expected) = (values(&parameter.tensor).unwrap(), values(expected).unwrap());
                 let worst = found.iter().zip(expected.iter()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert!(worst < 2e-6, "{rule_name}, {name}: {worst}");
-                // The 8-bit moments: indices and scales, also of the last, shorter block.
-                for ((kept, ..), tensor) in rule.state(&parameter).into_iter().zip(&state).filter(|_| state.len() == 4)
+                // The 8-bit moments, indices and scales, also of the last, shorter block; and what SGD gathers.
+                let kept = rule.state(&parameter, momentum).into_iter().zip(&state);
+                for ((kept, ..), tensor) in
+                    kept.filter(|((kept, ..), _)| state.len() == 4 || *kept == "momentum_buffer")
                 {
                     let expected = &golden[&format!("{rule_name}.{name}.{kept}")];
                     let numbers = |tensor: &Tensor| -> Vec<f32> {
                         tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
                     };
                     for (at, (found, expected)) in numbers(tensor).iter().zip(numbers(expected)).enumerate() {
-                        assert!(
-                            (found / expected - 1.0).abs() < 3e-6 || *found == expected,
-                            "{kept} {at}: {found}, {expected}"
-                        );
+                        // What is gathered is a sum that may cancel.
+                        let near = if kept == "momentum_buffer" {
+                            (found - expected).abs() < 2e-6
+                        } else {
+                            (found / expected - 1.0).abs() < 3e-6 || *found == expected
+                        };
+                        assert!(near, "{rule_name}, {kept} {at}: {found}, {expected}");
                     }
                 }
             }
@@ -259,7 +285,7 @@ mod tests {
         let types = |name: &str, dims: (usize, usize)| -> Vec<DType> {
             let tensor = Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
             let parameter = Parameter { name: name.to_owned(), tensor, decay: true, trainable: true };
-            Rule::Adamw8bit.state(&parameter).into_iter().map(|(_, _, dtype)| dtype).collect()
+            Rule::Adamw8bit.state(&parameter, Momentum::default()).into_iter().map(|(_, _, dtype)| dtype).collect()
         };
         let eight = [DType::U8, DType::F32, DType::U8, DType::F32];
         assert_eq!(types("model.layers.0.mlp.up_proj.weight", (64, 64)), eight);

@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tokenmill_preprocess::{Output, PrepareOptions, Tuning, prepare};
-use tokenmill_shared::config::{DataArguments, HubArguments};
+use tokenmill_shared::config::{DataArguments, HubArguments, ValidationText};
 use tokenmill_shared::dataset::{Dataset, Split};
 use tokenmill_shared::{Error, Result, hub, progress};
 
 use crate::arguments::{Compat, Debug, LogLevel, Sampling, SaveStrategy, Shuffle, Strategy, TrainerArguments};
+use crate::evaluate::EvaluationSet;
 use crate::model::{Config, EmbeddingNoise, Model, Positions, Quantisation};
 use crate::ops::precision::Precision;
 use crate::ops::quantised::Codebook;
+use crate::optim_args;
 use crate::optimizer::Rule;
 use crate::schedule::Schedule;
 use crate::vocabulary::NewTokens;
@@ -22,8 +24,8 @@ use crate::vocabulary::NewTokens;
 pub struct Plan {
     /// What was said, with directories in the place of hub ids once they are fetched.
     pub arguments: TrainerArguments,
-    /// The model and the tokenizer as they were named.
-    named: (Option<PathBuf>, Option<PathBuf>),
+    /// The model, its configuration and the tokenizer as they were named.
+    named: [Option<PathBuf>; 3],
     /// Where everything goes.
     pub output_dir: PathBuf,
     /// Whether to train.
@@ -89,6 +91,7 @@ impl Plan {
         if arguments.use_peft && arguments.lora_rank == 0 {
             return Err(Error::config("--lora_rank", "cannot be 0; train all parameters with --use_peft false"));
         }
+        optim_args::parse(arguments.optim_args.as_deref(), arguments.optim, |line| eprintln!("{line}"))?;
         let quantisation = quantisation(&arguments)?;
         say_ignored_adapter_flags(&arguments);
         finite("--label_smoothing_factor", arguments.label_smoothing_factor, 0.0..1.0)?;
@@ -128,7 +131,11 @@ impl Plan {
             eprintln!("neither --do_train nor --do_eval is given: training");
         }
         let evaluate = arguments.do_eval || arguments.eval_strategy != Strategy::No;
-        let named = (arguments.model_name_or_path.clone(), arguments.tokenizer_name_or_path.clone());
+        let named = [
+            arguments.model_name_or_path.clone(),
+            arguments.init_from_config.clone(),
+            arguments.tokenizer_name_or_path.clone(),
+        ];
         let drop_last_size = arguments.per_device_train_batch_size as u64;
         let train = arguments.do_train || neither;
         Ok(Self { train, evaluate, drop_last_size, quantisation, output_dir, named, arguments, new_tokens: None })
@@ -136,11 +143,13 @@ impl Plan {
 
     /// Fetches what is named by its hub id.
     pub fn fetch(&mut self) -> Result<()> {
-        let TrainerArguments { model_name_or_path, tokenizer_name_or_path, peft_path, hub, data, .. } =
-            &mut self.arguments;
+        let TrainerArguments {
+            model_name_or_path, init_from_config, tokenizer_name_or_path, peft_path, hub, data, ..
+        } = &mut self.arguments;
         let adapter = HubArguments { model_revision: "main".to_owned(), ..hub.clone() };
         for (flag, path, wanted, hub) in [
             ("--model_name_or_path", model_name_or_path, &hub::model_files as hub::Wanted<'_>, &*hub),
+            ("--init_from_config", init_from_config, &configuration_and_tokenizer, &*hub),
             ("--tokenizer_name_or_path", tokenizer_name_or_path, &hub::tokenizer_files, &*hub),
             ("--peft_path", peft_path, &hub::model_files, &adapter),
         ] {
@@ -153,8 +162,8 @@ impl Plan {
 
     /// What was said, with hub ids as they were given.
     pub fn said(&self) -> TrainerArguments {
-        let (model_name_or_path, tokenizer_name_or_path) = self.named.clone();
-        TrainerArguments { model_name_or_path, tokenizer_name_or_path, ..self.arguments.clone() }
+        let [model_name_or_path, init_from_config, tokenizer_name_or_path] = self.named.clone();
+        TrainerArguments { model_name_or_path, init_from_config, tokenizer_name_or_path, ..self.arguments.clone() }
     }
 
     /// The directory of the tokenizer.
@@ -167,14 +176,49 @@ impl Plan {
 
     /// The dataset: as given, or prepared now (or found prepared in the cache).
     pub fn open_dataset(&self) -> Result<Dataset> {
-        let data = &self.arguments.data;
+        let mut data = self.arguments.data.clone();
         if let Some(dir) = &self.arguments.dataset_dir {
             let dataset = Dataset::open(dir)?;
-            refuse_data_flags(data, dataset.manifest().block_size)?;
+            refuse_data_flags(&data, dataset.manifest().block_size)?;
             return Ok(dataset);
         }
+        if matches!(data.validation_text()?, ValidationText::Named(_)) {
+            // They come apart; nothing of the training text is set aside.
+            (data.validation_file_dir, data.validation_split_percentage) = (Vec::new(), 0.0);
+        }
+        self.prepared(data)
+    }
+
+    /// What is evaluated: the dataset's validation split, or the sets with names, each prepared by itself.
+    pub fn validation_sets(&self, dataset: &Dataset) -> Result<Vec<EvaluationSet>> {
+        let data = &self.arguments.data;
+        let ValidationText::Named(sets) = data.validation_text()? else {
+            let blocks = self.blocks(dataset, Split::Validation);
+            return Ok(EvaluationSet::open(None, dataset, Split::Validation, blocks)?.into_iter().collect());
+        };
+        let mut opened = Vec::new();
+        for (name, dir) in sets.into_iter().filter(|_| self.evaluate) {
+            let prepared = self.prepared(DataArguments {
+                train_file_dir: Some(dir),
+                validation_file_dir: Vec::new(),
+                validation_split_percentage: 0.0,
+                dataset_name: None,
+                dataset_config_name: None,
+                max_train_samples: data.max_eval_samples,
+                max_eval_samples: None,
+                ..data.clone()
+            })?;
+            let blocks = prepared.manifest().splits.get(&Split::Train).map_or(0, |split| split.blocks);
+            let set = EvaluationSet::open(Some(name.clone()), &prepared, Split::Train, blocks)?;
+            let empty = || Error::config("--validation_file_dir", format!("{name} makes no block; give more text"));
+            opened.push(set.ok_or_else(empty)?);
+        }
+        Ok(opened)
+    }
+
+    fn prepared(&self, data: DataArguments) -> Result<Dataset> {
         let prepared = prepare(&PrepareOptions {
-            data: data.clone(),
+            data,
             hub: self.arguments.hub.clone(),
             tokenizer: self.tokenizer_dir()?.to_owned(),
             model: self.arguments.model_name_or_path.clone(),
@@ -255,7 +299,7 @@ impl Plan {
 
     /// What adapters call the model they are beside.
     pub fn base_name(&self) -> String {
-        let base = self.named.0.as_deref().or(self.arguments.init_from_config.as_deref());
+        let base = self.named[0].as_deref().or(self.named[1].as_deref());
         base.map(|path| path.display().to_string()).unwrap_or_default()
     }
 
@@ -324,6 +368,15 @@ impl Plan {
         model.label_smoothing = arguments.label_smoothing_factor as f32;
         let alpha = arguments.neftune_noise_alpha as f32;
         model.embedding_noise = (alpha > 0.0).then_some(EmbeddingNoise { alpha, seed: arguments.seed, pass: 0 });
+    }
+
+    /// What a step's loss is the mean over.
+    pub fn loss_mean(&self) -> LossMean {
+        match (self.arguments.compat.contains(&Compat::Hf457), self.arguments.label_smoothing_factor > 0.0) {
+            (false, _) => LossMean::Predicted,
+            (true, false) => LossMean::AllLabels,
+            (true, true) => LossMean::MicroBatches,
+        }
     }
 
     /// Whether the model computes otherwise when it is not being trained.
@@ -439,6 +492,19 @@ impl Plan {
     }
 }
 
+/// What the loss of an optimizer step, or of an evaluation, is the mean over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LossMean {
+    /// The labels that are predicted: all but the first of each block. It is what the gradient should be of, however a
+    /// step is split.
+    Predicted,
+    /// All labels, as the Trainer had it from 4.46 to 4.57: of blocks of T tokens (T−1)/T of the above.
+    AllLabels,
+    /// Those of a micro-batch, and the means are added up, as the Trainer did then with label smoothing: as many times the
+    /// above as there are micro-batches in a step. An evaluation has one.
+    MicroBatches,
+}
+
 /// Step counts and intervals.
 #[derive(Debug, Clone)]
 pub struct Steps {
@@ -479,6 +545,14 @@ pub struct ResultSettings {
     pub quantisation: Option<String>,
 }
 
+/// The files that a model of random weights is made by.
+fn configuration_and_tokenizer(names: &[String]) -> Vec<String> {
+    let mut files = hub::configuration_files(names);
+    let tokenizer = if files.is_empty() { Vec::new() } else { hub::tokenizer_files(names) };
+    files.extend(tokenizer.into_iter().filter(|name| name != "config.json"));
+    files
+}
+
 /// Blocks may be longer than a model was made for, but not than its table of positions.
 fn check_positions(config: &Config, block_size: usize) -> Result<()> {
     let positions = config.max_position_embeddings;
@@ -517,7 +591,7 @@ fn check_model_type(asked: Option<&str>, config: &Config) -> Result<()> {
 
 /// What the frozen weights are kept in. The combinations are those of MedicalGPT; what differs from it is said.
 fn quantisation(arguments: &TrainerArguments) -> Result<Option<Quantisation>> {
-    let compat = arguments.compat == Some(Compat::Medicalgpt);
+    let compat = arguments.compat.contains(&Compat::Medicalgpt);
     let (eight, four, qlora) = (arguments.load_in_8bit, arguments.load_in_4bit, arguments.qlora);
     if eight && four {
         return Err(both("--load_in_8bit", "--load_in_4bit"));
@@ -660,7 +734,8 @@ mod tests {
         let found = |eight: bool, four: bool, qlora: bool, use_peft: bool, compat: Option<Compat>| {
             let change = |arguments: &mut TrainerArguments| {
                 (arguments.load_in_8bit, arguments.load_in_4bit) = (eight, four);
-                (arguments.qlora, arguments.use_peft, arguments.compat) = (qlora, use_peft, compat);
+                (arguments.qlora, arguments.use_peft) = (qlora, use_peft);
+                arguments.compat = compat.into_iter().collect();
             };
             plan(change).map(|plan| plan.quantisation.map(Quantisation::name)).map_err(|error| error.to_string())
         };

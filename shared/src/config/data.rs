@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use super::boolean;
+use crate::{Error, Result, storage};
 
 /// What one document is in a plain-text file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
@@ -56,9 +57,9 @@ pub struct DataArguments {
     /// Directory of training text: **/*.txt, *.jsonl, *.json, *.parquet, each also .gz or .zst
     #[arg(long, value_name = "DIR")]
     pub train_file_dir: Option<PathBuf>,
-    /// Directory of validation text, of the same kinds
-    #[arg(long, value_name = "DIR")]
-    pub validation_file_dir: Option<PathBuf>,
+    /// Directory of validation text, of the same kinds; or several sets, each name=DIR, evaluated apart
+    #[arg(long, value_name = "DIR", num_args = 1..)]
+    pub validation_file_dir: Vec<PathBuf>,
     /// Percent of the training documents that become validation when there is no --validation_file_dir
     #[arg(long, value_name = "PERCENT")]
     pub validation_split_percentage: f64,
@@ -118,7 +119,7 @@ impl Default for DataArguments {
             dataset_name: None,
             dataset_config_name: None,
             train_file_dir: None,
-            validation_file_dir: None,
+            validation_file_dir: Vec::new(),
             validation_split_percentage: 1.0,
             validation_split_mode: ValidationSplitMode::Head,
             block_size: 1024,
@@ -140,7 +141,47 @@ impl Default for DataArguments {
     }
 }
 
+/// What `--validation_file_dir` names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ValidationText {
+    /// Nothing.
+    None,
+    /// The directory of the one set.
+    One(PathBuf),
+    /// Sets with names, each in its directory.
+    Named(Vec<(String, PathBuf)>),
+}
+
 impl DataArguments {
+    /// What `--validation_file_dir` names: `name=DIR` is a set with a name, unless there is a directory that is called so.
+    ///
+    /// # Errors
+    /// Several directories of which one has no name, or two have the same.
+    pub fn validation_text(&self) -> Result<ValidationText> {
+        const FLAG: &str = "--validation_file_dir";
+        let mut named: Vec<(String, PathBuf)> = Vec::new();
+        for given in &self.validation_file_dir {
+            let split = given.to_str().and_then(|given| given.split_once('='));
+            let is_name = |name: &str| {
+                !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+            };
+            match split.filter(|(name, dir)| is_name(name) && !dir.is_empty()) {
+                Some((name, dir)) if storage::stat(given)?.is_none() => {
+                    if named.iter().any(|(other, _)| other == name) {
+                        return Err(Error::config(FLAG, format!("has two sets of the name {name}")));
+                    }
+                    named.push((name.to_owned(), dir.into()));
+                }
+                _ if self.validation_file_dir.len() == 1 => return Ok(ValidationText::One(given.clone())),
+                _ => {
+                    let reason = format!("has several sets, and {} has no name; give name=DIR", given.display());
+                    return Err(Error::config(FLAG, reason));
+                }
+            }
+        }
+        Ok(if named.is_empty() { ValidationText::None } else { ValidationText::Named(named) })
+    }
+
     /// `max_train_samples` as a bound on blocks; −1 and 0 mean all of them, as for Hugging Face.
     pub fn train_blocks_limit(&self) -> Option<u64> {
         limit(self.max_train_samples)
@@ -154,4 +195,30 @@ impl DataArguments {
 
 fn limit(samples: Option<i64>) -> Option<u64> {
     samples.and_then(|count| u64::try_from(count).ok()).filter(|count| *count > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn validation_sets_have_names_or_there_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let odd = dir.path().join("a=b");
+        storage::create_dir_all(&odd).unwrap();
+        let text = |given: &[&str]| {
+            let validation_file_dir = given.iter().map(PathBuf::from).collect();
+            DataArguments { validation_file_dir, ..DataArguments::default() }.validation_text()
+        };
+        assert_eq!(text(&[]).unwrap(), ValidationText::None);
+        for path in ["some/dir", odd.to_str().unwrap(), "some/wiki=dir", "=dir", "wiki="] {
+            assert_eq!(text(&[path]).unwrap(), ValidationText::One(path.into()), "{path}");
+        }
+        let sets = [("wiki", "w=1"), ("news-2", "n")].map(|(name, path)| (name.to_owned(), path.into()));
+        assert_eq!(text(&["wiki=w=1", "news-2=n"]).unwrap(), ValidationText::Named(sets.to_vec()));
+        for (given, part) in [(["wiki=w", "n"], "n has no name"), (["wiki=w", "wiki=v"], "two sets of the name wiki")] {
+            let error = text(&given).unwrap_err().to_string();
+            assert!(error.contains("--validation_file_dir") && error.contains(part), "{error}");
+        }
+    }
 }

@@ -233,7 +233,7 @@ mod tests {
             (vec!["--keep_linebreaks", "maybe"], "true or false"),
             (vec!["--block_size", "8", "stray"], "--block_size: is followed by a word too many"),
             (vec!["--deepspeed", "x.json"], "not built yet"),
-            (vec!["--optim_args", "a=1"], "not built yet"),
+            (vec!["--optim_target_modules", "a=1"], "not built yet"),
         ] {
             let error = data(&words).unwrap_err();
             assert!(error.to_string().contains(part), "{words:?}: {error}");

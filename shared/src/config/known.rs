@@ -127,8 +127,7 @@ pub const KNOWN: &[Known] = &[
     flag("gradient_checkpointing_kwargs", Value, NoEffect(ONE_RECOMPUTE)),
     flag("eval_use_gather_object", Boolean, NoEffect(ONE_PROCESS)),
     flag("split_batches", Boolean, NoEffect(ONE_PROCESS)),
-    flag("optim_args", Value, Refused(OPTIMIZER_SETTINGS)),
-    flag("optim_target_modules", List, Refused(OPTIMIZER_SETTINGS)),
+    flag("optim_target_modules", List, Refused(LOW_RANK)),
     flag("save_safetensors", Boolean, Refused(SAFETENSORS)).off(&["true"]),
     flag("restore_callback_states_from_checkpoint", Boolean, NoEffect(CALLBACKS)),
     flag("include_tokens_per_second", Boolean, NoEffect(TOKENS_PER_SECOND)),
@@ -161,9 +160,9 @@ const fn text(en: &'static str, zh: &'static str) -> Text {
 }
 
 const LATER: Text = text("not built yet; remove it to run without", "尚未实现；去掉它即可运行");
-const OPTIMIZER_SETTINGS: Text = text(
-    "not built yet: the optimizers here have no settings but adam_beta1, adam_beta2, adam_epsilon and weight_decay; remove it",
-    "尚未实现：这里的优化器只有 adam_beta1、adam_beta2、adam_epsilon、weight_decay 这些设置；请去掉",
+const LOW_RANK: Text = text(
+    "not built yet: it is for GaLore and APOLLO, and the optimizers here train whole gradients; remove it",
+    "尚未实现：它用于 GaLore 和 APOLLO，而这里的优化器使用完整的梯度；请去掉",
 );
 const CPU: Text =
     text("not built yet: training is on the CPU; give cpu or auto", "尚未实现：目前在 CPU 上训练；请用 cpu 或 auto");

@@ -7,7 +7,7 @@ mod grammar;
 mod hub;
 mod known;
 
-pub use data::{DataArguments, Remainder, SampleBy, ValidationSplitMode};
+pub use data::{DataArguments, Remainder, SampleBy, ValidationSplitMode, ValidationText};
 pub use grammar::{boolean, parse, with_grammar};
 pub use hub::{HubArguments, Secret};
 pub use known::{KNOWN, Known, Takes, Text, Verdict, known};

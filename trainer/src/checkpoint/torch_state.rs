@@ -69,10 +69,10 @@ fn settings(optimizer: &Optimizer, weight_decay: f64) -> Option<Vec<(&'static st
             ("warmup_init", no()),
         ],
         Rule::Sgd => vec![
-            ("momentum", Value::Int(0)),
-            ("dampening", Value::Int(0)),
+            ("momentum", Float(optimizer.momentum.momentum)),
+            ("dampening", Float(optimizer.momentum.dampening)),
             ("weight_decay", Float(weight_decay)),
-            ("nesterov", no()),
+            ("nesterov", Bool(optimizer.momentum.nesterov)),
             ("maximize", no()),
             ("foreach", Nothing),
             ("differentiable", no()),
@@ -107,7 +107,7 @@ pub(super) fn write(
                 if optimizer.rule == Rule::Adafactor {
                     // The root mean square of the weights is computed anew in every step.
                     entries.extend([("step", Value::Int(optimizer.updates as i64)), ("RMS", Value::Float(0.0))]);
-                } else {
+                } else if optimizer.rule != Rule::Sgd {
                     let updates = tensor(vec![optimizer.updates as f32], ());
                     entries.push((
                         "step",
@@ -177,8 +177,9 @@ pub(super) fn read(path: &Path, model: &Model, optimizer: &mut Optimizer) -> Res
         let wanted: Vec<(&str, Vec<usize>)> =
             optimizer.state_of(model, index).map(|(name, tensor)| (name, tensor.dims().to_vec())).collect();
         let found = id.int().and_then(|id| state.get(&id).copied());
-        if found.and_then(|found| found.get("momentum_buffer")).is_some_and(|buffer| *buffer != Value::None) {
-            let reason = "was made with momentum, which sgd does not have here; start anew from the weights";
+        let buffer = found.and_then(|found| found.get("momentum_buffer")).filter(|buffer| **buffer != Value::None);
+        if buffer.is_some() && wanted.is_empty() {
+            let reason = "was made with a momentum; give it to --optim_args momentum=…, or start anew from the weights";
             return Err(Error::config(path.display().to_string(), reason));
         }
         if wanted.is_empty() {
@@ -188,7 +189,9 @@ pub(super) fn read(path: &Path, model: &Model, optimizer: &mut Optimizer) -> Res
         let mut tensors = Vec::new();
         for (what, dims) in wanted {
             let Some(Value::Tensor(place)) = found.get(what) else {
-                let reason = format!("has no {what} for {name}: it is of another optimizer; give its name to --optim");
+                let reason = format!(
+                    "has no {what} for {name}: it is of another optimizer; give its name to --optim, its settings to --optim_args"
+                );
                 return Err(Error::config(path.display().to_string(), reason));
             };
             if place.shape != dims {
@@ -201,6 +204,10 @@ pub(super) fn read(path: &Path, model: &Model, optimizer: &mut Optimizer) -> Res
             let values = tensor(file.read(place)?, dims);
             tensors.push(values.map_err(|error| Error::corrupt(path, error.to_string()))?);
         }
+        optimizer.set_state_of(index, tensors);
+        if optimizer.rule == Rule::Sgd {
+            continue; // which counts nothing
+        }
         let step = match found.get("step") {
             Some(Value::Int(step)) => Some(*step as f32),
             Some(Value::Tensor(place)) if place.len() == 1 => file.read(place)?.first().copied(),
@@ -208,7 +215,6 @@ pub(super) fn read(path: &Path, model: &Model, optimizer: &mut Optimizer) -> Res
         };
         let step = step.filter(|step| *step >= 0.0 && updates.is_none_or(|updates| updates == *step));
         updates = Some(step.ok_or_else(|| Error::corrupt(path, format!("counts the updates of {name} differently")))?);
-        optimizer.set_state_of(index, tensors);
     }
     if let Some(updates) = updates {
         optimizer.updates = updates as u64;
@@ -225,7 +231,7 @@ fn differences(optimizer: &Optimizer, group: &Value) -> Vec<String> {
     };
     let changed = now.iter().filter_map(|(name, value)| {
         let (theirs, ours) = (flat(group.get(name)?), flat(value));
-        (["betas", "eps", "weight_decay"].contains(name) && theirs != ours)
+        (["betas", "eps", "weight_decay", "momentum", "dampening"].contains(name) && theirs != ours)
             .then(|| format!("{name} was {theirs:?}, now it is {ours:?}"))
     });
     changed.collect()

@@ -2,8 +2,8 @@
 
 /// `(name, text)`.
 pub const CHINESE: &[(&str, &str)] = &[
-    ("model_name_or_path", "Hugging Face 模型：本地目录（config.json 与 safetensors）或 hub 上的名称"),
-    ("init_from_config", "按此配置（目录或 config.json）从随机权重开始"),
+    ("model_name_or_path", "Hugging Face 模型：本地目录（config.json 与 safetensors 或 .bin）或 hub 上的名称"),
+    ("init_from_config", "按此配置（目录、config.json 或 hub 上的名称）从随机权重开始"),
     (
         "model_type",
         "模型必须属于的家族：auto、llama、mistral、baichuan、bloom、gpt2、qwen（也含 qwen2、qwen3）、chatglm（glm、glm4）等，与 config.json 一致",
@@ -23,7 +23,10 @@ pub const CHINESE: &[(&str, &str)] = &[
         "int8_threshold",
         "与 --load_in_8bit 同用：像 LLM.int8 那样做整数乘法，绝对值达到此值的离群列单独计算（其默认值为 6）",
     ),
-    ("compat", "在有意不同之处按此程序行事：没有 --qlora 的 --load_in_4bit 用 FP4，单独的 --qlora 不起作用"),
+    (
+        "compat",
+        "在有意不同之处按这些程序行事：medicalgpt，没有 --qlora 的 --load_in_4bit 用 FP4，单独的 --qlora 不起作用；hf-4.57，按 transformers 4.46 至 4.57 的 Trainer 求损失的平均",
+    ),
     ("use_peft", "在冻结的模型旁训练 LoRA 适配器（Hugging Face 的默认值）；false 表示训练全部参数"),
     ("peft_path", "从这个适配器继续：PEFT 的目录或 hub 上的名称；以它自己的设置为准"),
     ("target_modules", "哪些投影带适配器：all、名称列表，或匹配完整名称的正则表达式"),
@@ -38,7 +41,7 @@ pub const CHINESE: &[(&str, &str)] = &[
     ("dataset_name", "代替 --train_file_dir 的文本数据集：本地目录或 hub 上的名称；使用它自己的划分"),
     ("dataset_config_name", "该数据集的哪个配置"),
     ("train_file_dir", "训练文本目录：**/*.txt、*.jsonl、*.json、*.parquet，均可带 .gz 或 .zst"),
-    ("validation_file_dir", "验证文本目录，格式相同"),
+    ("validation_file_dir", "验证文本目录，格式相同；也可给出多个，各写作 名称=目录，分别评估"),
     ("validation_split_percentage", "没有 --validation_file_dir 时，训练文档中作为验证集的百分比"),
     ("validation_split_mode", "取哪些文档：最前面的（head），或按内容哈希（hash）"),
     ("block_size", "一个数据块（训练样本）的 token 数"),
@@ -75,6 +78,7 @@ pub const CHINESE: &[(&str, &str)] = &[
     ("adam_epsilon", "AdamW 的 ε"),
     ("max_grad_norm", "梯度范数超过此值时按比例缩小；0 表示不限"),
     ("optim", "优化器"),
+    ("optim_args", "优化器的设置，name=value，以逗号分隔；sgd 有 momentum、dampening、nesterov"),
     ("adafactor", "--optim adafactor 的旧写法"),
     ("num_train_epochs", "遍历训练块的次数，可以是小数"),
     ("max_steps", "优化步数；大于 0 时优先于 epoch 数"),

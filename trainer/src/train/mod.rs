@@ -30,7 +30,7 @@ use self::step::{Made, StepLoss};
 use crate::arguments::{CountedTokens, SaveStrategy, Strategy, TrainerArguments};
 use crate::checkpoint::{self, Companions, Contents, Counters, LearningRate, Saved, State, TrainerState};
 use crate::data::Loader;
-use crate::evaluate::{Metrics, evaluate};
+use crate::evaluate::{EvaluationSet, Metrics, evaluate};
 use crate::model::Model;
 use crate::ops::cpu::values;
 use crate::optimizer::Optimizer;
@@ -125,7 +125,7 @@ struct Run {
     model: Model,
     config_text: String,
     companions: Companions,
-    validation: Option<SplitReader>,
+    validation: Vec<EvaluationSet>,
     reports: Reports,
     /// Open while training.
     log: Option<Log>,
@@ -141,7 +141,7 @@ struct Run {
     best: Option<Best>,
     began: Instant,
     /// The evaluation of the weights as they are now, if there was one.
-    evaluated_last: Option<Metrics>,
+    evaluated_last: Option<Vec<Metrics>>,
     epoch: f64,
 }
 
@@ -152,8 +152,8 @@ impl Run {
         let config_text = config.map_or_else(|| Ok(String::new()), |path| checkpoint::config_text(path))?;
         let model_dir = plan.arguments.model_name_or_path.clone().filter(|_| !plan.arguments.use_peft);
         let companions = checkpoint::companions(Some(&dataset.tokenizer_dir()), model_dir.as_deref())?;
-        let validation = dataset.split(Split::Validation)?;
-        if plan.evaluate && validation.as_ref().is_none_or(SplitReader::is_empty) {
+        let validation = plan.validation_sets(&dataset)?;
+        if plan.evaluate && validation.is_empty() {
             let reason = "there are no validation blocks; give --validation_file_dir or --validation_split_percentage";
             return Err(Error::config(if plan.arguments.do_eval { "--do_eval" } else { "--eval_strategy" }, reason));
         }
@@ -195,7 +195,7 @@ impl Run {
         let settings = self.plan.result_settings(&self.dataset, blocks);
         let steps = self.plan.steps(blocks)?;
         let arguments = &self.plan.arguments;
-        self.criterion = Criterion::new(arguments, &steps)?;
+        self.criterion = Criterion::new(arguments, &steps, &self.validation)?;
         self.adaptive =
             Adaptive::new(arguments.lr_scheduler_type, &arguments.lr_scheduler_kwargs, arguments.learning_rate)?;
         let mut begin = Begin::default();
@@ -321,16 +321,20 @@ impl Run {
     /// Evaluates, logs, and says whether this is the best so far.
     fn evaluate_at(&mut self, step: u64, progress: &Progress) -> Result<bool> {
         let metrics = self.evaluate()?;
-        let mut entry = metrics.log_entry();
-        entry.insert("epoch".to_owned(), json!(self.epoch));
-        self.log_mut().push(step, entry)?;
-        self.evaluated_last = Some(metrics);
-        progress.line(&format!(
-            "step {step}: validation loss {:.4}, perplexity {:.2}, {:.3} bits per byte",
-            metrics.loss,
-            metrics.perplexity(),
-            metrics.bits_per_byte
-        ));
+        for (index, metrics) in metrics.iter().enumerate() {
+            let name = self.validation[index].name.clone();
+            let mut entry = metrics.log_entry(name.as_deref());
+            entry.insert("epoch".to_owned(), json!(self.epoch));
+            self.log_mut().push(step, entry)?;
+            progress.line(&format!(
+                "step {step}: validation{} loss {:.4}, perplexity {:.2}, {:.3} bits per byte",
+                name.map(|name| format!(" on {name}:")).unwrap_or_default(),
+                metrics.loss,
+                metrics.perplexity(),
+                metrics.bits_per_byte
+            ));
+        }
+        self.evaluated_last = Some(metrics.clone());
         // Nothing is saved before the first step, so nothing there can be the best.
         let Some(criterion) = self.criterion.as_ref().filter(|_| step > 0) else { return Ok(false) };
         if let Some(adaptive) = &mut self.adaptive {
@@ -339,16 +343,10 @@ impl Run {
         Ok(criterion.improves(&mut self.best, &metrics, step))
     }
 
-    fn evaluate(&mut self) -> Result<Metrics> {
-        let blocks = self.plan.blocks(&self.dataset, Split::Validation);
-        let reader = self.validation.as_ref().expect("checked at the start");
-        evaluate(
-            &mut self.model,
-            reader,
-            self.dataset.manifest(),
-            blocks,
-            self.plan.arguments.per_device_eval_batch_size,
-        )
+    /// The metrics of each validation set.
+    fn evaluate(&mut self) -> Result<Vec<Metrics>> {
+        let (batch_size, mean) = (self.plan.arguments.per_device_eval_batch_size, self.plan.loss_mean());
+        self.validation.iter().map(|set| evaluate(&mut self.model, set, batch_size, mean)).collect()
     }
 
     fn epoch_at(&self, step: u64, steps: &Steps) -> f64 {

@@ -100,23 +100,27 @@ impl Run {
             self.plan.set_up_evaluation(&mut self.model);
             self.evaluated_last = None;
         }
-        let metrics = match self.evaluated_last {
+        let metrics = match self.evaluated_last.take() {
             Some(metrics) => metrics,
             None => self.evaluate()?,
         };
-        let mut results = metrics.results();
+        let sets = || self.validation.iter().map(|set| set.name.as_deref()).zip(&metrics);
+        let mut results: Map<String, Value> = sets().flat_map(|(name, metrics)| metrics.results(name)).collect();
         if self.plan.train {
             results.insert("epoch".to_owned(), json!(self.epoch));
         }
         results.extend(self.memory_of(memory));
         report::write_results(&self.plan.output_dir, "eval", &results)?;
-        eprintln!(
-            "validation: loss {:.4}, perplexity {:.2}, accuracy {:.2} %, {:.3} bits per byte",
-            metrics.loss,
-            metrics.perplexity(),
-            100.0 * metrics.accuracy,
-            metrics.bits_per_byte
-        );
+        for (name, metrics) in sets() {
+            eprintln!(
+                "validation{}: loss {:.4}, perplexity {:.2}, accuracy {:.2} %, {:.3} bits per byte",
+                name.map(|name| format!(" on {name}")).unwrap_or_default(),
+                metrics.loss,
+                metrics.perplexity(),
+                100.0 * metrics.accuracy,
+                metrics.bits_per_byte
+            );
+        }
         Ok(())
     }
 

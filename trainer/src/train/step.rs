@@ -56,10 +56,8 @@ impl Run {
                 learning_rate: self.learning_rate(steps, step - 1, counters),
             }));
         }
-        // A padded block of one token has no label; alone in a step it moves nothing.
-        let tokens = batches.label_tokens().max(1);
         let scale = counters.loss_scale.map_or(1.0, |loss_scale| loss_scale.scale);
-        let loss = self.forward_backward(step, batches, scale / tokens as f64)? / tokens as f64;
+        let loss = self.forward_backward(step, batches, scale)?;
         let norm =
             self.model.gradients().norm().map_err(|error| Error::config("gradients", error.to_string()))? / scale;
         let learning_rate = self.learning_rate(steps, step - 1, counters);
@@ -135,14 +133,16 @@ impl Run {
         Ok(())
     }
 
-    /// Gradients of `scale` times the loss summed over all labels of the step; returns that sum.
+    /// Gradients of `scale` times the loss of the step; returns the loss.
     fn forward_backward(&mut self, step: u64, batches: &StepBatches, scale: f64) -> Result<f64> {
         self.model.clear_gradients();
+        let recompute = self.plan.arguments.gradient_checkpointing;
+        let divisors = batches.divisors(self.plan.loss_mean());
         let mut sum = 0.0;
-        for (number, batch) in batches.micro_batches.iter().enumerate() {
+        for (number, (batch, divisor)) in batches.micro_batches.iter().zip(divisors).enumerate() {
             self.model.set_pass(step, number);
-            let loss = self.model.forward_backward(batch, scale as f32, self.plan.arguments.gradient_checkpointing)?;
-            sum += loss.smoothed(self.model.label_smoothing.into());
+            let loss = self.model.forward_backward(batch, (scale / divisor) as f32, recompute)?;
+            sum += loss.smoothed(self.model.label_smoothing.into()) / divisor;
         }
         Ok(sum)
     }

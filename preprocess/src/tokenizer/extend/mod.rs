@@ -17,8 +17,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
+use tokenmill_shared::config::HubArguments;
 use tokenmill_shared::storage::{self, TemporaryDirectory};
-use tokenmill_shared::{Error, Result};
+use tokenmill_shared::{Error, Result, hub};
 
 use self::corpus::Corpus;
 use self::fertility::Comparison;
@@ -33,8 +34,8 @@ const NUM_NEW_TOKENS: usize = 8000;
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case")]
 pub struct ExtendArguments {
-    /// Directory of the tokenizer to extend: tokenizer.json with a BPE model, byte-level or SentencePiece style
-    #[arg(long, alias = "tokenizer", value_name = "DIR")]
+    /// Directory or hub id of the tokenizer to extend: tokenizer.json with a BPE model, byte-level or SentencePiece style
+    #[arg(long, alias = "tokenizer", value_name = "DIR|ID")]
     pub tokenizer_name_or_path: Option<PathBuf>,
     /// Text that new pieces are trained on; with --word_list, text that the result is measured on
     #[arg(long, value_name = "DIR")]
@@ -69,6 +70,9 @@ pub struct ExtendArguments {
     /// Print the report as one JSON object on standard output
     #[arg(long)]
     pub json: bool,
+    /// Revision and token of what is named by its hub id.
+    #[command(flatten)]
+    pub hub: HubArguments,
 }
 
 /// SentencePiece's defaults for coverage and length; a piece that occurs once is no piece.
@@ -87,6 +91,7 @@ impl Default for ExtendArguments {
             max_token_length: 16,
             output_dir: None,
             json: false,
+            hub: HubArguments::default(),
         }
     }
 }
@@ -141,9 +146,11 @@ impl Extended {
 /// list that cannot be read or gives no new piece.
 pub fn extend(arguments: &ExtendArguments) -> Result<Extended> {
     let required = |path: &Option<PathBuf>, flag: &str| path.clone().ok_or_else(|| Error::config(flag, "is missing"));
-    let tokenizer_dir = required(&arguments.tokenizer_name_or_path, "--tokenizer_name_or_path")?;
+    let flag = "--tokenizer_name_or_path";
+    let named = required(&arguments.tokenizer_name_or_path, flag)?;
     let output_dir = required(&arguments.output_dir, "--output_dir")?;
     check(arguments, &output_dir)?;
+    let tokenizer_dir = hub::model_directory(flag, &named, &hub::tokenizer_files, &arguments.hub, None)?;
     let open = |dir: &Option<PathBuf>, flag: &str| {
         dir.as_deref().map(|dir| Corpus::open(dir, flag, &arguments.text_field)).transpose()
     };

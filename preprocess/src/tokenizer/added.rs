@@ -19,18 +19,18 @@ pub(super) enum Segment<'a> {
 /// Finds tokens in text: of those that begin first, the longest.
 struct Finder {
     automaton: AhoCorasick,
-    ids: Vec<u32>,
+    tokens: Vec<(String, u32)>,
 }
 
 impl Finder {
     /// `None` if there is nothing to find; an error if there is too much.
-    fn new(tokens: &[(String, u32)]) -> Result<Option<Self>, aho_corasick::BuildError> {
+    fn new(tokens: Vec<(String, u32)>) -> Result<Option<Self>, aho_corasick::BuildError> {
         if tokens.is_empty() {
             return Ok(None);
         }
         let builder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).clone();
         let automaton = builder.build(tokens.iter().map(|(content, _)| content))?;
-        Ok(Some(Self { automaton, ids: tokens.iter().map(|(_, id)| *id).collect() }))
+        Ok(Some(Self { automaton, tokens }))
     }
 }
 
@@ -71,7 +71,7 @@ impl AddedTokens {
             }
         }
         let ruled = if ruled.is_empty() { None } else { Some(AhoCorasick::new(&ruled).ok()?) };
-        Some(Self { raw: Finder::new(&raw).ok()?, normalized: Finder::new(&normalized).ok()?, ruled })
+        Some(Self { raw: Finder::new(raw).ok()?, normalized: Finder::new(normalized).ok()?, ruled })
     }
 
     /// Whether only the reference can find the added tokens in this text.
@@ -79,9 +79,9 @@ impl AddedTokens {
         self.ruled.as_ref().is_some_and(|ruled| ruled.is_match(text))
     }
 
-    /// Whether any token is looked for in normalized text.
-    pub(super) fn in_normalized(&self) -> bool {
-        self.normalized.is_some()
+    /// What is looked for in normalized text, and the ids.
+    pub(super) fn in_normalized(&self) -> &[(String, u32)] {
+        self.normalized.as_ref().map_or(&[], |finder| &finder.tokens)
     }
 
     /// Calls `each` with the segments of the text as it is.
@@ -103,7 +103,7 @@ fn split(finder: Option<&Finder>, text: &str, mut each: impl FnMut(Segment<'_>))
         if found.start() > end {
             each(Segment::Text(&text[end..found.start()]));
         }
-        each(Segment::Token(finder.ids[found.pattern().as_usize()]));
+        each(Segment::Token(finder.tokens[found.pattern().as_usize()].1));
         end = found.end();
     }
     if end < text.len() {

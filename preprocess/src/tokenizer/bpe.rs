@@ -4,56 +4,94 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use tokenmill_shared::random::mix;
+use super::huge::Huge;
 
-/// Symbols up to which looking at all pairs again beats a heap: 32 ranks are two cache lines.
+/// Symbols up to which looking at all ranks again beats a heap: 32 ranks are two cache lines.
 const SHORT: usize = 32;
 
 const NONE: u32 = u32::MAX;
 
+/// Merges below this leave a rank room for the place of its pair among [`SHORT`].
+const LIMIT: usize = 1 << (32 - SHORT.trailing_zeros());
+
+/// Bits of the filter: 256 KiB stay in the second-level cache. Three pairs in four that are looked up have no merge, and
+/// with 280,000 merges the filter lets one of eight of these through.
+const FILTER_BITS: u32 = 21;
+
 /// What becomes of a pair.
 #[derive(Debug, Clone, Copy)]
-struct Merge {
+pub(super) struct Merge {
     pair: u64,
     rank: u32,
     id: u32,
 }
 
-/// The merges of a vocabulary: an open-addressed table, at most half full.
+/// The merges of a vocabulary: an open-addressed table, at most two thirds full, and before it a filter.
 #[derive(Debug)]
 pub(super) struct Merges {
-    table: Box<[Merge]>,
+    table: Huge<Merge>,
+    filter: Huge<u64>,
+    /// Of a hash to the place in the table.
+    shift: u32,
 }
 
+/// Rank and id of each pair of bytes.
+#[derive(Debug)]
+pub(super) struct BytePairs(Huge<[u32; 2]>);
+
 impl Merges {
-    /// `merges` by rank: left id, right id, id of both together. Of a pair that comes twice the later counts.
-    pub(super) fn new(merges: &[(u32, u32, u32)]) -> Self {
-        let size = (2 * merges.len()).next_power_of_two().max(2);
+    /// `merges` by rank: left id, right id, id of both together. Of a pair that comes twice the later counts. `None` if
+    /// there are more than any vocabulary has.
+    pub(super) fn new(merges: &[(u32, u32, u32)]) -> Option<Self> {
+        if merges.len() >= LIMIT {
+            return None;
+        }
+        let size = (merges.len() + merges.len() / 2).next_power_of_two().max(2);
         let empty = Merge { pair: u64::MAX, rank: NONE, id: NONE };
-        let mut table = vec![empty; size].into_boxed_slice();
+        let mut all = Self {
+            table: Huge::new(size),
+            filter: Huge::new(1 << (FILTER_BITS - 6)),
+            shift: 64 - size.trailing_zeros(),
+        };
+        all.table.fill(empty);
         for (rank, (left, right, id)) in merges.iter().enumerate() {
-            let pair = key(*left, *right);
-            let mut at = mix(pair) as usize % size;
-            while table[at].pair != u64::MAX && table[at].pair != pair {
+            let (pair, hash) = key(*left, *right);
+            let mut at = (hash >> all.shift) as usize;
+            while all.table[at].pair != u64::MAX && all.table[at].pair != pair {
                 at = (at + 1) % size;
             }
-            table[at] = Merge { pair, rank: rank as u32, id: *id };
+            all.table[at] = Merge { pair, rank: rank as u32, id: *id };
+            let bit = (hash >> (64 - FILTER_BITS)) as usize;
+            all.filter[bit / 64] |= 1 << (bit % 64);
         }
-        Self { table }
+        Some(all)
     }
 
     /// Rank and id of a pair; rank [`NONE`] if it is never merged.
-    #[inline]
+    #[inline(always)]
     fn get(&self, left: u32, right: u32) -> (u32, u32) {
-        let (pair, mask) = (key(left, right), self.table.len() - 1);
-        let mut at = mix(pair) as usize & mask;
+        let (pair, hash) = key(left, right);
+        let bit = (hash >> (64 - FILTER_BITS)) as usize;
+        if self.filter[bit / 64] >> (bit % 64) & 1 == 0 {
+            return (NONE, NONE);
+        }
+        let mask = self.table.len() - 1;
+        let mut at = (hash >> self.shift) as usize;
         loop {
-            let merge = &self.table[at];
+            let merge = &self.table[at & mask];
             if merge.pair == pair || merge.pair == u64::MAX {
                 return (merge.rank, merge.id);
             }
-            at = (at + 1) & mask;
+            at += 1;
         }
+    }
+
+    /// The merges of bytes, whose ids are given.
+    pub(super) fn byte_pairs(&self, bytes: &[u32; 256]) -> BytePairs {
+        let mut pairs = Huge::new(256 * 256);
+        let all = bytes.iter().flat_map(|left| bytes.iter().map(|right| self.get(*left, *right)));
+        pairs.iter_mut().zip(all).for_each(|(pair, (rank, id))| *pair = [rank, id]);
+        BytePairs(pairs)
     }
 
     /// What a few symbols become if it is one, and the highest rank on the way.
@@ -74,41 +112,87 @@ impl Merges {
 
     /// Merges `symbols` in place.
     pub(super) fn apply(&self, symbols: &mut Vec<u32>, scratch: &mut Scratch) {
-        match symbols.len() {
+        let count = symbols.len();
+        let first = |at: usize, symbols: &[u32]| self.get(symbols[at], symbols[at + 1]);
+        match count {
             0..=1 => {}
-            2..=8 => self.apply_short::<8>(symbols),
-            9..=16 => self.apply_short::<16>(symbols),
-            17..=SHORT => self.apply_short::<SHORT>(symbols),
+            2..=8 => self.apply_short::<8>(symbols, first),
+            9..=16 => self.apply_short::<16>(symbols, first),
+            17..=SHORT => self.apply_short::<SHORT>(symbols, first),
             _ => self.apply_long(symbols, scratch),
         }
     }
 
-    /// Of at most `N` symbols: all ranks are looked at for every merge, which vectors do at once.
-    fn apply_short<const N: usize>(&self, symbols: &mut Vec<u32>) {
-        let mut count = symbols.len();
+    /// Merges the bytes of `piece`, whose ids and pairs are given, into `symbols`, which is empty.
+    pub(super) fn apply_bytes(
+        &self,
+        piece: &[u8],
+        (bytes, pairs): (&[u32; 256], &BytePairs),
+        symbols: &mut Vec<u32>,
+        scratch: &mut Scratch,
+    ) {
+        symbols.extend(piece.iter().map(|byte| bytes[usize::from(*byte)]));
+        let first = |at: usize, _: &[u32]| {
+            let [rank, id] = pairs.0[usize::from(piece[at]) << 8 | usize::from(piece[at + 1])];
+            (rank, id)
+        };
+        match piece.len() {
+            0..=1 => {}
+            2..=8 => self.apply_short::<8>(symbols, first),
+            9..=16 => self.apply_short::<16>(symbols, first),
+            17..=SHORT => self.apply_short::<SHORT>(symbols, first),
+            _ => self.apply_long(symbols, scratch),
+        }
+    }
+
+    /// Of at most `N` symbols, which stay in their places: the lowest rank is looked for anew for every merge, which
+    /// vectors do at once. `first` gives rank and id of each two neighbours.
+    #[inline(always)]
+    fn apply_short<const N: usize>(&self, symbols: &mut Vec<u32>, first: impl Fn(usize, &[u32]) -> (u32, u32)) {
+        let count = symbols.len();
+        // In the lowest bits of a rank the place of its left symbol.
+        let ranked = |rank: u32, at: usize| if rank == NONE { NONE } else { (rank * SHORT as u32) | at as u32 };
         let (mut all, mut ranks, mut ids) = ([NONE; N], [NONE; N], [NONE; N]);
+        let (mut before, mut after) = ([0u8; N], [0u8; N]);
         all[..count].copy_from_slice(symbols);
-        for at in 1..count {
-            (ranks[at - 1], ids[at - 1]) = self.get(all[at - 1], all[at]);
+        for at in 0..count {
+            before[at] = (at as u8).wrapping_sub(1);
+            after[at] = at as u8 + 1;
+        }
+        for at in 0..count - 1 {
+            let (rank, id) = first(at, symbols);
+            (ranks[at], ids[at]) = (ranked(rank, at), id);
         }
         loop {
             let best = ranks.iter().copied().fold(NONE, u32::min);
             if best == NONE {
                 break;
             }
-            let at = ranks.iter().position(|rank| *rank == best).expect("it is one of them");
+            let at = best as usize % SHORT % N;
+            let gone = usize::from(after[at]) % N;
+            let next = usize::from(after[gone]);
             all[at] = ids[at];
-            count -= 1;
-            for next in at + 1..N - 1 {
-                (all[next], ranks[next], ids[next]) = (all[next + 1], ranks[next + 1], ids[next + 1]);
+            ranks[gone] = NONE;
+            after[at] = next as u8;
+            ranks[at] = NONE;
+            if next < count {
+                before[next % N] = at as u8;
+                let (rank, id) = self.get(all[at], all[next % N]);
+                (ranks[at], ids[at]) = (ranked(rank, at), id);
             }
-            (ranks[at], ids[at]) = if at + 1 < count { self.get(all[at], all[at + 1]) } else { (NONE, NONE) };
-            if at > 0 {
-                (ranks[at - 1], ids[at - 1]) = self.get(all[at - 1], all[at]);
+            let left = usize::from(before[at]);
+            if left < count {
+                let left = left % N;
+                let (rank, id) = self.get(all[left], all[at]);
+                (ranks[left], ids[left]) = (ranked(rank, left), id);
             }
         }
         symbols.clear();
-        symbols.extend_from_slice(&all[..count]);
+        let mut at = 0;
+        while at < count {
+            symbols.push(all[at % N]);
+            at = usize::from(after[at % N]);
+        }
     }
 
     /// With a heap of candidates, of which those that no longer fit are passed over: n log n, also on one line of 12 MB.
@@ -150,8 +234,11 @@ impl Merges {
     }
 }
 
-fn key(left: u32, right: u32) -> u64 {
-    u64::from(left) << 32 | u64::from(right)
+/// A pair as one number, and its hash, of which the highest bits count.
+#[inline(always)]
+fn key(left: u32, right: u32) -> (u64, u64) {
+    let pair = u64::from(left) << 32 | u64::from(right);
+    (pair, pair.wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 /// Memory that merging reuses.
@@ -187,7 +274,7 @@ mod tests {
             symbols in prop::collection::vec(0u32..4, 0..60),
         ) {
             let merges: Vec<_> = pairs.iter().enumerate().map(|(rank, pair)| (pair.0, pair.1, 4 + rank as u32 % 10)).collect();
-            let table = Merges::new(&merges);
+            let table = Merges::new(&merges).unwrap();
             let mut scratch = Scratch::default();
             let mut expected = symbols.clone();
             by_definition(&merges, &mut expected);

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::Engine;
 use super::added::{AddedTokens, Segment};
-use super::bpe::{Merges, Scratch};
+use super::bpe::{BytePairs, Merges, Scratch};
 use super::cache;
 use super::characters::Characters;
 use super::crossing::Crossings;
@@ -23,6 +23,8 @@ use super::pieces::{Miss, Working};
 use super::probe::{around, proved};
 use super::reference::Reference;
 use super::unicode::{COMPOSES, Classes, decode};
+use super::vocabulary::Vocabulary;
+use super::windows::{Sink, Vectors};
 use super::words::Words;
 
 /// The engine; see the module's text.
@@ -30,6 +32,7 @@ pub(super) struct ByteLevel {
     reference: Box<Reference>,
     words: Words,
     classes: Classes,
+    vectors: Vectors,
     added: AddedTokens,
     /// Whether the normalizer is NFC; otherwise there is none.
     nfc: bool,
@@ -45,21 +48,74 @@ struct Model {
     characters: Characters,
     crossings: Crossings,
     merges: Merges,
-    /// Under `ignore_merges` the tokens by their bytes: a word that is one is not merged.
-    words: Option<HashMap<Vec<u8>, u32>>,
+    pairs: BytePairs,
+    vocabulary: Vocabulary,
+    /// A word that is a token is not merged.
+    ignores_merges: bool,
 }
 
 impl Miss for Model {
     /// `is_word`: the piece is a whole word of a vocabulary with `ignore_merges`.
     fn encode(&self, piece: &[u8], is_word: bool, symbols: &mut Vec<u32>, scratch: &mut Scratch) {
-        if let Some(id) = self.words.as_ref().filter(|_| is_word).and_then(|words| words.get(piece)) {
-            symbols.push(*id);
-            return;
+        if let Some((id, merges)) = self.vocabulary.get(piece)
+            && (merges || is_word)
+        {
+            symbols.push(id);
+        } else if self.characters.begin(piece, &self.crossings, symbols) {
+            self.merges.apply(symbols, scratch);
+        } else {
+            self.merges.apply_bytes(piece, (&self.bytes, &self.pairs), symbols, scratch);
         }
-        if !self.characters.begin(piece, &self.crossings, symbols) {
-            symbols.extend(piece.iter().map(|byte| self.bytes[usize::from(*byte)]));
+    }
+}
+
+/// From words of a text to its pieces: between two characters that no token holds side by side nothing is ever merged.
+struct Pieces<'a> {
+    text: &'a [u8],
+    model: &'a Model,
+    working: &'a mut Working,
+    ids: &'a mut Vec<u32>,
+}
+
+impl Sink for Pieces<'_> {
+    #[inline(always)]
+    fn word(&mut self, begin: usize, end: usize, is_ascii: bool) {
+        let key = cache::key(self.text, begin, end, self.model.ignores_merges);
+        if is_ascii || cache::is_ascii(key) || (cache::is_long(key) && self.text[begin..end].is_ascii()) {
+            self.working.push(self.text, (begin, end), key, self.ids, self.model);
+        } else {
+            self.cut(begin, end);
         }
-        self.merges.apply(symbols, scratch);
+    }
+
+    #[inline(always)]
+    fn piece(&mut self, begin: usize, end: usize, is_word: bool) {
+        let key = cache::key(self.text, begin, end, is_word & self.model.ignores_merges);
+        self.working.push(self.text, (begin, end), key, self.ids, self.model);
+    }
+
+    #[inline(always)]
+    fn can_cut(&self, left: u32, right: u32) -> bool {
+        self.model.crossings.can_cut(left, right)
+    }
+}
+
+impl Pieces<'_> {
+    /// A word in pieces.
+    fn cut(&mut self, begin: usize, end: usize) {
+        let mut piece = begin;
+        let (mut left, bytes) = decode(self.text, begin);
+        let mut at = begin + bytes;
+        while at < end {
+            let (right, bytes) = decode(self.text, at);
+            if self.can_cut(left, right) {
+                self.piece(piece, at, false);
+                piece = at;
+            }
+            left = right;
+            at += bytes;
+        }
+        self.piece(piece, end, piece == begin);
     }
 }
 
@@ -69,8 +125,8 @@ impl ByteLevel {
         let Some((words, nfc, added)) = recognise(json, &reference) else { return Err(reference) };
         let Some(model) = vocabulary(&json["model"]) else { return Err(reference) };
         let Some(around) = around(reference.as_ref()) else { return Err(reference) };
-        let classes = Classes::load();
-        proved(Self { reference, words, classes, added, nfc, model, around }, |engine| engine.reference)
+        let (classes, vectors) = (Classes::load(), Vectors::detect());
+        proved(Self { reference, words, classes, vectors, added, nfc, model, around }, |engine| engine.reference)
     }
 
     fn encode_document(
@@ -103,44 +159,9 @@ impl ByteLevel {
     /// A stretch of text without added tokens, normalized.
     fn encode_text(&self, text: &str, working: &mut Working, ids: &mut Vec<u32>) {
         let bytes = text.as_bytes();
-        let ignores_merges = self.model.words.is_some();
-        self.words.for_each(text, self.classes, |begin, end| {
-            let key = cache::key(bytes, begin, end, ignores_merges);
-            if cache::is_ascii(key) || (key == 0 && bytes[begin..end].is_ascii()) {
-                working.push(bytes, (begin, end), (key, ignores_merges), ids, &self.model);
-            } else {
-                self.cut(bytes, (begin, end), ignores_merges, working, ids);
-            }
-        });
+        let mut pieces = Pieces { text: bytes, model: &self.model, working, ids };
+        self.words.for_each(text, self.classes, self.vectors, &mut pieces);
         working.flush(bytes, ids, &self.model);
-    }
-
-    /// A word in pieces: between two characters that no token holds side by side nothing is ever merged.
-    #[inline(always)]
-    fn cut(
-        &self,
-        text: &[u8],
-        (begin, end): (usize, usize),
-        ignores_merges: bool,
-        working: &mut Working,
-        ids: &mut Vec<u32>,
-    ) {
-        let mut piece = begin;
-        let (mut left, bytes) = decode(text, begin);
-        let mut at = begin + bytes;
-        while at < end {
-            let (right, bytes) = decode(text, at);
-            if self.model.crossings.can_cut(left, right) {
-                let key = cache::key(text, piece, at, false);
-                working.push(text, (piece, at), (key, false), ids, &self.model);
-                piece = at;
-            }
-            left = right;
-            at += bytes;
-        }
-        let is_word = ignores_merges && piece == begin;
-        let key = cache::key(text, piece, end, is_word);
-        working.push(text, (piece, end), (key, is_word), ids, &self.model);
     }
 
     /// Text as the normalizer leaves it.
@@ -249,18 +270,25 @@ fn vocabulary(model: &Value) -> Option<Model> {
     }
     let pairs = merges(model)?;
     let triples = pairs.iter().map(|(left, right)| Some((id(left)?, id(right)?, id(&format!("{left}{right}"))?)));
-    let merges = Merges::new(&triples.collect::<Option<Vec<_>>>()?);
+    let merges = Merges::new(&triples.collect::<Option<Vec<_>>>()?)?;
     let of_char: HashMap<char, u8> = byte_chars.into_iter().zip(0..=u8::MAX).collect();
     let as_bytes =
         |token: &str| token.chars().map(|character| of_char.get(&character).copied()).collect::<Option<Vec<u8>>>();
     let tokens: Vec<(Vec<u8>, u32)> = vocab.keys().filter_map(|token| Some((as_bytes(token)?, id(token)?))).collect();
     let crossings = Crossings::of(tokens.iter().map(|(bytes, _)| bytes.as_slice()));
-    let words = (model["ignore_merges"] == true).then(|| tokens.into_iter().collect());
     let merged: Vec<_> =
         pairs.iter().map(|(left, right)| Some((as_bytes(left)?, as_bytes(right)?))).collect::<Option<_>>()?;
     let merged = merged.iter().map(|(left, right)| (left.as_slice(), right.as_slice()));
     let characters = Characters::new(&bytes, &merges, merged);
-    Some(Model { bytes, characters, crossings, merges, words })
+    let pairs = merges.byte_pairs(&bytes);
+    let (mut symbols, mut scratch) = (Vec::new(), Scratch::default());
+    let vocabulary = Vocabulary::new(tokens.iter().map(|(bytes, id)| (bytes.as_slice(), *id)), |token, id| {
+        symbols.clear();
+        merges.apply_bytes(token, (&bytes, &pairs), &mut symbols, &mut scratch);
+        symbols == [id]
+    });
+    let ignores_merges = model["ignore_merges"] == true;
+    Some(Model { bytes, characters, crossings, merges, pairs, vocabulary, ignores_merges })
 }
 
 /// GPT-2's table: printable bytes stand for themselves, the others for the characters from U+0100 on.

@@ -6,11 +6,16 @@
 
 use tokenmill_shared::random::mix;
 
+use super::huge::Huge;
+
 /// Bytes of the longest piece whose key is one number: English words, five Chinese characters.
 pub(super) const SHORT_BYTES: usize = 15;
 
 /// Ids that fit into a slot.
 pub(super) const SHORT_IDS: usize = 4;
+
+/// In place of the number of ids: they are with the long pieces.
+const MANY: u32 = u8::MAX as u32;
 
 /// Ids are below this, so that the byte above them can hold how many there are.
 pub(super) const ID_LIMIT: u32 = 1 << 24;
@@ -18,31 +23,55 @@ pub(super) const ID_LIMIT: u32 = 1 << 24;
 /// Buckets of two slots: 8 MiB. With a quarter of it Chinese text is a fifth slower, with four times it not faster.
 const BUCKETS: usize = 1 << 17;
 
-/// The key of a short piece: its bytes, and above them their number and kind; 0 stands for a long piece, and is never remembered.
+/// The key of a short piece: its bytes, and above them their number and kind; that of a long piece has only the kind, and
+/// is never remembered.
 pub(super) type Key = u128;
 
-/// The key of `text[begin..end]`; 0 if it is too long. `kind` tells apart pieces that the same bytes do not decide.
+/// The lowest so many bytes.
+const LOWEST: [Key; SHORT_BYTES + 1] = {
+    let mut lowest = [0; SHORT_BYTES + 1];
+    let mut bytes = 1;
+    while bytes <= SHORT_BYTES {
+        lowest[bytes] = (1 << (8 * bytes)) - 1;
+        bytes += 1;
+    }
+    lowest
+};
+
+/// The key of `text[begin..end]`. `kind` tells apart pieces that the same bytes do not decide.
 #[inline(always)]
 pub(super) fn key(text: &[u8], begin: usize, end: usize, kind: bool) -> Key {
     let bytes = end - begin;
     if bytes > SHORT_BYTES {
-        return 0;
+        return u128::from(kind) << 127;
     }
     let low = match text.get(begin..begin + 16) {
         Some(whole) => {
             let whole = u128::from_le_bytes(whole.try_into().expect("sixteen bytes"));
-            whole & ((1 << (8 * bytes)) - 1)
+            whole & LOWEST[bytes]
         }
         None => text[begin..end].iter().rev().fold(0, |low, byte| low << 8 | u128::from(*byte)),
     };
     low | (bytes as u128) << 120 | u128::from(kind) << 127
 }
 
+/// Whether this is the key of a long piece.
+#[inline(always)]
+pub(super) fn is_long(key: Key) -> bool {
+    key << 1 == 0
+}
+
+/// The kind of the piece with this key.
+#[inline(always)]
+pub(super) fn kind(key: Key) -> bool {
+    key >> 127 == 1
+}
+
 /// Whether this is the key of a short piece of ASCII only.
 #[inline(always)]
 pub(super) fn is_ascii(key: Key) -> bool {
     const HIGH: Key = 0x0080_8080_8080_8080_8080_8080_8080_8080;
-    key != 0 && key & HIGH == 0
+    !is_long(key) && key & HIGH == 0
 }
 
 #[derive(Clone, Copy)]
@@ -55,19 +84,18 @@ struct Slot {
 
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Bucket([Slot; 2]);
+pub(super) struct Bucket([Slot; 2]);
 
 /// Pieces and their ids.
 pub(super) struct Cache {
-    buckets: Box<[Bucket]>,
+    /// Empty slots are 0, which is the key of no short piece.
+    buckets: Huge<Bucket>,
     long: Long,
 }
 
 impl Default for Cache {
     fn default() -> Self {
-        // No key has all bits set.
-        let empty = Slot { key: Key::MAX, ids: [0; SHORT_IDS] };
-        Self { buckets: vec![Bucket([empty; 2]); BUCKETS].into_boxed_slice(), long: Long::default() }
+        Self { buckets: Huge::new(BUCKETS), long: Long::default() }
     }
 }
 
@@ -82,10 +110,10 @@ impl Cache {
         (product as u64 ^ (product >> 64) as u64) as u32 % BUCKETS as u32
     }
 
-    /// Brings a bucket nearer. What it returns must be used, or the compiler leaves out the read.
+    /// Begins to bring a bucket nearer.
     #[inline(always)]
-    pub(super) fn touch(&self, bucket: u32) -> u32 {
-        self.buckets[bucket as usize % BUCKETS].0[0].ids[0]
+    pub(super) fn prefetch(&self, bucket: u32) {
+        self.buckets.prefetch(bucket as usize);
     }
 
     /// The ids of the short piece `key` in its bucket, of which only the first count, and their number.
@@ -100,21 +128,32 @@ impl Cache {
         }
         let mut ids = slot.ids;
         let count = ids[0] >> 24;
+        // Nothing there, which the key of a long piece finds, or many.
+        if !(1..=SHORT_IDS as u32).contains(&count) {
+            return None;
+        }
         ids[0] &= ID_LIMIT - 1;
         Some((ids, count as usize))
     }
 
-    /// Remembers a short piece; not if it has many ids. The first piece of a bucket stays: what is common in a text
+    /// Whether the short piece `key` is known to have more ids than a slot holds.
+    pub(super) fn has_many(&self, bucket: u32, key: Key) -> bool {
+        self.buckets[bucket as usize % BUCKETS].0.iter().any(|slot| slot.key == key && slot.ids[0] >> 24 == MANY)
+    }
+
+    /// Remembers a short piece, or that it has many ids. The first piece of a bucket stays: what is common in a text
     /// comes early in it.
     pub(super) fn put(&mut self, bucket: u32, key: Key, ids: &[u32]) {
-        if ids.len() > SHORT_IDS || ids.is_empty() {
-            return;
-        }
         let mut slot = Slot { key, ids: [0; SHORT_IDS] };
-        slot.ids[..ids.len()].copy_from_slice(ids);
-        slot.ids[0] |= (ids.len() as u32) << 24;
+        match slot.ids.get_mut(..ids.len()) {
+            Some(place) => {
+                place.copy_from_slice(ids);
+                slot.ids[0] |= (ids.len() as u32) << 24;
+            }
+            None => slot.ids[0] = MANY << 24,
+        }
         let Bucket(slots) = &mut self.buckets[bucket as usize % BUCKETS];
-        slots[usize::from(slots[0].key != Key::MAX)] = slot;
+        slots[usize::from(slots[0].key != 0)] = slot;
     }
 
     /// The ids of a piece of any length.
@@ -191,13 +230,18 @@ fn range((begin, length): (u32, u32)) -> std::ops::Range<usize> {
 
 /// Never 0, the hash of an empty entry; says the kind, which is not compared otherwise.
 fn hash(piece: &[u8], kind: bool) -> u64 {
-    let mut words = piece.chunks_exact(8);
-    let mut hash = piece.len() as u64;
+    hash_bytes(piece) << 2 | u64::from(kind) << 1 | 1
+}
+
+/// A hash of bytes, of which all bits are good.
+pub(super) fn hash_bytes(bytes: &[u8]) -> u64 {
+    let mut words = bytes.chunks_exact(8);
+    let mut hash = bytes.len() as u64;
     for word in &mut words {
         hash = mix(hash ^ u64::from_le_bytes(word.try_into().expect("eight bytes")));
     }
     let rest = words.remainder().iter().fold(0, |rest, byte| rest << 8 | u64::from(*byte));
-    mix(hash ^ rest) << 2 | u64::from(kind) << 1 | 1
+    mix(hash ^ rest)
 }
 
 #[cfg(test)]
@@ -212,8 +256,8 @@ mod tests {
         assert_eq!(at(0, 3), key(b"abc", 0, 3, false));
         assert_ne!(at(4, 7), at(4, 8));
         assert_ne!(at(0, 3), key(text, 0, 3, true));
-        assert_eq!(at(0, 16), 0);
-        assert_ne!(at(0, 15), 0);
+        assert!(is_long(at(0, 16)) && is_long(key(text, 0, 16, true)) && !is_long(at(0, 15)));
+        assert!(kind(key(text, 0, 16, true)) && !kind(at(0, 16)) && kind(key(text, 0, 2, true)) && !kind(at(0, 2)));
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! merged across: there the text is cut, and the pieces (`▁word`, a few Chinese characters) are short, come again, and
 //! are cached. Cutting less than possible changes nothing, so which pairs stand side by side is kept in a hashed bitmap.
 
+use aho_corasick::{AhoCorasick, Anchored, Input, MatchKind, StartKind};
+use memchr::memmem::Finder;
 use serde_json::Value;
 
 use super::Engine;
@@ -77,9 +79,48 @@ fn as_space(character: u32) -> u32 {
 pub(super) struct Metaspace {
     reference: Box<Reference>,
     added: AddedTokens,
+    marked: Option<Marked>,
     adjacent: Adjacent,
     model: Model,
     around: (Vec<u32>, Vec<u32>),
+}
+
+/// The added tokens that are looked for in normalized text, all of which begin with `▁`: by what comes after it, with
+/// spaces.
+struct Marked {
+    automaton: AhoCorasick,
+    /// The bytes that come first.
+    first: [bool; 256],
+    ids: Vec<u32>,
+    /// Finds `▁`.
+    mark: Finder<'static>,
+}
+
+impl Marked {
+    /// `None` if there are none; an error if there are too many.
+    fn new(tokens: &[(String, u32)]) -> Result<Option<Self>, aho_corasick::BuildError> {
+        if tokens.is_empty() {
+            return Ok(None);
+        }
+        let contents: Vec<String> =
+            tokens.iter().map(|(token, _)| token.replacen(META, "", 1).replace(META, " ")).collect();
+        let mut first = [false; 256];
+        contents.iter().filter_map(|content| content.bytes().next()).for_each(|byte| first[usize::from(byte)] = true);
+        let automaton = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .start_kind(StartKind::Anchored)
+            .build(&contents)?;
+        let (ids, mark) = (tokens.iter().map(|(_, id)| *id).collect(), Finder::new("▁"));
+        Ok(Some(Self { automaton, first, ids, mark }))
+    }
+
+    /// The longest of them whose text begins at `at`: where it ends, and its id.
+    fn find(&self, text: &[u8], at: usize) -> Option<(usize, u32)> {
+        let _ = text.get(at).filter(|byte| self.first[usize::from(**byte)])?;
+        let input = Input::new(text).range(at..).anchored(Anchored::Yes);
+        let found = self.automaton.find(input)?;
+        Some((found.end(), self.ids[found.pattern().as_usize()]))
+    }
 }
 
 /// What turns a piece into ids.
@@ -112,35 +153,57 @@ impl Metaspace {
     pub(super) fn new(reference: Box<Reference>, json: &Value) -> Result<Self, Box<Reference>> {
         let Some((added, model, adjacent)) = recognise(json, &reference) else { return Err(reference) };
         let Some(around) = around(reference.as_ref()) else { return Err(reference) };
-        proved(Self { reference, added, adjacent, model, around }, |engine| engine.reference)
+        let Ok(marked) = Marked::new(added.in_normalized()) else { return Err(reference) };
+        proved(Self { reference, added, marked, adjacent, model, around }, |engine| engine.reference)
     }
 
     /// A stretch of the text as it is: the normalizer puts `▁` before it.
     fn encode_text(&self, text: &str, working: &mut Working, ids: &mut Vec<u32>) {
-        if self.added.in_normalized() {
-            let mut normalized = String::with_capacity(text.len() * 2);
-            normalized.push(META);
-            text.split(' ').enumerate().for_each(|(number, word)| {
-                if number > 0 {
-                    normalized.push(META);
-                }
-                normalized.push_str(word);
-            });
+        let Some(marked) = &self.marked else {
+            self.encode_marked(text.as_bytes(), working, ids);
+            return;
+        };
+        if marked.mark.find(text.as_bytes()).is_some() {
+            let normalized = format!("{META}{}", text.replace(' ', META.encode_utf8(&mut [0; 4])));
             self.added.split_normalized(&normalized, |segment| match segment {
                 Segment::Text(text) => self.encode_pieces(text.as_bytes(), 0, working, ids),
                 Segment::Token(id) => ids.push(id),
             });
             return;
         }
-        // The first piece has its `▁`; the rest stands in the text.
+        // Tokens begin with `▁`, so at the beginning and at spaces; the rest of the text is not looked at, nor copied.
         let text = text.as_bytes();
+        let (mut begin, mut is_marked) = (0, true);
+        let mut encode = |begin: usize, end: usize, is_marked: bool, ids: &mut Vec<u32>| match is_marked {
+            true => self.encode_marked(&text[begin..end], working, ids),
+            false => self.encode_pieces(&text[begin..end], 0, working, ids),
+        };
+        if let Some((end, id)) = marked.find(text, 0) {
+            ids.push(id);
+            (begin, is_marked) = (end, false);
+        }
+        let mut at = begin;
+        while let Some(found) = memchr::memchr(b' ', &text[at..]) {
+            let space = at + found;
+            at = space + 1;
+            if let Some((end, id)) = marked.find(text, at) {
+                encode(begin, space, is_marked, ids);
+                ids.push(id);
+                (begin, is_marked, at) = (end, false, end);
+            }
+        }
+        encode(begin, text.len(), is_marked, ids);
+    }
+
+    /// Text before which there is a `▁` that does not stand there.
+    fn encode_marked(&self, text: &[u8], working: &mut Working, ids: &mut Vec<u32>) {
         let end = self.piece_end(SPACE, text, 0);
         let mut first = std::mem::take(&mut working.first);
         first.clear();
         first.push(b' ');
         first.extend_from_slice(&text[..end]);
         let key = cache::key(&first, 0, first.len(), false);
-        working.push(&first, (0, first.len()), (key, false), ids, &self.model);
+        working.push(&first, (0, first.len()), key, ids, &self.model);
         working.flush(&first, ids, &self.model);
         working.first = first;
         self.encode_pieces(text, end, working, ids);
@@ -167,7 +230,7 @@ impl Metaspace {
             let (first, length) = decode(text, begin);
             let end = self.piece_end(as_space(first), text, begin + length);
             let key = cache::key(text, begin, end, false);
-            working.push(text, (begin, end), (key, false), ids, &self.model);
+            working.push(text, (begin, end), key, ids, &self.model);
             begin = end;
         }
         working.flush(text, ids, &self.model);
@@ -259,7 +322,7 @@ fn recognise(json: &Value, reference: &Reference) -> Option<(AddedTokens, Model,
     let added = AddedTokens::new(json, |token| reference.id_of(token), normalize)?;
     let adjacent = Adjacent::of(vocab.keys().map(String::as_str));
     let characters = characters.into_boxed_slice();
-    Some((added, Model { characters, bytes, merges: Merges::new(&triples) }, adjacent))
+    Some((added, Model { characters, bytes, merges: Merges::new(&triples)? }, adjacent))
 }
 
 /// The merges in either spelling: `"a b"` or `["a", "b"]`.
@@ -317,7 +380,8 @@ mod tests {
         let json = json!({
             "version": "1.0", "truncation": null, "padding": null,
             "added_tokens": [added(0, "<unk>", false), added(1, "<s>", false), added(2, "</s>", false),
-                             added(next, "文文", true), added(next + 1, "<|x|>", false)],
+                             added(next, "文文", true), added(next + 1, "<|x|>", false),
+                             added(next + 2, "文 文", true), added(next + 3, " 国", true), added(next + 4, "文文文", true)],
             "normalizer": {"type": "Sequence", "normalizers": [
                 {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
             "pre_tokenizer": null, "post_processor": template,
@@ -337,7 +401,8 @@ mod tests {
             texts in prop::collection::vec(
                 prop_oneof![
                     "[abcdehlot ,.]{0,30}", "[▁ the]{0,8}", "[中国人文字▁ ]{0,9}", any::<String>(),
-                    Just("<s>文文 文文<|x|>▁文文".to_owned()),
+                    Just("<s>文文 文文<|x|>▁文文".to_owned()), Just("文文文 文 文文 a文文  文文 中 国中".to_owned()),
+                    "[中国文a ]{0,12}",
                 ],
                 0..6,
             ),

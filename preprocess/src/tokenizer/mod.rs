@@ -13,11 +13,14 @@ mod convert;
 mod crossing;
 pub mod extend;
 mod guard;
+mod huge;
 mod metaspace;
 mod pieces;
 mod probe;
 mod reference;
 mod unicode;
+mod vocabulary;
+mod windows;
 mod words;
 
 use std::path::Path;

@@ -2,26 +2,30 @@
 //! overlaps the next one's.
 
 use super::bpe::Scratch;
-use super::cache::{Cache, Key, SHORT_IDS};
+use super::cache::{self, Cache, Key, SHORT_IDS};
 
 /// Pieces of a batch: enough to overlap, few enough that keys and slots stay in the first-level cache.
 const BATCH: usize = 64;
 
-#[derive(Clone, Copy)]
-struct Piece {
-    /// 0 if it is long.
-    key: Key,
-    bucket: u32,
-    kind: bool,
-    begin: usize,
-    end: usize,
+/// Pieces of a text.
+struct Batch {
+    keys: [Key; BATCH],
+    buckets: [u32; BATCH],
+    spans: [(usize, usize); BATCH],
+    count: usize,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { keys: [0; BATCH], buckets: [0; BATCH], spans: [(0, 0); BATCH], count: 0 }
+    }
 }
 
 /// What a thread needs to encode, kept from text to text: at most some 16 MiB.
 #[derive(Default)]
 pub struct Working {
     cache: Cache,
-    batch: Vec<Piece>,
+    batch: Batch,
     scratch: Scratch,
     symbols: Vec<u32>,
     /// A first piece with what a normalizer puts before it.
@@ -36,57 +40,61 @@ pub(super) trait Miss {
 impl Working {
     /// Adds the piece `text[begin..end]`, which is not empty; `key` is the one in the cache.
     #[inline(always)]
-    pub(super) fn push(
-        &mut self,
-        text: &[u8],
-        (begin, end): (usize, usize),
-        (key, kind): (Key, bool),
-        ids: &mut Vec<u32>,
-        miss: &impl Miss,
-    ) {
-        self.batch.push(Piece { key, bucket: Cache::bucket(key), kind, begin, end });
-        if self.batch.len() == BATCH {
+    pub(super) fn push(&mut self, text: &[u8], span: (usize, usize), key: Key, ids: &mut Vec<u32>, miss: &impl Miss) {
+        let at = self.batch.count % BATCH;
+        let bucket = Cache::bucket(key);
+        self.cache.prefetch(bucket);
+        self.batch.keys[at] = key;
+        self.batch.buckets[at] = bucket;
+        self.batch.spans[at] = span;
+        self.batch.count = at + 1;
+        if self.batch.count == BATCH {
             self.flush(text, ids, miss);
         }
     }
 
     /// Appends the ids of the pieces of `text` that were added.
     pub(super) fn flush(&mut self, text: &[u8], ids: &mut Vec<u32>, miss: &impl Miss) {
-        // Reads that wait for nothing, so that many are under way at once: those below each come with a decision.
-        std::hint::black_box(self.batch.iter().fold(0, |all, piece| all ^ self.cache.touch(piece.bucket)));
+        let count = self.batch.count;
         let mut at = ids.len();
-        ids.resize(at + self.batch.len() * SHORT_IDS, 0);
-        for number in 0..self.batch.len() {
-            let piece = self.batch[number];
-            if let Some((found, count)) = self.cache.get(piece.bucket, piece.key) {
+        ids.resize(at + count * SHORT_IDS, 0);
+        for number in 0..count {
+            let (bucket, key) = (self.batch.buckets[number], self.batch.keys[number]);
+            if let Some((found, found_count)) = self.cache.get(bucket, key) {
                 // Always the whole slot, of which the next piece overwrites what does not count.
                 ids[at..at + SHORT_IDS].copy_from_slice(&found);
-                at += count;
+                at += found_count;
             } else {
                 ids.truncate(at);
-                self.slow(text, piece, ids, miss);
+                self.slow(text, number, ids, miss);
                 at = ids.len();
-                ids.resize(at + (self.batch.len() - number) * SHORT_IDS, 0);
+                ids.resize(at + (count - number) * SHORT_IDS, 0);
             }
         }
         ids.truncate(at);
-        self.batch.clear();
+        self.batch.count = 0;
     }
 
     #[cold]
-    fn slow(&mut self, text: &[u8], piece: Piece, ids: &mut Vec<u32>, miss: &impl Miss) {
-        let bytes = &text[piece.begin..piece.end];
-        if let Some(known) = self.cache.get_long(bytes, piece.kind) {
+    fn slow(&mut self, text: &[u8], number: usize, ids: &mut Vec<u32>, miss: &impl Miss) {
+        let (bucket, key, (begin, end)) =
+            (self.batch.buckets[number], self.batch.keys[number], self.batch.spans[number]);
+        let (bytes, kind) = (&text[begin..end], cache::kind(key));
+        let is_long = cache::is_long(key);
+        if (is_long || self.cache.has_many(bucket, key))
+            && let Some(known) = self.cache.get_long(bytes, kind)
+        {
             ids.extend_from_slice(known);
             return;
         }
         self.symbols.clear();
-        miss.encode(bytes, piece.kind, &mut self.symbols, &mut self.scratch);
+        miss.encode(bytes, kind, &mut self.symbols, &mut self.scratch);
         ids.extend_from_slice(&self.symbols);
-        if piece.key == 0 || self.symbols.len() > SHORT_IDS {
-            self.cache.put_long(bytes, piece.kind, &self.symbols);
-        } else {
-            self.cache.put(piece.bucket, piece.key, &self.symbols);
+        if is_long || self.symbols.len() > SHORT_IDS {
+            self.cache.put_long(bytes, kind, &self.symbols);
+        }
+        if !is_long {
+            self.cache.put(bucket, key, &self.symbols);
         }
     }
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use tokenizers::utils::SysRegex;
 
 use super::unicode::{Classes, LETTER, LOWER, MARK, NUMBER, SPACE, SYMBOL, UPPER, decode};
+use super::windows::{Rules, Sink, Source, Vectors};
 
 /// The regular expression of `ByteLevel` with `use_regex`, as the reference has it.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -77,16 +78,18 @@ impl Words {
         matches!(self, Self::Other(_))
     }
 
-    /// Calls `each` with begin and end of every word of `text`, in order.
+    /// Gives `sink` every word of `text`, in order.
     #[inline(always)]
-    pub(super) fn for_each(&self, text: &str, classes: Classes, mut each: impl FnMut(usize, usize)) {
+    pub(super) fn for_each(&self, text: &str, classes: Classes, vectors: Vectors, sink: &mut impl Sink) {
         let scan = Scan { text: text.as_bytes(), classes };
         match self {
-            Self::Gpt2 => scan.all(|scan, at| scan.gpt2(at), each),
-            Self::Cl100k(digits) => scan.all(|scan, at| scan.cl100k(at, *digits), each),
-            Self::O200k => scan.all(|scan, at| scan.o200k(at), each),
-            Self::DeepSeek => scan.deepseek(each),
-            Self::Other(splits) => split(splits, text, 0, &mut each),
+            Self::Gpt2 => scan.windows(Rules::Gpt2, |at| scan.gpt2(at)).for_each(vectors, sink),
+            Self::Cl100k(digits) => {
+                scan.windows(Rules::Cl100k(*digits), |at| scan.cl100k(at, *digits)).for_each(vectors, sink);
+            }
+            Self::O200k => scan.all(|scan, at| scan.o200k(at), |begin, end| sink.word(begin, end, false)),
+            Self::DeepSeek => scan.deepseek(|begin, end| sink.word(begin, end, false)),
+            Self::Other(splits) => split(splits, text, 0, &mut |begin, end| sink.word(begin, end, false)),
         }
     }
 }
@@ -160,7 +163,12 @@ struct Scan<'a> {
     classes: Classes,
 }
 
-impl Scan<'_> {
+impl<'a> Scan<'a> {
+    #[inline(always)]
+    fn windows<Scanner>(self, rules: Rules, scanner: Scanner) -> Source<'a, Scanner> {
+        Source { text: self.text, rules, classes: self.classes, scanner }
+    }
+
     #[inline(always)]
     fn all(self, scanner: impl Fn(Self, usize) -> usize, mut each: impl FnMut(usize, usize)) {
         let mut at = 0;
@@ -502,9 +510,44 @@ mod tests {
 
     use super::*;
 
+    /// The words of a text; where ideographs are cut apart also the cuts.
+    struct Found<'a> {
+        text: &'a str,
+        words: Vec<String>,
+        cuts: bool,
+        /// Ends of pieces that are not whole words.
+        parts: Vec<usize>,
+    }
+
+    impl Sink for Found<'_> {
+        fn word(&mut self, begin: usize, end: usize, is_ascii: bool) {
+            assert!(!is_ascii || self.text[begin..end].is_ascii());
+            self.words.push(self.text[begin..end].to_owned());
+        }
+
+        fn piece(&mut self, begin: usize, end: usize, is_word: bool) {
+            assert!(self.cuts || is_word);
+            if !is_word {
+                self.parts.push(end);
+            }
+            self.word(begin, end, false);
+        }
+
+        fn can_cut(&self, left: u32, right: u32) -> bool {
+            self.cuts && left.max(right) >= 0x2e80
+        }
+    }
+
+    /// The words, by all vectors of this processor.
     fn of(text: &str, words: &Words) -> Vec<String> {
-        let mut found = Vec::new();
-        words.for_each(text, Classes::load(), |begin, end| found.push(text[begin..end].to_owned()));
+        let vectors = Vectors::all().take(if words.can_panic() { 1 } else { usize::MAX });
+        let mut all = vectors.map(|vectors| {
+            let mut found = Found { text, words: Vec::new(), cuts: false, parts: Vec::new() };
+            words.for_each(text, Classes::load(), vectors, &mut found);
+            (vectors, found.words)
+        });
+        let (_, found) = all.next().unwrap();
+        all.for_each(|(vectors, others)| assert_eq!(others, found, "{vectors:?} on {text:?}"));
         found
     }
 
@@ -552,6 +595,57 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn windows_may_end_anywhere() {
+        const ENDS: [&str; 14] = [
+            "'re",
+            "x'll y",
+            "'s't",
+            "'Ve",
+            "'\u{17f}a",
+            "\n\n  x",
+            "  \n \t\n  y",
+            " \n(",
+            "12345 6",
+            "!?\n\n\n a",
+            "\t( (b",
+            " 中文ab，",
+            "\u{3000}\u{3000}中 \u{301}",
+            "\r\n'd",
+        ];
+        for filler in ["a", "1", " ", "!", "\n", "中", "é", "a b"] {
+            for count in 0..=66 {
+                let text: String = ENDS.iter().map(|end| filler.repeat(count) + end).collect();
+                for (scanner, regex) in BOTH.iter() {
+                    assert_eq!(of(&text, scanner), of(&text, regex), "{scanner:?} on {text:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn chinese_words_are_cut_and_whole_ones_are_called_whole() {
+        let text = "中文，abc 字母\n\n 12中 a，文".repeat(9);
+        let words = of(&text, &Words::Cl100k(3));
+        let mut found = Found { text: &text, words: Vec::new(), cuts: true, parts: Vec::new() };
+        Words::Cl100k(3).for_each(&text, Classes::load(), Vectors::detect(), &mut found);
+        assert!(found.words.len() > words.len());
+        let mut end = 0;
+        let mut borders = std::collections::BTreeSet::from([0]);
+        for word in &words {
+            end += word.len();
+            borders.insert(end);
+        }
+        let mut begin = 0;
+        for piece in &found.words {
+            let end = begin + piece.len();
+            let is_word = borders.contains(&begin) && borders.contains(&end);
+            assert_eq!(is_word, !found.parts.contains(&end), "{piece:?}");
+            begin = end;
+        }
+        assert_eq!(begin, text.len());
     }
 
     proptest! {

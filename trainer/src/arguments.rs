@@ -267,6 +267,9 @@ pub struct TrainerArguments {
     /// Evaluate at the end
     #[arg(long, help_heading = "Training")]
     pub do_eval: bool,
+    /// Train on the CPU, even where there is a GPU
+    #[arg(long, alias = "no_cuda", help_heading = "Training")]
+    pub use_cpu: bool,
     /// Blocks in a micro-batch
     #[arg(long, value_name = "BLOCKS", help_heading = "Training")]
     pub per_device_train_batch_size: usize,
@@ -477,6 +480,7 @@ impl Default for TrainerArguments {
             overwrite_output_dir: false,
             do_train: false,
             do_eval: false,
+            use_cpu: false,
             per_device_train_batch_size: 8,
             per_device_eval_batch_size: 8,
             dataloader_drop_last: false,

@@ -97,10 +97,14 @@ impl Gradients {
                 "got no gradient: no backward operation wrote it, so it would stay as it is while the loss falls",
                 &|place| !place.written,
             ),
-            ("has a gradient that is not finite", &|place| gradient(place).iter().any(|value| !value.is_finite())),
+            ("has a gradient that is not finite", &|place| {
+                gradient(place).par_iter().with_min_len(PIECE).any(|value| !value.is_finite())
+            }),
             ("has a gradient of zeros only, so it would not learn", &|place| {
                 let in_part = place.trained.len() < place.len;
-                !place.name.contains(".lora_A.") && !in_part && gradient(place).iter().all(|value| *value == 0.0)
+                !place.name.contains(".lora_A.")
+                    && !in_part
+                    && gradient(place).par_iter().with_min_len(PIECE).all(|value| *value == 0.0)
             }),
         ];
         for (problem, is_at_fault) in faults {

@@ -2,6 +2,8 @@
 
 pub mod arguments;
 pub mod checkpoint;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod data;
 mod evaluate;
 pub mod gradients;

@@ -151,15 +151,58 @@ impl Optimizer {
 
     /// One update from the model's gradients, which are multiplied by `unscale` and then have the norm `norm`. Clipping
     /// multiplies by `max_grad_norm / (norm + 1e-6)` where that is below 1, as PyTorch does.
-    pub fn update(&mut self, model: &Model, learning_rate: f64, norm: f64, unscale: f64) -> Result<()> {
+    pub fn update(&mut self, model: &mut Model, learning_rate: f64, norm: f64, unscale: f64) -> Result<()> {
         self.updates += 1;
         let clip = if self.max_grad_norm > 0.0 { (self.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
         let clip = clip * unscale;
+        #[cfg(feature = "cuda")]
+        if let Some(decoder) = model.on_gpu_mut() {
+            return self.update_on_gpu(decoder, learning_rate, clip);
+        }
+        let model = &*model;
         let update = |index: usize, gradient: &[f32]| {
             let trained = model.trained(&model.parameters()[index]);
             self.update_one(&trained, gradient, &self.state[index], learning_rate, clip)
         };
         model.gradients().for_each(update).map_err(|error| Error::config("optimizer", error.to_string()))
+    }
+
+    /// The figures of an AdamW update.
+    fn adamw(&self, learning_rate: f64, weight_decay: f64, gradient_scale: f64) -> adamw::Update {
+        let formula = if self.rule == Rule::AdamwHf { Formula::HuggingFace } else { Formula::Torch };
+        let (beta1, beta2, epsilon, step) = (self.beta1, self.beta2, self.epsilon, self.updates);
+        adamw::Update { formula, learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale }
+    }
+
+    /// The first and the second moments of all parameters, of a rule that keeps both in float32.
+    #[cfg(feature = "cuda")]
+    fn moments(&self) -> [Vec<&Tensor>; 2] {
+        [0, 1].map(|which| self.state.iter().map(|state| &state[which]).collect())
+    }
+
+    /// The update where the parameters are on a GPU; so are the moments from the first one on.
+    #[cfg(feature = "cuda")]
+    fn update_on_gpu(&self, decoder: &mut crate::cuda::Decoder, learning_rate: f64, clip: f64) -> Result<()> {
+        if !decoder.weights().has_moments() {
+            if self.updates == 1 {
+                decoder.weights_mut().zero_moments()?;
+            } else {
+                decoder.weights_mut().set_moments(self.moments())?;
+            }
+        }
+        let [decayed, others] = [self.weight_decay, 0.0]
+            .map(|weight_decay| adamw::Constants::new(self.adamw(learning_rate, weight_decay, clip)));
+        decoder.weights().update(decayed, others)
+    }
+
+    /// Brings the state to where checkpoints see it, if it is elsewhere.
+    pub fn fetch(&self, model: &Model) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(decoder) = model.on_gpu() {
+            decoder.weights().fetch_moments(self.moments())?;
+        }
+        let _ = model;
+        Ok(())
     }
 
     fn update_one(
@@ -172,9 +215,7 @@ impl Optimizer {
     ) -> candle_core::Result<()> {
         let weight_decay = if parameter.decay { self.weight_decay } else { 0.0 };
         let (beta1, beta2, step, parameter) = (self.beta1, self.beta2, self.updates, &parameter.tensor);
-        let formula = if self.rule == Rule::AdamwHf { Formula::HuggingFace } else { Formula::Torch };
-        let epsilon = self.epsilon;
-        let adamw = adamw::Update { formula, learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale };
+        let adamw = self.adamw(learning_rate, weight_decay, gradient_scale);
         match (self.rule, state) {
             (Rule::AdamwTorch | Rule::AdamwHf | Rule::Adamw8bit, [first, second]) => {
                 adamw::update(parameter, gradient, first, second, adamw)

@@ -10,6 +10,8 @@ use tokenmill_shared::dataset::{Dataset, Split};
 use tokenmill_shared::{Error, Result, hub, progress};
 
 use crate::arguments::{Compat, Debug, LogLevel, Sampling, SaveStrategy, Shuffle, Strategy, TrainerArguments};
+#[cfg(feature = "cuda")]
+use crate::cuda::Device;
 use crate::evaluate::EvaluationSet;
 use crate::model::{Config, EmbeddingNoise, Model, Positions, Quantisation};
 use crate::ops::precision::Precision;
@@ -39,6 +41,9 @@ pub struct Plan {
     /// With `--dataloader_drop_last`, blocks that fill no micro-batch of this size are left out of an epoch: that asked
     /// for, whatever size is found to fit.
     drop_last_size: u64,
+    /// The GPU that is trained on, if not the CPU.
+    #[cfg(feature = "cuda")]
+    gpu: Option<std::sync::Arc<Device>>,
 }
 
 impl Plan {
@@ -138,7 +143,18 @@ impl Plan {
         ];
         let drop_last_size = arguments.per_device_train_batch_size as u64;
         let train = arguments.do_train || neither;
-        Ok(Self { train, evaluate, drop_last_size, quantisation, output_dir, named, arguments, new_tokens: None })
+        Ok(Self {
+            train,
+            evaluate,
+            drop_last_size,
+            quantisation,
+            output_dir,
+            named,
+            arguments,
+            new_tokens: None,
+            #[cfg(feature = "cuda")]
+            gpu: None,
+        })
     }
 
     /// Fetches what is named by its hub id.
@@ -275,6 +291,8 @@ impl Plan {
             self.check_quantised(dir, &config)?;
         }
         check_model_type(arguments.model_type.as_deref(), &config)?;
+        #[cfg(feature = "cuda")]
+        self.check_gpu_takes(&config)?;
         if arguments.dataset_dir.is_none() { check_positions(&config, arguments.data.block_size) } else { Ok(()) }
     }
 
@@ -293,6 +311,50 @@ impl Plan {
         }
         if self.quantisation.is_some() {
             eprintln!("{}: the weights are quantised already, and stay as they are", dir.display());
+        }
+        Ok(())
+    }
+
+    /// Finds the GPU, as the Trainer does: where there is one it is used, unless `--use_cpu true`.
+    ///
+    /// # Errors
+    /// Something that is asked for is not built for the GPU.
+    #[cfg(feature = "cuda")]
+    pub fn find_gpu(&mut self) -> Result<()> {
+        if self.arguments.use_cpu {
+            return Ok(());
+        }
+        match Device::open() {
+            Ok(device) => {
+                let (name, bytes) = device.describe()?;
+                eprintln!("training on the GPU: {name}, {}", indicatif::HumanBytes(bytes as u64));
+                self.gpu = Some(device);
+            }
+            Err(reason) => {
+                eprintln!("training on the CPU: {reason}");
+                return Ok(());
+            }
+        }
+        match crate::cuda::unsupported(&self.arguments, self.quantisation.is_some()) {
+            Some((flag, reason)) => Err(Error::config(flag, format!("{reason}; or add --use_cpu true"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses a model that the GPU does not take.
+    #[cfg(feature = "cuda")]
+    fn check_gpu_takes(&self, config: &Config) -> Result<()> {
+        match crate::cuda::unsupported_model(config).filter(|_| self.gpu.is_some()) {
+            Some(reason) => Err(Error::config("the model", format!("{reason}; or add --use_cpu true"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Says how much of the GPU's memory is in use.
+    #[cfg(feature = "cuda")]
+    pub fn say_gpu_memory(&self) -> Result<()> {
+        if let Some(gpu) = &self.gpu {
+            eprintln!("GPU memory in use: {}", indicatif::HumanBytes(gpu.used()? as u64));
         }
         Ok(())
     }
@@ -357,7 +419,10 @@ impl Plan {
     }
 
     /// Tells the model how to compute.
-    pub fn set_up(&self, model: &mut Model) {
+    ///
+    /// # Errors
+    /// Only of a GPU, whose memory it may not fit.
+    pub fn set_up(&self, model: &mut Model) -> Result<()> {
         let arguments = &self.arguments;
         model.set_seed(arguments.seed);
         model.precision = match (arguments.fp16, arguments.bf16) {
@@ -368,6 +433,17 @@ impl Plan {
         model.label_smoothing = arguments.label_smoothing_factor as f32;
         let alpha = arguments.neftune_noise_alpha as f32;
         model.embedding_noise = (alpha > 0.0).then_some(EmbeddingNoise { alpha, seed: arguments.seed, pass: 0 });
+        self.place(model)
+    }
+
+    /// Moves a model to where it computes.
+    fn place(&self, model: &mut Model) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            return model.move_to(gpu.clone());
+        }
+        let _ = model;
+        Ok(())
     }
 
     /// What a step's loss is the mean over.
@@ -385,10 +461,12 @@ impl Plan {
     }
 
     /// Tells the model how to compute when it is not being trained.
-    pub fn set_up_evaluation(&self, model: &mut Model) {
+    pub fn set_up_evaluation(&self, model: &mut Model) -> Result<()> {
         if self.changes_evaluation() {
             model.precision = if self.arguments.fp16_full_eval { Precision::F16 } else { Precision::Bf16 };
+            self.place(model)?;
         }
+        Ok(())
     }
 
     /// Checks that the model can take the dataset.

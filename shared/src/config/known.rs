@@ -73,8 +73,6 @@ pub const KNOWN: &[Known] = &[
     flag("log_level_replica", Value, NoEffect(ONE_PROCESS)).off(&["passive", "warning"]),
     flag("log_on_each_node", Boolean, NoEffect(ONE_PROCESS)).off(&["true"]),
     flag("save_on_each_node", Boolean, NoEffect(ONE_PROCESS)),
-    flag("no_cuda", Boolean, NoEffect(CPU_ALREADY)),
-    flag("use_cpu", Boolean, NoEffect(CPU_ALREADY)),
     flag("use_mps_device", Boolean, Refused(CPU)),
     flag("jit_mode_eval", Boolean, NoEffect(COMPILED)),
     flag("use_ipex", Boolean, NoEffect(COMPILED)),
@@ -166,7 +164,6 @@ const LOW_RANK: Text = text(
 );
 const CPU: Text =
     text("not built yet: training is on the CPU; give cpu or auto", "尚未实现：目前在 CPU 上训练；请用 cpu 或 auto");
-const CPU_ALREADY: Text = text("training is on the CPU", "本来就在 CPU 上训练");
 const STREAMING: Text = text(
     "not built yet: data is prepared once, in bounded memory, and reused; remove it",
     "尚未实现：数据只准备一次（内存有界）并可复用；请去掉",

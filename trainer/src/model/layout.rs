@@ -5,7 +5,7 @@ use super::config::{Config, NormKind};
 
 /// One parameter that a configuration calls for.
 #[derive(Debug, Clone)]
-pub(super) struct Spec {
+pub(crate) struct Spec {
     pub name: String,
     pub shape: Vec<usize>,
     pub decay: bool,
@@ -14,7 +14,7 @@ pub(super) struct Spec {
 
 /// How a parameter begins.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Start {
+pub(crate) enum Start {
     /// Normal, of this spread.
     Normal(f64),
     /// Uniform within plus and minus this bound.
@@ -24,14 +24,14 @@ pub(super) enum Start {
 
 /// Indices of a norm's parameters.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Norm {
+pub(crate) struct Norm {
     pub weight: usize,
     pub bias: Option<usize>,
 }
 
 /// Indices of a projection's parameters.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Projection {
+pub(crate) struct Projection {
     pub weight: usize,
     pub bias: Option<usize>,
     /// Whether the weight is (in, out).
@@ -40,7 +40,7 @@ pub(super) struct Projection {
 
 /// The projections of queries, keys and values.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Qkv {
+pub(crate) enum Qkv {
     Separate([Projection; 3]),
     /// One projection: all queries, all keys, all values.
     Blocks(Projection),
@@ -50,7 +50,7 @@ pub(super) enum Qkv {
 
 /// The feed-forward layer.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum FeedForward {
+pub(crate) enum FeedForward {
     /// down(f(gate) · up).
     Gated { gate: Projection, up: Projection, down: Projection },
     /// The same, gate and up one projection after the other.
@@ -70,7 +70,7 @@ impl FeedForward {
 
 /// Indices of one layer's parameters. A family lists the parts in the order of its checkpoints.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Layer {
+pub(crate) struct Layer {
     pub input_norm: Norm,
     pub qkv: Qkv,
     /// Norms of each query's and key's head.
@@ -102,7 +102,7 @@ impl Layer {
 
 /// The parameters of a model and where they are used.
 #[derive(Debug, Clone)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     /// The parameters, in order.
     pub specs: Vec<Spec>,
     pub embedding: usize,
@@ -130,7 +130,7 @@ impl Layout {
 
 /// Lays out parameters one after the other.
 #[derive(Debug)]
-pub(super) struct Builder {
+pub(crate) struct Builder {
     specs: Vec<Spec>,
     /// What the names of the parameters to come begin with.
     pub prefix: String,
@@ -252,7 +252,7 @@ impl Builder {
 
 /// What a layout has besides its parameters and head; see [`Layout`].
 #[derive(Debug)]
-pub(super) struct Parts {
+pub(crate) struct Parts {
     pub embedding: usize,
     pub positions: Option<usize>,
     pub embedding_norm: Option<Norm>,

@@ -9,8 +9,10 @@ mod decoder;
 mod dropout;
 mod families;
 mod initialise;
-mod layout;
+pub(crate) mod layout;
 mod noise;
+#[cfg(feature = "cuda")]
+mod on_gpu;
 mod quantised;
 mod resize;
 mod tensor_file;
@@ -42,6 +44,8 @@ use self::layout::Layout;
 use self::quantised::QuantisedWeights;
 
 use crate::arguments::Dtype;
+#[cfg(feature = "cuda")]
+use crate::cuda::Decoder;
 use crate::gradients::Gradients;
 use crate::ops::cpu::write;
 use crate::ops::cross_entropy::IGNORE;
@@ -78,7 +82,7 @@ pub struct Batch {
 
 impl Batch {
     /// Labels shifted by one: what each position predicts, or [`IGNORE`].
-    fn targets(&self) -> Vec<u32> {
+    pub(crate) fn targets(&self) -> Vec<u32> {
         let shifted = |labels: &[i64]| -> Vec<u32> {
             let next = labels.iter().skip(1).copied().chain([-100]);
             next.map(|label| u32::try_from(label).unwrap_or(IGNORE)).collect()
@@ -115,6 +119,9 @@ pub struct Model {
     dropout_seed: Seed,
     /// The rotation tables made last, for sequences of so many positions.
     tables: Option<(usize, Vec<Table>)>,
+    /// The model in the memory of a GPU, if that is where it is trained.
+    #[cfg(feature = "cuda")]
+    on_gpu: Option<Box<Decoder>>,
 }
 
 impl Model {
@@ -165,6 +172,8 @@ impl Model {
             precision: Precision::F32,
             dropout_seed: Seed { seed: 0, pass: 0 },
             tables: None,
+            #[cfg(feature = "cuda")]
+            on_gpu: None,
         };
         model.renew_gradients()?;
         Ok(model)
@@ -219,12 +228,20 @@ impl Model {
 
     /// Forgets the gradients; to be called before each optimizer step's first micro-batch.
     pub fn clear_gradients(&mut self) {
+        #[cfg(feature = "cuda")]
+        if let Some(decoder) = &mut self.on_gpu {
+            decoder.weights_mut().clear_gradients();
+        }
         self.gradients.clear();
     }
 
     /// Adds the gradients of `scale × loss` of one micro-batch, the loss being its summed −log p, smoothed. With `recompute`, layers keep only their
     /// input and run forward again in the backward (gradient checkpointing): the same bits, less memory.
     pub fn forward_backward(&mut self, batch: &Batch, scale: f32, recompute: bool) -> Result<Loss> {
+        #[cfg(feature = "cuda")]
+        if let Some(decoder) = &mut self.on_gpu {
+            return decoder.forward_backward(batch, (scale, self.label_smoothing), recompute);
+        }
         self.prepare_tables(batch.seq_len);
         decoder::forward_backward(self, batch, scale, recompute).map_err(tensor_error)
     }
@@ -238,6 +255,10 @@ impl Model {
 
     /// Loss and accuracy of one micro-batch, without gradients.
     pub fn evaluate(&mut self, batch: &Batch) -> Result<Loss> {
+        #[cfg(feature = "cuda")]
+        if let Some(decoder) = &mut self.on_gpu {
+            return decoder.evaluate(batch);
+        }
         self.prepare_tables(batch.seq_len);
         decoder::evaluate(self, batch).map_err(tensor_error)
     }
@@ -250,8 +271,37 @@ impl Model {
 
     /// Logits of the last position of one sequence: (vocab).
     pub fn next_logits(&mut self, input_ids: &[u32]) -> Result<Vec<f32>> {
+        #[cfg(feature = "cuda")]
+        if let Some(decoder) = &mut self.on_gpu {
+            return decoder.next_logits(input_ids);
+        }
         self.prepare_tables(input_ids.len());
         decoder::next_logits(self, input_ids).map_err(tensor_error)
+    }
+
+    /// The L2 norm of all gradients.
+    pub fn gradient_norm(&self) -> Result<f64> {
+        #[cfg(feature = "cuda")]
+        if let Some(decoder) = &self.on_gpu {
+            return decoder.weights().gradient_norm();
+        }
+        self.gradients.norm().map_err(tensor_error)
+    }
+
+    /// Checks the gradients before the first update; see [`Gradients::check_all_written`].
+    pub fn check_gradients(&mut self, step: u64) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        self.fetch_gradients()?;
+        self.gradients.check_all_written(step)
+    }
+
+    /// Brings the parameters to where checkpoints and everything else on the CPU see them, if they are elsewhere.
+    pub fn fetch(&self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(decoder) = &self.on_gpu {
+            decoder.weights().fetch(&self.parameters)?;
+        }
+        Ok(())
     }
 
     /// The seed of dropout.

@@ -37,9 +37,10 @@ pub struct Update {
     pub gradient_scale: f64,
 }
 
-/// What every value of one update is computed with.
+/// What every value of one update is computed with; the layout is that of `AdamW` in cuda/kernels/optimizer.cuh.
+#[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct Constants {
+pub(crate) struct Constants {
     before: f32,
     after: f32,
     size: f32,
@@ -51,7 +52,7 @@ struct Constants {
 }
 
 impl Constants {
-    fn new(update: Update) -> Self {
+    pub(crate) fn new(update: Update) -> Self {
         let step = update.step as i32;
         let (correction1, correction2) = (1.0 - update.beta1.powi(step), (1.0 - update.beta2.powi(step)).sqrt());
         let keep = (1.0 - update.learning_rate * update.weight_decay) as f32;

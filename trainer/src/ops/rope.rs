@@ -78,6 +78,19 @@ pub struct Table {
     interleaved: bool,
 }
 
+#[cfg(feature = "cuda")]
+impl Table {
+    /// All cosines: (time, features / 2).
+    pub fn cosines(&self) -> &[f32] {
+        &self.cos
+    }
+
+    /// All sines.
+    pub fn sines(&self) -> &[f32] {
+        &self.sin
+    }
+}
+
 impl Rope {
     /// The table for sequences of `time` positions.
     pub fn table(&self, time: usize) -> Table {

@@ -66,6 +66,7 @@ pub const CHINESE: &[(&str, &str)] = &[
     ("overwrite_output_dir", "目录里已有检查点也从头开始：旧检查点移到一旁"),
     ("do_train", "训练（do_train 和 do_eval 都没给时也训练）"),
     ("do_eval", "结束时评估"),
+    ("use_cpu", "有 GPU 也在 CPU 上训练"),
     ("per_device_train_batch_size", "一个微批的数据块数"),
     ("per_device_eval_batch_size", "一个评估批的数据块数"),
     ("dataloader_drop_last", "每个 epoch 最后一个微批不满时丢掉"),

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use tokenmill_preprocess::tokenizer::Tokenizer;
 use tokenmill_shared::dataset::{Dataset, Split, SplitReader};
@@ -59,6 +60,8 @@ pub fn interrupt() {
 /// Runs what `arguments` ask for.
 pub fn run(arguments: TrainerArguments) -> Result<()> {
     let mut plan = Plan::new(arguments)?;
+    #[cfg(feature = "cuda")]
+    plan.find_gpu()?;
     let reports = Reports::parse(&plan.arguments.report_to)?;
     plan.fetch()?;
     let memory = Stage::begin("init");
@@ -147,7 +150,7 @@ struct Run {
 
 impl Run {
     fn new(plan: Plan, dataset: Dataset, mut model: Model, reports: Reports, memory: Stage) -> Result<Self> {
-        plan.set_up(&mut model);
+        plan.set_up(&mut model)?;
         let config = plan.arguments.model_name_or_path.as_ref().or(plan.arguments.init_from_config.as_ref());
         let config_text = config.map_or_else(|| Ok(String::new()), |path| checkpoint::config_text(path))?;
         let model_dir = plan.arguments.model_name_or_path.clone().filter(|_| !plan.arguments.use_peft);
@@ -402,6 +405,7 @@ impl Run {
         optimizer: &Optimizer,
     ) -> Result<PathBuf> {
         self.check_weights_finite(step)?;
+        optimizer.fetch(&self.model)?;
         let mut state = State::new(step, settings.clone(), *counters, self.best, self.log_entries().to_vec());
         state.left_out = self.left_out.clone();
         state.course = self.adaptive.as_ref().map(|adaptive| adaptive.course().clone());
@@ -433,10 +437,11 @@ impl Run {
 
     /// An update can overflow where its gradient did not; such weights must not become the newest checkpoint.
     fn check_weights_finite(&self, step: u64) -> Result<()> {
+        self.model.fetch()?;
         for parameter in self.model.parameters().iter().filter(|parameter| parameter.trainable) {
             let name = &parameter.name;
             let weights = values(&parameter.tensor).map_err(|error| Error::config(name.as_str(), error.to_string()))?;
-            if !weights.iter().all(|weight| weight.is_finite()) {
+            if !weights.par_iter().with_min_len(1 << 14).all(|weight| weight.is_finite()) {
                 let reason = format!(
                     "{name} is not finite after the update; nothing was saved: go back to a checkpoint, lower --learning_rate"
                 );

@@ -64,6 +64,8 @@ impl Run {
             100.0 * waited / here,
             report::peak_memory_text()
         );
+        #[cfg(feature = "cuda")]
+        self.plan.say_gpu_memory()?;
         if self.plan.arguments.load_best_model_at_end {
             self.load_best()?;
         }
@@ -87,7 +89,7 @@ impl Run {
         };
         checkpoint::verify(&dir)?;
         self.model = self.plan.open_resumed(&dir)?;
-        self.plan.set_up(&mut self.model);
+        self.plan.set_up(&mut self.model)?;
         self.evaluated_last = None;
         eprintln!("the weights are those of {}, whose evaluation was the best: {:.4}", dir.display(), best.value);
         Ok(())
@@ -97,7 +99,7 @@ impl Run {
     pub(super) fn final_evaluation(&mut self) -> Result<()> {
         let memory = Stage::begin("eval");
         if self.plan.changes_evaluation() {
-            self.plan.set_up_evaluation(&mut self.model);
+            self.plan.set_up_evaluation(&mut self.model)?;
             self.evaluated_last = None;
         }
         let metrics = match self.evaluated_last.take() {

@@ -87,7 +87,7 @@ impl Run {
             return Err(Error::Numeric { step: from, reason: reason.to_owned() });
         };
         self.model = self.plan.open_resumed(&dir)?;
-        self.plan.set_up(&mut self.model);
+        self.plan.set_up(&mut self.model)?;
         *optimizer = Optimizer::new(&self.model, &self.plan.arguments)?;
         let begin = self.go_on_from(&dir, saved, settings, steps, optimizer)?;
         self.log_mut().go_back(begin.log_history.clone())?;

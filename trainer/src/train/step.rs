@@ -58,14 +58,13 @@ impl Run {
         }
         let scale = counters.loss_scale.map_or(1.0, |loss_scale| loss_scale.scale);
         let loss = self.forward_backward(step, batches, scale)?;
-        let norm =
-            self.model.gradients().norm().map_err(|error| Error::config("gradients", error.to_string()))? / scale;
+        let norm = self.model.gradient_norm()? / scale;
         let learning_rate = self.learning_rate(steps, step - 1, counters);
         if loss.is_finite() && norm.is_finite() {
             if optimizer.updates == 0 {
-                self.model.gradients().check_all_written(step)?;
+                self.model.check_gradients(step)?;
             }
-            optimizer.update(&self.model, learning_rate, norm, scale.recip())?;
+            optimizer.update(&mut self.model, learning_rate, norm, scale.recip())?;
             counters.skipped_in_a_row = 0;
             if let Some(loss_scale) = &mut counters.loss_scale {
                 loss_scale.updated();

@@ -221,7 +221,7 @@ impl Config {
     }
 
     /// The parameters and where they are used.
-    pub(super) fn layout(&self) -> Layout {
+    pub(crate) fn layout(&self) -> Layout {
         families::layout(self)
     }
 

@@ -1,0 +1,75 @@
+//! Training on a GPU: a decoder that lives in its memory ([`Decoder`]), beside the one of [`crate::model`].
+//!
+//! Data, schedules, logs, checkpoints and everything else is shared: parameters and moments come back to the CPU when a
+//! checkpoint needs them. What is not built for the GPU is refused by name before weights are read ([`unsupported`]).
+
+mod buffers;
+mod decoder;
+mod device;
+mod embedding;
+mod ops;
+mod weights;
+
+#[cfg(test)]
+mod tests;
+
+pub use decoder::Decoder;
+pub use device::Device;
+
+use crate::arguments::{Debug, TrainerArguments};
+use crate::model::{Config, Positions, Residual};
+use crate::optimizer::Rule;
+
+/// The flag, and what of it is not built for the GPU; `None` if everything asked for is.
+pub fn unsupported(arguments: &TrainerArguments, quantised: bool) -> Option<(&'static str, &'static str)> {
+    let asked = [
+        (arguments.use_peft, "--use_peft", "true is not built for the GPU"),
+        (quantised, "--load_in_4bit", "and other quantised weights are not built for the GPU"),
+        (arguments.fp16 || arguments.fp16_full_eval, "--fp16", "is not built for the GPU; --bf16 is"),
+        (arguments.neftune_noise_alpha > 0.0, "--neftune_noise_alpha", "is not built for the GPU"),
+        (arguments.auto_find_batch_size, "--auto_find_batch_size", "is not built for the GPU"),
+        (arguments.train_new_rows_only, "--train_new_rows_only", "is not built for the GPU"),
+        (arguments.debug.contains(&Debug::UnderflowOverflow), "--debug", "underflow_overflow is not built for the GPU"),
+        (
+            !matches!(arguments.optim, Rule::AdamwTorch | Rule::AdamwHf),
+            "--optim",
+            "other than adamw_torch and adamw_hf is not built for the GPU",
+        ),
+    ];
+    asked.into_iter().find(|(asked, ..)| *asked).map(|(_, flag, reason)| (flag, reason))
+}
+
+/// What of a model is not built for the GPU: the field of its configuration, and why.
+pub fn unsupported_model(config: &Config) -> Option<String> {
+    let layout = config.layout();
+    let dropout = config.dropout;
+    let dropped = [dropout.embedding, dropout.attention, dropout.attention_output, dropout.feed_forward_output];
+    let norms = layout.layers.iter().any(|layer| layer.attention_norm.is_some() || layer.output_norm.is_some());
+    let rotated = match &config.positions {
+        Positions::Rotary(ropes) => ropes.iter().all(|rope| rope.features % 2 == 0),
+        Positions::Alibi | Positions::Learned => true,
+    };
+    let sizes = [
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_attention_heads * config.head_dim,
+        config.num_key_value_heads * config.head_dim,
+    ];
+    let reasons = [
+        (config.residual != Residual::Sequential, "branches that are not one after the other"),
+        (norms, "norms of what the branches add"),
+        (config.attention_softcap.is_some() || config.logit_softcap.is_some(), "soft-capped scores and logits"),
+        (config.normalized_head, "a normalised output projection"),
+        (
+            dropped.iter().any(|rate| *rate > 0.0),
+            "dropout (set the *_pdrop or *_dropout fields of config.json to 0 to train without it)",
+        ),
+        (config.head_dim > ops::LARGEST_HEAD, "heads of more than 256 features"),
+        (
+            !rotated || !config.head_dim.is_multiple_of(4) || sizes.iter().any(|size| !size.is_multiple_of(4)),
+            "sizes that are not multiples of 4",
+        ),
+    ];
+    let reason = reasons.into_iter().find(|(applies, _)| *applies)?.1;
+    Some(format!("of {} are not built for the GPU: {reason}", config.family.model_type()))
+}

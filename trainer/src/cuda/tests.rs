@@ -1,0 +1,270 @@
+//! The decoder on a GPU beside the one on the CPU. These tests are built with `--features cuda` and need a GPU;
+//! `tests/gpu.sh` runs them.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use candle_core::Device as CpuDevice;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::model::{Batch, Model};
+use crate::ops::cpu::values;
+use crate::ops::precision::Precision;
+use crate::optimizer::Optimizer;
+
+static GPU: LazyLock<Arc<Device>> =
+    LazyLock::new(|| Device::open().unwrap_or_else(|reason| panic!("these tests need a GPU: {reason}")));
+
+/// Families that are built for the GPU.
+const FAMILIES: [&str; 8] = ["llama", "mistral", "qwen2", "qwen3", "gemma", "glm", "gpt2", "bloom"];
+
+/// A model of two layers; `head_dim` times 4 is its width.
+fn config(family: &str, head_dim: usize, vocab_size: usize, window: Option<usize>) -> Config {
+    let hidden = 4 * head_dim;
+    let json = json!({
+        "model_type": family, "vocab_size": vocab_size, "hidden_size": hidden, "intermediate_size": hidden + 8,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": head_dim,
+        "max_position_embeddings": 256, "initializer_range": 0.7 / (hidden as f64).sqrt(), "sliding_window": window,
+        "attention_bias": true, "mlp_bias": true, "n_embd": hidden, "n_layer": 2, "n_head": 4, "n_positions": 256,
+        "kv_channels": head_dim, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "hidden_dropout": 0.0,
+        "attention_dropout": 0.0, "multi_query_group_num": 2, "ffn_hidden_size": hidden + 8, "padded_vocab_size": vocab_size,
+    });
+    Config::resolve(json).unwrap()
+}
+
+/// Ids of which some come often and the last positions of one sequence have no label.
+fn batch(vocab_size: usize, batch_size: usize, seq_len: usize) -> Batch {
+    let count = batch_size * seq_len;
+    let input_ids: Vec<u32> =
+        (0..count).map(|at| if at % 4 == 1 { 3 } else { (at * 7919 % vocab_size) as u32 }).collect();
+    let label = |(at, id): (usize, &u32)| if at + 3 < seq_len || at >= seq_len { i64::from(*id) } else { -100 };
+    let labels = input_ids.iter().enumerate().map(label).collect();
+    Batch { input_ids, labels, batch_size, seq_len }
+}
+
+/// Loss and gradients of one micro-batch.
+fn gradients(model: &mut Model, batch: &Batch, recompute: bool) -> (f64, Vec<Vec<f32>>) {
+    model.clear_gradients();
+    let loss = model.forward_backward(batch, 0.25, recompute).unwrap();
+    model.fetch_gradients().unwrap();
+    model.gradients().check_all_written(1).unwrap();
+    let all = (0..model.parameters().len()).map(|index| model.gradients().of(index).unwrap()).collect();
+    (loss.smoothed(model.label_smoothing.into()), all)
+}
+
+fn on_gpu(config: &Config, precision: Precision) -> Model {
+    let mut model = Model::init(config.clone(), 1).unwrap();
+    shake(&model);
+    model.precision = precision;
+    model.label_smoothing = 0.1;
+    model.move_to(GPU.clone()).unwrap();
+    model
+}
+
+fn on_cpu(config: &Config) -> Model {
+    let mut model = Model::init(config.clone(), 1).unwrap();
+    shake(&model);
+    model.label_smoothing = 0.1;
+    model
+}
+
+/// Norms and biases begin as ones and zeros, which would hide that they are not used.
+fn shake(model: &Model) {
+    for (number, parameter) in model.parameters().iter().enumerate().filter(|(_, parameter)| !parameter.decay) {
+        crate::ops::cpu::write(&parameter.tensor, |values| {
+            values.iter_mut().enumerate().for_each(|(at, x)| *x += ((at * 7 + number) % 11) as f32 / 50.0 - 0.1);
+        })
+        .unwrap();
+    }
+}
+
+/// max|Δ| / max|reference| of the worst parameter.
+fn worst(model: &Model, found: &[Vec<f32>], expected: &[Vec<f32>]) -> (f64, String) {
+    let mut worst = (0.0, String::new());
+    for ((found, expected), parameter) in found.iter().zip(expected).zip(model.parameters()) {
+        assert_eq!(found.len(), expected.len());
+        let apart = found.iter().zip(expected).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+        let apart = apart / expected.iter().map(|x| f64::from(x.abs())).fold(0.0, f64::max);
+        if apart > worst.0 || apart.is_nan() {
+            worst = (apart, parameter.name.clone());
+        }
+    }
+    worst
+}
+
+/// ‖Δ‖ / ‖reference‖ over all gradients.
+fn relative_norm(found: &[Vec<f32>], expected: &[Vec<f32>]) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    let apart = norm(&mut found.iter().flatten().zip(expected.iter().flatten()).map(|(a, b)| a - b));
+    apart / norm(&mut expected.iter().flatten().copied())
+}
+
+#[test]
+fn float32_is_within_rounding_of_the_cpu_in_every_family() {
+    for family in FAMILIES {
+        for (head_dim, vocab, window, batch_size, seq_len) in
+            [(4, 50, None, 2, 12), (16, 133, None, 3, 70), (32, 300, Some(9), 1, 150)]
+        {
+            let config = config(family, head_dim, vocab, window);
+            assert_eq!(unsupported_model(&config), None, "{family}");
+            let batch = batch(vocab, batch_size, seq_len);
+            let (mut cpu, mut gpu) = (on_cpu(&config), on_gpu(&config, Precision::F32));
+            let (expected, found) = (gradients(&mut cpu, &batch, false), gradients(&mut gpu, &batch, false));
+            let (apart, name) = worst(&cpu, &found.1, &expected.1);
+            println!("{family} {head_dim}: loss {:.1e}, {name} {apart:.1e}", found.0 / expected.0 - 1.0);
+            assert!((found.0 / expected.0 - 1.0).abs() < 1e-6, "{family} {head_dim}: {} {}", found.0, expected.0);
+            assert!(apart <= 1e-5, "{family} {head_dim}: {name} {apart}");
+            let (expected, found) = (cpu.evaluate(&batch).unwrap(), gpu.evaluate(&batch).unwrap());
+            assert!(
+                (found.nll / expected.nll - 1.0).abs() < 1e-6 && (found.smooth / expected.smooth - 1.0).abs() < 1e-6
+            );
+            assert_eq!((found.tokens, found.correct), (expected.tokens, expected.correct), "{family}");
+            let (expected, found) =
+                (cpu.next_logits(&batch.input_ids[..9]).unwrap(), gpu.next_logits(&batch.input_ids[..9]).unwrap());
+            let apart = expected.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(apart < 2e-5, "{family}: {apart}");
+        }
+    }
+}
+
+/// bf16 has 8 bits: 2⁻⁹ ≈ 2e-3 for each rounding. The bound is what autocast is from float32 as well.
+#[test]
+fn bf16_is_within_its_rounding_of_the_cpu_in_float32() {
+    for family in FAMILIES {
+        for (head_dim, vocab, window, batch_size, seq_len) in [
+            (16, 133, None, 2, 70),
+            (64, 300, None, 2, 200),
+            (64, 300, Some(50), 1, 130),
+            (128, 300, None, 2, 100),
+            (128, 300, Some(33), 1, 64),
+        ] {
+            let config = config(family, head_dim, vocab, window);
+            let batch = batch(vocab, batch_size, seq_len);
+            let (mut cpu, mut gpu) = (on_cpu(&config), on_gpu(&config, Precision::Bf16));
+            let (expected, found) = (gradients(&mut cpu, &batch, false), gradients(&mut gpu, &batch, false));
+            let apart = relative_norm(&found.1, &expected.1);
+            println!("{family} {head_dim}: loss {:.1e}, gradients {apart:.1e}", found.0 / expected.0 - 1.0);
+            assert!((found.0 / expected.0 - 1.0).abs() < 2e-3, "{family} {head_dim}: {} {}", found.0, expected.0);
+            assert!(apart < 2e-2, "{family} {head_dim}: {apart}");
+        }
+    }
+}
+
+#[test]
+fn every_run_has_the_same_bits_recomputed_or_not_and_micro_batches_add_up() {
+    for (family, precision) in [("qwen3", Precision::F32), ("llama", Precision::Bf16), ("bloom", Precision::Bf16)] {
+        let config = config(family, 64, 300, None);
+        let batch = batch(300, 2, 100);
+        let mut gpu = on_gpu(&config, precision);
+        let first = gradients(&mut gpu, &batch, false);
+        assert!(first == gradients(&mut gpu, &batch, false), "{family}");
+        assert!(first == gradients(&mut gpu, &batch, true), "{family}, recomputed");
+        assert!(first == gradients(&mut on_gpu(&config, precision), &batch, true), "{family}, anew");
+        gpu.clear_gradients();
+        gpu.forward_backward(&batch, 0.25, false).unwrap();
+        gpu.forward_backward(&batch, 0.25, false).unwrap();
+        gpu.fetch_gradients().unwrap();
+        let twice: Vec<_> = (0..gpu.parameters().len()).map(|index| gpu.gradients().of(index).unwrap()).collect();
+        let doubled: Vec<Vec<f32>> = first.1.iter().map(|all| all.iter().map(|x| 2.0 * x).collect()).collect();
+        let (apart, name) = worst(&gpu, &twice, &doubled);
+        assert!(apart < 1e-5, "{family}: {name} {apart}");
+    }
+}
+
+#[test]
+fn the_norm_and_updates_are_those_of_the_cpu() {
+    let config = config("qwen2", 16, 133, None);
+    let arguments = TrainerArguments { use_peft: false, weight_decay: 0.1, ..TrainerArguments::default() };
+    let run = |mut model: Model| {
+        let mut optimizer = Optimizer::new(&model, &arguments).unwrap();
+        let mut norms = Vec::new();
+        for step in 0..4 {
+            model.clear_gradients();
+            model.forward_backward(&batch(133, 2, 40 + step), 0.01, false).unwrap();
+            norms.push(model.gradient_norm().unwrap());
+            optimizer.update(&mut model, 1e-2, norms[step], 1.0).unwrap();
+        }
+        model.fetch().unwrap();
+        optimizer.fetch(&model).unwrap();
+        let all = |tensor| values(tensor).unwrap().to_vec();
+        let parameters: Vec<Vec<f32>> = model.parameters().iter().map(|parameter| all(&parameter.tensor)).collect();
+        let moments: Vec<Vec<f32>> = optimizer.state(&model).map(|(_, tensor)| all(tensor)).collect();
+        (norms, parameters, moments)
+    };
+    let (expected, found) = (run(on_cpu(&config)), run(on_gpu(&config, Precision::F32)));
+    assert!(found == run(on_gpu(&config, Precision::F32)));
+    for (found, expected) in found.0.iter().zip(&expected.0) {
+        assert!((found / expected - 1.0).abs() < 1e-4, "{found} {expected}");
+    }
+    // An update is about the learning rate whatever the gradient: one of nearly 0 may have the other sign.
+    assert!(relative_norm(&found.1, &expected.1) < 1e-4, "{}", relative_norm(&found.1, &expected.1));
+    assert!(relative_norm(&found.2, &expected.2) < 1e-4, "{}", relative_norm(&found.2, &expected.2));
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/fixtures").join(name)
+}
+
+/// What `transformers` computes on tiny checkpoints: `tests/data/fixtures/gen.py`.
+#[test]
+fn losses_and_gradients_are_those_of_transformers() {
+    for name in [
+        "llama",
+        "llama_mha_bias",
+        "llama3_rope",
+        "llama_linear_rope",
+        "llama_dynamic_rope",
+        "llama_yarn_rope",
+        "mistral",
+        "qwen",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "glm",
+        "gpt2",
+        "gpt2_by_layer",
+        "bloom",
+        "bloom_heads6",
+        "baichuan_7b",
+        "baichuan_13b",
+    ] {
+        let dir = fixture(name);
+        let golden = candle_core::safetensors::load(dir.join("golden.safetensors"), &CpuDevice::Cpu).unwrap();
+        let (batch_size, seq_len) = golden["input_ids"].dims2().unwrap();
+        let labels: Vec<i64> = golden["input_ids"].flatten_all().unwrap().to_vec1().unwrap();
+        let input_ids = labels.iter().map(|id| *id as u32).collect();
+        let batch = Batch { input_ids, labels, batch_size, seq_len };
+        let mut model = Model::load(&dir).unwrap();
+        if let Some(reason) = unsupported_model(model.config()) {
+            panic!("{name}: {reason}");
+        }
+        model.move_to(GPU.clone()).unwrap();
+        let loss = model.forward_backward(&batch, 1.0 / batch.label_tokens() as f32, false).unwrap();
+        model.fetch_gradients().unwrap();
+        let of = |name: &str| -> Vec<f32> { golden[name].flatten_all().unwrap().to_vec1().unwrap() };
+        let expected: Vec<_> =
+            model.parameters().iter().map(|parameter| of(&format!("grad.{}", parameter.name))).collect();
+        let found: Vec<_> = (0..expected.len()).map(|index| model.gradients().of(index).unwrap()).collect();
+        let (apart, parameter) = worst(&model, &found, &expected);
+        let of_loss = loss.nll / loss.tokens as f64 / f64::from(of("loss")[0]) - 1.0;
+        println!("{name}: loss {of_loss:.1e}, {parameter} {apart:.1e}");
+        assert!(of_loss.abs() < 1e-6 && apart <= 1e-5, "{name}: {of_loss} {parameter} {apart}");
+    }
+}
+
+#[test]
+fn what_is_not_built_is_named() {
+    let asked = |change: fn(&mut TrainerArguments)| {
+        let mut arguments = TrainerArguments { use_peft: false, ..TrainerArguments::default() };
+        change(&mut arguments);
+        unsupported(&arguments, false).map(|(flag, _)| flag)
+    };
+    assert_eq!(asked(|_| ()), None);
+    assert_eq!(asked(|arguments| arguments.use_peft = true), Some("--use_peft"));
+    assert_eq!(asked(|arguments| arguments.optim = Rule::Sgd), Some("--optim"));
+    let dropping: Value =
+        json!({"model_type": "gpt2", "vocab_size": 50, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8});
+    assert!(unsupported_model(&Config::resolve(dropping).unwrap()).unwrap().contains("dropout"));
+    assert!(unsupported_model(&config("gpt_neox", 16, 50, None)).unwrap().contains("gpt_neox"));
+}

@@ -26,7 +26,7 @@ if [ -z "$python" ]; then
 fi
 
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-hash=$(cat tests/real/requirements.txt <(echo "$version") | cksum | cut -d' ' -f1)
+hash=$(cat tests/real/requirements.txt tests/real/requirements-4.57.txt <(echo "$version") | cksum | cut -d' ' -f1)
 venv="${XDG_CACHE_HOME:-$HOME/.cache}/tokenmill/venv-$hash"
 if [ ! -e "$venv/complete" ]; then
   echo "real.sh: installing the pinned Python packages into $venv (some minutes, once)"
@@ -34,6 +34,8 @@ if [ ! -e "$venv/complete" ]; then
   mkdir -p "$(dirname "$venv")"
   "$python" -m venv "$venv"
   "$venv/bin/pip" install --quiet --disable-pip-version-check -r tests/real/requirements.txt
+  # The older Trainer, beside the same torch: its three packages alone, where only compat.py looks.
+  "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --target "$venv/transformers-4.57" -r tests/real/requirements-4.57.txt
   touch "$venv/complete"
 fi
 

@@ -14,6 +14,7 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, Bloom
                           GlmForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
                           MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, TrainerState, default_data_collator)
 
+import compat
 import flags
 import hub
 import loading
@@ -135,6 +136,7 @@ if __name__ == "__main__":
         check_checkpoint(programs, work, datasets["bytes"])
         training.check(programs, work, datasets["bytes"])
         old_checkpoints.check(programs, work)
+        compat.check(programs, work, datasets["bytes"])
         resuming.check(programs, work, datasets["bytes"])
         hub.check(programs, work, datasets["bytes"])
         vocabulary.check(programs, work)

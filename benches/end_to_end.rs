@@ -48,8 +48,8 @@ fn main() -> ExitCode {
                 let mut fastest = f64::INFINITY;
                 let mut peak = 0;
                 for _ in 0..ROUNDS {
-                    let began = prepare(&preprocess, &tokenizer, path, work.path());
-                    (fastest, peak) = (fastest.min(began.wall.as_secs_f64()), peak.max(began.peak_bytes));
+                    let run = prepare(&preprocess, &tokenizer, path, work.path());
+                    (fastest, peak) = (fastest.min(run.wall.as_secs_f64()), peak.max(run.peak_bytes));
                 }
                 let size = std::fs::metadata(path).expect("just written").len() as f64 / MB;
                 let text = input.documents.iter().map(String::len).sum::<usize>() as f64 / MB;

@@ -12,7 +12,20 @@ use tokenmill_shared::order::Permutation;
 use tokenmill_shared::{Error, Result};
 
 use crate::model::Batch;
-use crate::plan::{LossMean, ResultSettings};
+use crate::plan::ResultSettings;
+
+/// What the loss of an optimizer step, or of an evaluation, is the mean over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LossMean {
+    /// The labels that are predicted: all but the first of each block. It is what the gradient should be of, however a
+    /// step is split.
+    Predicted,
+    /// All labels, as the Trainer had it from 4.46 to 4.57: of blocks of T tokens (T−1)/T of the above.
+    AllLabels,
+    /// Those of a micro-batch, and the means are added up, as the Trainer did then with label smoothing: as many times the
+    /// above as there are micro-batches in a step. An evaluation has one.
+    MicroBatches,
+}
 
 /// Steps read ahead.
 const AHEAD: usize = 2;
@@ -27,7 +40,7 @@ pub struct StepBatches {
 }
 
 impl StepBatches {
-    /// Labels in all micro-batches: what their summed loss is divided by.
+    /// Labels that are predicted, in all micro-batches.
     pub fn label_tokens(&self) -> u64 {
         self.micro_batches.iter().map(Batch::label_tokens).sum()
     }

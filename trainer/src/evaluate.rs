@@ -7,9 +7,8 @@ use tokenmill_shared::Result;
 use tokenmill_shared::dataset::{Dataset, Split, SplitReader};
 use tokenmill_shared::progress::{Progress, Unit};
 
-use crate::data::read_batch;
+use crate::data::{LossMean, read_batch};
 use crate::model::Model;
-use crate::plan::LossMean;
 
 /// The blocks of an evaluation.
 #[derive(Debug)]
@@ -25,6 +24,9 @@ pub struct EvaluationSet {
 
 impl EvaluationSet {
     /// The first `blocks` blocks of a split; `None` if there are none.
+    ///
+    /// # Errors
+    /// Shards that are missing or damaged.
     pub fn open(name: Option<String>, dataset: &Dataset, split: Split, blocks: u64) -> Result<Option<Self>> {
         let reader = dataset.split(split)?.filter(|reader| !reader.is_empty() && blocks > 0);
         Ok(reader.map(|reader| {

@@ -1,6 +1,9 @@
 //! From what was said to what will be done: paths resolved, contradictions refused with both names, step
 //! counts computed.
 
+#[cfg(feature = "cuda")]
+mod gpu;
+
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +15,7 @@ use tokenmill_shared::{Error, Result, hub, progress};
 use crate::arguments::{Compat, Debug, LogLevel, Sampling, SaveStrategy, Shuffle, Strategy, TrainerArguments};
 #[cfg(feature = "cuda")]
 use crate::cuda::Device;
+use crate::data::LossMean;
 use crate::evaluate::EvaluationSet;
 use crate::model::{Config, EmbeddingNoise, Model, Positions, Quantisation};
 use crate::ops::precision::Precision;
@@ -315,50 +319,6 @@ impl Plan {
         Ok(())
     }
 
-    /// Finds the GPU, as the Trainer does: where there is one it is used, unless `--use_cpu true`.
-    ///
-    /// # Errors
-    /// Something that is asked for is not built for the GPU.
-    #[cfg(feature = "cuda")]
-    pub fn find_gpu(&mut self) -> Result<()> {
-        if self.arguments.use_cpu {
-            return Ok(());
-        }
-        match Device::open() {
-            Ok(device) => {
-                let (name, bytes) = device.describe()?;
-                eprintln!("training on the GPU: {name}, {}", indicatif::HumanBytes(bytes as u64));
-                self.gpu = Some(device);
-            }
-            Err(reason) => {
-                eprintln!("training on the CPU: {reason}");
-                return Ok(());
-            }
-        }
-        match crate::cuda::unsupported(&self.arguments, self.quantisation.is_some()) {
-            Some((flag, reason)) => Err(Error::config(flag, format!("{reason}; or add --use_cpu true"))),
-            None => Ok(()),
-        }
-    }
-
-    /// Refuses a model that the GPU does not take.
-    #[cfg(feature = "cuda")]
-    fn check_gpu_takes(&self, config: &Config) -> Result<()> {
-        match crate::cuda::unsupported_model(config).filter(|_| self.gpu.is_some()) {
-            Some(reason) => Err(Error::config("the model", format!("{reason}; or add --use_cpu true"))),
-            None => Ok(()),
-        }
-    }
-
-    /// Says how much of the GPU's memory is in use.
-    #[cfg(feature = "cuda")]
-    pub fn say_gpu_memory(&self) -> Result<()> {
-        if let Some(gpu) = &self.gpu {
-            eprintln!("GPU memory in use: {}", indicatif::HumanBytes(gpu.used()? as u64));
-        }
-        Ok(())
-    }
-
     /// What adapters call the model they are beside.
     pub fn base_name(&self) -> String {
         let base = self.named[0].as_deref().or(self.named[1].as_deref());
@@ -568,19 +528,6 @@ impl Plan {
             quantisation: self.quantisation.map(Quantisation::name),
         }
     }
-}
-
-/// What the loss of an optimizer step, or of an evaluation, is the mean over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LossMean {
-    /// The labels that are predicted: all but the first of each block. It is what the gradient should be of, however a
-    /// step is split.
-    Predicted,
-    /// All labels, as the Trainer had it from 4.46 to 4.57: of blocks of T tokens (T−1)/T of the above.
-    AllLabels,
-    /// Those of a micro-batch, and the means are added up, as the Trainer did then with label smoothing: as many times the
-    /// above as there are micro-batches in a step. An evaluation has one.
-    MicroBatches,
 }
 
 /// Step counts and intervals.

@@ -132,8 +132,8 @@ fn dir_of_tokenizer(dirs: [Option<&Path>; 2]) -> Result<Option<&Path>> {
     Ok(None)
 }
 
-/// Whether the tokenizer.json in `dir` is that of the dataset to the byte: then neither need be loaded, which would cost
-/// the run up to 60 MB.
+/// Whether the tokenizer.json in `dir` is that of the dataset to the byte: then neither need be loaded, which takes 0.7
+/// seconds for that of Qwen2.5.
 fn is_that_of(dir: &Path, dataset: &Dataset) -> Result<bool> {
     let path = dir.join("tokenizer.json");
     if storage::stat(&path)?.is_none() {

@@ -49,10 +49,16 @@ impl Vectors {
     /// All that this processor has, the best first.
     pub(super) fn all() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
-        let special = [
-            (Self::Avx512, is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("bmi2")),
-            (Self::Avx2, is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2")),
-        ];
+        let special = {
+            // All that `x86` enables: a virtual machine may hide any of them.
+            let has_avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("bmi1")
+                && is_x86_feature_detected!("bmi2")
+                && is_x86_feature_detected!("lzcnt")
+                && is_x86_feature_detected!("popcnt");
+            let has_avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+            [(Self::Avx512, has_avx2 && has_avx512), (Self::Avx2, has_avx2)]
+        };
         #[cfg(not(target_arch = "x86_64"))]
         let special: [(Self, bool); 0] = [];
         special.into_iter().filter(|(_, has)| *has).map(|(vectors, _)| vectors).chain([Self::Portable])

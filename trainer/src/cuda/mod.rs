@@ -39,7 +39,7 @@ pub fn unsupported(arguments: &TrainerArguments, quantised: bool) -> Option<(&'s
     asked.into_iter().find(|(asked, ..)| *asked).map(|(_, flag, reason)| (flag, reason))
 }
 
-/// What of a model is not built for the GPU: the field of its configuration, and why.
+/// The kind of model, and what of it is not built for the GPU; `None` if all of it is.
 pub fn unsupported_model(config: &Config) -> Option<String> {
     let layout = config.layout();
     let dropout = config.dropout;
@@ -71,5 +71,5 @@ pub fn unsupported_model(config: &Config) -> Option<String> {
         ),
     ];
     let reason = reasons.into_iter().find(|(applies, _)| *applies)?.1;
-    Some(format!("of {} are not built for the GPU: {reason}", config.family.model_type()))
+    Some(format!("{} with {reason} is not built for the GPU", config.family.model_type()))
 }

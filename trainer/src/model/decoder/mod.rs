@@ -48,7 +48,7 @@ struct Decoder<'a> {
 }
 
 /// What a layer's backward needs of its forward, except what is soon computed again: the merged heads and the activated
-/// features are a seventh of what a llama layer would keep, and none of its matrix products.
+/// features are more than a fifth of what a llama layer would keep, and no matrix product is needed for them.
 struct Saved {
     /// Input and normed input, (N, D).
     x: Tensor,

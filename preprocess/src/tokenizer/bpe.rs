@@ -5,11 +5,11 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::huge::Huge;
+use super::together::{self, SHORT, Short};
+use super::windows::Vectors;
 
-/// Symbols up to which looking at all ranks again beats a heap: 32 ranks are two cache lines.
-const SHORT: usize = 32;
-
-const NONE: u32 = u32::MAX;
+/// No rank, no id.
+pub(super) const NONE: u32 = u32::MAX;
 
 /// Merges below this leave a rank room for the place of its pair among [`SHORT`].
 const LIMIT: usize = 1 << (32 - SHORT.trailing_zeros());
@@ -29,6 +29,7 @@ pub(super) struct Merge {
 /// The merges of a vocabulary: an open-addressed table, at most two thirds full, and before it a filter.
 #[derive(Debug)]
 pub(super) struct Merges {
+    /// The last entry, which is always empty, is that of pairs the filter tells.
     table: Huge<Merge>,
     filter: Huge<u64>,
     /// Of a hash to the place in the table.
@@ -38,6 +39,15 @@ pub(super) struct Merges {
 /// Rank and id of each pair of bytes.
 #[derive(Debug)]
 pub(super) struct BytePairs(Huge<[u32; 2]>);
+
+impl BytePairs {
+    /// Rank and id of a pair.
+    #[inline(always)]
+    pub(super) fn get(&self, left: u8, right: u8) -> (u32, u32) {
+        let [rank, id] = self.0[usize::from(left) << 8 | usize::from(right)];
+        (rank, id)
+    }
+}
 
 impl Merges {
     /// `merges` by rank: left id, right id, id of both together. Of a pair that comes twice the later counts. `None` if
@@ -49,7 +59,7 @@ impl Merges {
         let size = (merges.len() + merges.len() / 2).next_power_of_two().max(2);
         let empty = Merge { pair: u64::MAX, rank: NONE, id: NONE };
         let mut all = Self {
-            table: Huge::new(size),
+            table: Huge::new(size + 1),
             filter: Huge::new(1 << (FILTER_BITS - 6)),
             shift: 64 - size.trailing_zeros(),
         };
@@ -69,20 +79,36 @@ impl Merges {
 
     /// Rank and id of a pair; rank [`NONE`] if it is never merged.
     #[inline(always)]
-    fn get(&self, left: u32, right: u32) -> (u32, u32) {
+    pub(super) fn get(&self, left: u32, right: u32) -> (u32, u32) {
+        let (pair, entry) = self.find(left, right);
+        self.answer(pair, entry)
+    }
+
+    /// A pair and where it may be in the table, which is brought nearer.
+    #[inline(always)]
+    pub(super) fn ask(&self, left: u32, right: u32) -> (u64, usize) {
+        let (pair, entry) = self.find(left, right);
+        self.table.prefetch(entry);
+        (pair, entry)
+    }
+
+    #[inline(always)]
+    fn find(&self, left: u32, right: u32) -> (u64, usize) {
         let (pair, hash) = key(left, right);
         let bit = (hash >> (64 - FILTER_BITS)) as usize;
-        if self.filter[bit / 64] >> (bit % 64) & 1 == 0 {
-            return (NONE, NONE);
-        }
-        let mask = self.table.len() - 1;
-        let mut at = (hash >> self.shift) as usize;
+        let is_there = self.filter[bit / 64] >> (bit % 64) & 1 == 1;
+        (pair, if is_there { (hash >> self.shift) as usize } else { self.table.len() - 1 })
+    }
+
+    /// Rank and id of a pair that is in the table from here on, if it is.
+    #[inline(always)]
+    pub(super) fn answer(&self, pair: u64, mut entry: usize) -> (u32, u32) {
         loop {
-            let merge = &self.table[at & mask];
+            let merge = &self.table[entry];
             if merge.pair == pair || merge.pair == u64::MAX {
                 return (merge.rank, merge.id);
             }
-            at += 1;
+            entry = (entry + 1) & (self.table.len() - 2);
         }
     }
 
@@ -112,86 +138,16 @@ impl Merges {
 
     /// Merges `symbols` in place.
     pub(super) fn apply(&self, symbols: &mut Vec<u32>, scratch: &mut Scratch) {
-        let count = symbols.len();
-        let first = |at: usize, symbols: &[u32]| self.get(symbols[at], symbols[at + 1]);
-        match count {
+        match symbols.len() {
             0..=1 => {}
-            2..=8 => self.apply_short::<8>(symbols, first),
-            9..=16 => self.apply_short::<16>(symbols, first),
-            17..=SHORT => self.apply_short::<SHORT>(symbols, first),
+            2..=SHORT => {
+                let mut piece = Short::default();
+                piece.begin_symbols(symbols, self);
+                together::merge(Vectors::Portable, std::slice::from_mut(&mut piece), self);
+                symbols.clear();
+                symbols.extend(piece.symbols());
+            }
             _ => self.apply_long(symbols, scratch),
-        }
-    }
-
-    /// Merges the bytes of `piece`, whose ids and pairs are given, into `symbols`, which is empty.
-    pub(super) fn apply_bytes(
-        &self,
-        piece: &[u8],
-        (bytes, pairs): (&[u32; 256], &BytePairs),
-        symbols: &mut Vec<u32>,
-        scratch: &mut Scratch,
-    ) {
-        symbols.extend(piece.iter().map(|byte| bytes[usize::from(*byte)]));
-        let first = |at: usize, _: &[u32]| {
-            let [rank, id] = pairs.0[usize::from(piece[at]) << 8 | usize::from(piece[at + 1])];
-            (rank, id)
-        };
-        match piece.len() {
-            0..=1 => {}
-            2..=8 => self.apply_short::<8>(symbols, first),
-            9..=16 => self.apply_short::<16>(symbols, first),
-            17..=SHORT => self.apply_short::<SHORT>(symbols, first),
-            _ => self.apply_long(symbols, scratch),
-        }
-    }
-
-    /// Of at most `N` symbols, which stay in their places: the lowest rank is looked for anew for every merge, which
-    /// vectors do at once. `first` gives rank and id of each two neighbours.
-    #[inline(always)]
-    fn apply_short<const N: usize>(&self, symbols: &mut Vec<u32>, first: impl Fn(usize, &[u32]) -> (u32, u32)) {
-        let count = symbols.len();
-        // In the lowest bits of a rank the place of its left symbol.
-        let ranked = |rank: u32, at: usize| if rank == NONE { NONE } else { (rank * SHORT as u32) | at as u32 };
-        let (mut all, mut ranks, mut ids) = ([NONE; N], [NONE; N], [NONE; N]);
-        let (mut before, mut after) = ([0u8; N], [0u8; N]);
-        all[..count].copy_from_slice(symbols);
-        for at in 0..count {
-            before[at] = (at as u8).wrapping_sub(1);
-            after[at] = at as u8 + 1;
-        }
-        for at in 0..count - 1 {
-            let (rank, id) = first(at, symbols);
-            (ranks[at], ids[at]) = (ranked(rank, at), id);
-        }
-        loop {
-            let best = ranks.iter().copied().fold(NONE, u32::min);
-            if best == NONE {
-                break;
-            }
-            let at = best as usize % SHORT % N;
-            let gone = usize::from(after[at]) % N;
-            let next = usize::from(after[gone]);
-            all[at] = ids[at];
-            ranks[gone] = NONE;
-            after[at] = next as u8;
-            ranks[at] = NONE;
-            if next < count {
-                before[next % N] = at as u8;
-                let (rank, id) = self.get(all[at], all[next % N]);
-                (ranks[at], ids[at]) = (ranked(rank, at), id);
-            }
-            let left = usize::from(before[at]);
-            if left < count {
-                let left = left % N;
-                let (rank, id) = self.get(all[left], all[at]);
-                (ranks[left], ids[left]) = (ranked(rank, left), id);
-            }
-        }
-        symbols.clear();
-        let mut at = 0;
-        while at < count {
-            symbols.push(all[at % N]);
-            at = usize::from(after[at % N]);
         }
     }
 
@@ -269,20 +225,38 @@ mod tests {
 
     proptest! {
         #[test]
-        fn both_ways_are_the_definition(
+        fn all_ways_are_the_definition(
             pairs in prop::collection::vec((0u32..14, 0u32..14), 0..30),
-            symbols in prop::collection::vec(0u32..4, 0..60),
+            symbols in prop::collection::vec(0u32..4, 0..400),
+            part in 1..=SHORT,
         ) {
             let merges: Vec<_> = pairs.iter().enumerate().map(|(rank, pair)| (pair.0, pair.1, 4 + rank as u32 % 10)).collect();
             let table = Merges::new(&merges).unwrap();
             let mut scratch = Scratch::default();
-            let mut expected = symbols.clone();
-            by_definition(&merges, &mut expected);
-            let (mut short, mut long) = (symbols.clone(), symbols);
-            table.apply(&mut short, &mut scratch);
-            table.apply_long(&mut long, &mut scratch);
-            prop_assert_eq!(&short, &expected);
-            prop_assert_eq!(&long, &expected);
+            let parts: Vec<&[u32]> = symbols.chunks(part).collect();
+            let expected: Vec<Vec<u32>> = parts.iter().map(|part| {
+                let mut symbols = part.to_vec();
+                by_definition(&merges, &mut symbols);
+                symbols
+            }).collect();
+            for (part, expected) in parts.iter().zip(&expected) {
+                let (mut any, mut long) = (part.to_vec(), part.to_vec());
+                table.apply(&mut any, &mut scratch);
+                table.apply_long(&mut long, &mut scratch);
+                prop_assert_eq!(&any, expected);
+                prop_assert_eq!(&long, expected);
+            }
+            for vectors in Vectors::all() {
+                // What was there before does not matter.
+                let mut together = vec![Short::default(); parts.len()];
+                together.iter_mut().for_each(|piece| piece.begin_symbols(&[0, 1, 2, 3].repeat(SHORT / 4), &table));
+                for (piece, part) in together.iter_mut().zip(&parts) {
+                    piece.begin_symbols(part, &table);
+                }
+                together::merge(vectors, &mut together, &table);
+                let found: Vec<Vec<u32>> = together.iter().map(|piece| piece.symbols().collect()).collect();
+                prop_assert_eq!(&found, &expected, "{:?}", vectors);
+            }
         }
     }
 }

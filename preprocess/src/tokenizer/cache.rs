@@ -74,6 +74,22 @@ pub(super) fn is_ascii(key: Key) -> bool {
     !is_long(key) && key & HIGH == 0
 }
 
+/// The key of the piece of the other kind `false`.
+#[inline(always)]
+pub(super) fn without_kind(key: Key) -> Key {
+    key << 1 >> 1
+}
+
+/// A hash of a short piece's key.
+#[inline(always)]
+pub(super) fn hash_key(key: Key) -> u64 {
+    // Folded multiplication (as wyhash): every bit of the key reaches every bit.
+    let low = key as u64 ^ 0x9e37_79b9_7f4a_7c15;
+    let high = (key >> 64) as u64 ^ 0xbf58_476d_1ce4_e5b9;
+    let product = u128::from(low) * u128::from(high);
+    product as u64 ^ (product >> 64) as u64
+}
+
 #[derive(Clone, Copy)]
 #[repr(align(32))]
 struct Slot {
@@ -103,11 +119,7 @@ impl Cache {
     /// Where a short piece lies.
     #[inline(always)]
     pub(super) fn bucket(key: Key) -> u32 {
-        // Folded multiplication (as wyhash): every bit of the key reaches the bits used.
-        let low = key as u64 ^ 0x9e37_79b9_7f4a_7c15;
-        let high = (key >> 64) as u64 ^ 0xbf58_476d_1ce4_e5b9;
-        let product = u128::from(low) * u128::from(high);
-        (product as u64 ^ (product >> 64) as u64) as u32 % BUCKETS as u32
+        hash_key(key) as u32 % BUCKETS as u32
     }
 
     /// Begins to bring a bucket nearer.
@@ -153,7 +165,7 @@ impl Cache {
             None => slot.ids[0] = MANY << 24,
         }
         let Bucket(slots) = &mut self.buckets[bucket as usize % BUCKETS];
-        slots[usize::from(slots[0].key != 0)] = slot;
+        slots[usize::from(slots[0].key != 0 && slots[0].key != key)] = slot;
     }
 
     /// The ids of a piece of any length.

@@ -8,6 +8,7 @@ use memmap2::MmapMut;
 
 use super::bpe::Merge;
 use super::cache::Bucket;
+use super::vocabulary::Token;
 
 /// Bytes of a huge page.
 const PAGE: usize = 2 << 20;
@@ -20,6 +21,8 @@ pub(super) unsafe trait Plain: Copy {}
 
 // SAFETY: numbers.
 unsafe impl Plain for Bucket {}
+// SAFETY: numbers.
+unsafe impl Plain for Token {}
 // SAFETY: numbers.
 unsafe impl Plain for Merge {}
 // SAFETY: numbers.

@@ -11,11 +11,12 @@ use serde_json::Value;
 
 use super::Engine;
 use super::added::{AddedTokens, Segment};
-use super::bpe::{Merges, Scratch};
-use super::cache;
-use super::pieces::{Miss, Working};
+use super::bpe::Merges;
+use super::cache::{self, Key};
+use super::pieces::{self, Working};
 use super::probe::{around, proved};
 use super::reference::Reference;
+use super::together::{SHORT, Short};
 use super::unicode::decode;
 
 /// Stands for a space in the vocabulary.
@@ -132,8 +133,14 @@ struct Model {
     merges: Merges,
 }
 
-impl Miss for Model {
-    fn encode(&self, piece: &[u8], _kind: bool, symbols: &mut Vec<u32>, scratch: &mut Scratch) {
+impl pieces::Model for Model {
+    fn prefetch(&self, _key: Key) {}
+
+    fn token(&self, _key: Key, _piece: &[u8]) -> Option<u32> {
+        None
+    }
+
+    fn begin(&self, piece: &[u8], symbols: &mut Vec<u32>, short: &mut Short) -> bool {
         let mut at = 0;
         while at < piece.len() {
             let (character, length) = decode(piece, at);
@@ -144,7 +151,15 @@ impl Miss for Model {
             }
             at += length;
         }
-        self.merges.apply(symbols, scratch);
+        let is_short = symbols.len() <= SHORT;
+        if is_short {
+            short.begin_symbols(symbols, &self.merges);
+        }
+        is_short
+    }
+
+    fn merges(&self) -> &Merges {
+        &self.merges
     }
 }
 

@@ -18,6 +18,7 @@ mod metaspace;
 mod pieces;
 mod probe;
 mod reference;
+mod together;
 mod unicode;
 mod vocabulary;
 mod windows;

@@ -1,8 +1,14 @@
 //! From pieces of text to ids: a batch of pieces is collected, then looked up, so that one piece's way through memory
-//! overlaps the next one's.
+//! overlaps the next one's. For the same reason pieces that the cache does not have wait for others of their kind: their
+//! ids are found together, and the ids behind make room for them.
 
-use super::bpe::Scratch;
+use super::bpe::{Merges, Scratch};
 use super::cache::{self, Cache, Key, SHORT_IDS};
+use super::together::{self, Short};
+use super::windows::Vectors;
+
+/// Pieces whose ids are found together, if one text brings so many.
+const WAITING: usize = 16;
 
 /// Pieces of a batch: enough to overlap, few enough that keys and slots stay in the first-level cache.
 const BATCH: usize = 64;
@@ -21,26 +27,54 @@ impl Default for Batch {
     }
 }
 
+/// A piece that the cache does not have.
+#[derive(Clone, Copy)]
+struct Waiting {
+    key: Key,
+    bucket: u32,
+    span: (usize, usize),
+    /// Where its ids belong among those that are there.
+    at: usize,
+    /// Where its ids are among those that were found.
+    found: (usize, usize),
+    /// They were remembered as those of a long piece.
+    is_known: bool,
+}
+
 /// What a thread needs to encode, kept from text to text: at most some 16 MiB.
 #[derive(Default)]
 pub struct Working {
     cache: Cache,
     batch: Batch,
+    waiting: Vec<Waiting>,
+    /// Pieces that are merged together, and whose they are.
+    short: Vec<Short>,
+    short_of: Vec<usize>,
+    found: Vec<u32>,
     scratch: Scratch,
     symbols: Vec<u32>,
     /// A first piece with what a normalizer puts before it.
     pub(super) first: Vec<u8>,
 }
 
-/// How ids of a piece are found that is not in the cache: the piece, its kind, where they go.
-pub(super) trait Miss {
-    fn encode(&self, piece: &[u8], kind: bool, symbols: &mut Vec<u32>, scratch: &mut Scratch);
+/// How ids of pieces are found that are not in the cache.
+pub(super) trait Model {
+    /// Begins to bring nearer what `token` looks at.
+    fn prefetch(&self, key: Key);
+
+    /// The id of a piece that is a token as a whole and needs no merging.
+    fn token(&self, key: Key, piece: &[u8]) -> Option<u32>;
+
+    /// Begins a piece that is short enough in `short`; otherwise appends its symbols.
+    fn begin(&self, piece: &[u8], symbols: &mut Vec<u32>, short: &mut Short) -> bool;
+
+    fn merges(&self) -> &Merges;
 }
 
 impl Working {
     /// Adds the piece `text[begin..end]`, which is not empty; `key` is the one in the cache.
     #[inline(always)]
-    pub(super) fn push(&mut self, text: &[u8], span: (usize, usize), key: Key, ids: &mut Vec<u32>, miss: &impl Miss) {
+    pub(super) fn push(&mut self, text: &[u8], span: (usize, usize), key: Key, ids: &mut Vec<u32>, model: &impl Model) {
         let at = self.batch.count % BATCH;
         let bucket = Cache::bucket(key);
         self.cache.prefetch(bucket);
@@ -49,12 +83,20 @@ impl Working {
         self.batch.spans[at] = span;
         self.batch.count = at + 1;
         if self.batch.count == BATCH {
-            self.flush(text, ids, miss);
+            self.look_up(text, ids, model);
         }
     }
 
     /// Appends the ids of the pieces of `text` that were added.
-    pub(super) fn flush(&mut self, text: &[u8], ids: &mut Vec<u32>, miss: &impl Miss) {
+    pub(super) fn flush(&mut self, text: &[u8], ids: &mut Vec<u32>, model: &impl Model) {
+        self.look_up(text, ids, model);
+        if !self.waiting.is_empty() {
+            self.find(text, ids, model);
+        }
+    }
+
+    /// Appends the ids of the pieces of the batch that the cache has; the others wait.
+    fn look_up(&mut self, text: &[u8], ids: &mut Vec<u32>, model: &impl Model) {
         let count = self.batch.count;
         let mut at = ids.len();
         ids.resize(at + count * SHORT_IDS, 0);
@@ -65,36 +107,92 @@ impl Working {
                 ids[at..at + SHORT_IDS].copy_from_slice(&found);
                 at += found_count;
             } else {
-                ids.truncate(at);
-                self.slow(text, number, ids, miss);
-                at = ids.len();
-                ids.resize(at + (count - number) * SHORT_IDS, 0);
+                self.wait(number, at, model);
+                if self.waiting.len() == WAITING {
+                    ids.truncate(at);
+                    self.find(text, ids, model);
+                    at = ids.len();
+                    ids.resize(at + (count - number) * SHORT_IDS, 0);
+                }
             }
         }
         ids.truncate(at);
         self.batch.count = 0;
     }
 
+    /// Puts off a piece of the batch, whose ids belong at `at`.
     #[cold]
-    fn slow(&mut self, text: &[u8], number: usize, ids: &mut Vec<u32>, miss: &impl Miss) {
-        let (bucket, key, (begin, end)) =
-            (self.batch.buckets[number], self.batch.keys[number], self.batch.spans[number]);
-        let (bytes, kind) = (&text[begin..end], cache::kind(key));
-        let is_long = cache::is_long(key);
-        if (is_long || self.cache.has_many(bucket, key))
-            && let Some(known) = self.cache.get_long(bytes, kind)
-        {
-            ids.extend_from_slice(known);
-            return;
+    fn wait(&mut self, number: usize, at: usize, model: &impl Model) {
+        let (bucket, key, span) = (self.batch.buckets[number], self.batch.keys[number], self.batch.spans[number]);
+        model.prefetch(key);
+        self.waiting.push(Waiting { key, bucket, span, at, found: (0, 0), is_known: false });
+    }
+
+    /// Finds the ids of the pieces that wait, and puts them where they belong.
+    #[cold]
+    fn find(&mut self, text: &[u8], ids: &mut Vec<u32>, model: &impl Model) {
+        self.found.clear();
+        self.short_of.clear();
+        for (number, waiting) in self.waiting.iter_mut().enumerate() {
+            let Waiting { key, bucket, span: (begin, end), .. } = *waiting;
+            let piece = &text[begin..end];
+            let from = self.found.len();
+            if (cache::is_long(key) || self.cache.has_many(bucket, key))
+                && let Some(known) = self.cache.get_long(piece, cache::kind(key))
+            {
+                self.found.extend_from_slice(known);
+                waiting.is_known = true;
+            } else if let Some(id) = model.token(key, piece) {
+                self.found.push(id);
+            } else {
+                let short = self.short_of.len();
+                if short == self.short.len() {
+                    self.short.push(Short::default());
+                }
+                self.symbols.clear();
+                if model.begin(piece, &mut self.symbols, &mut self.short[short]) {
+                    self.short_of.push(number);
+                    continue;
+                }
+                model.merges().apply(&mut self.symbols, &mut self.scratch);
+                self.found.extend_from_slice(&self.symbols);
+            }
+            waiting.found = (from, self.found.len());
         }
-        self.symbols.clear();
-        miss.encode(bytes, kind, &mut self.symbols, &mut self.scratch);
-        ids.extend_from_slice(&self.symbols);
-        if is_long || self.symbols.len() > SHORT_IDS {
-            self.cache.put_long(bytes, kind, &self.symbols);
+        let short = &mut self.short[..self.short_of.len()];
+        together::merge(Vectors::detect(), short, model.merges());
+        for (short, number) in short.iter().zip(&self.short_of) {
+            let from = self.found.len();
+            self.found.extend(short.symbols());
+            self.waiting[*number].found = (from, self.found.len());
         }
-        if !is_long {
-            self.cache.put(bucket, key, &self.symbols);
+        self.insert(ids);
+        for Waiting { key, bucket, span: (begin, end), found, is_known, .. } in self.waiting.drain(..) {
+            if is_known {
+                continue;
+            }
+            let (piece, kind, is_long) = (&text[begin..end], cache::kind(key), cache::is_long(key));
+            let ids = &self.found[found.0..found.1];
+            if is_long || ids.len() > SHORT_IDS {
+                self.cache.put_long(piece, kind, ids);
+            }
+            if !is_long {
+                self.cache.put(bucket, key, ids);
+            }
+        }
+    }
+
+    /// Puts what was found where it belongs: from the last piece on, what comes after it moves out of its way.
+    fn insert(&self, ids: &mut Vec<u32>) {
+        let mut end = ids.len();
+        ids.resize(end + self.found.len(), 0);
+        let mut to = ids.len();
+        for Waiting { at, found: (from, until), .. } in self.waiting.iter().rev() {
+            to -= end - at;
+            ids.copy_within(*at..end, to);
+            to -= until - from;
+            ids[to..to + until - from].copy_from_slice(&self.found[*from..*until]);
+            end = *at;
         }
     }
 }

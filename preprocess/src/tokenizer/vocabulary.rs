@@ -1,102 +1,88 @@
 //! The tokens of a vocabulary by their bytes: a piece that is one needs no merging.
 //!
-//! Of the words that a text brings for the first time a fifth to a half are tokens. Found here, they cost two reads.
+//! Of the words that a text brings for the first time a fifth to a half are tokens.
 
-use super::cache::hash_bytes;
+use std::collections::HashMap;
+
+use super::cache::{self, Key};
 use super::huge::Huge;
 
 /// Tokens by their bytes.
 pub(super) struct Vocabulary {
-    /// Open-addressed, at most half full: part of the hash above the number of the token; 0 is empty.
-    slots: Huge<u64>,
-    /// A bit for each token's hash: most words that are none are told here, in an eighth of the memory.
-    filter: Box<[u64]>,
-    /// By number: where a token's bytes begin, its id, and whether merging its bytes gives it.
-    tokens: Box<[Token]>,
-    bytes: Box<[u8]>,
+    /// Tokens with short keys: open-addressed, at most two thirds full.
+    short: Huge<Token>,
+    /// Of a hash to the place in the table.
+    shift: u32,
+    long: HashMap<Box<[u8]>, (u32, bool)>,
 }
 
+/// A token with a short key; 0 is the key of none.
 #[derive(Clone, Copy)]
-struct Token {
-    begin: u32,
+#[repr(align(32))]
+pub(super) struct Token {
+    key: Key,
     id: u32,
-    merges: bool,
+    /// Whether merging its bytes gives it.
+    merges: u32,
 }
-
-/// Bits for the number of a token.
-const NUMBER_BITS: u32 = 24;
 
 impl Vocabulary {
-    /// Of tokens and their ids, fewer than 2²⁴; `merges` says whether merging a token's bytes gives it. Of tokens with the
-    /// same bytes the first counts.
+    /// Of tokens and their ids; `merges` says whether merging a token's bytes gives it. Of tokens with the same bytes the
+    /// first counts.
     pub(super) fn new<'a>(
         tokens: impl ExactSizeIterator<Item = (&'a [u8], u32)>,
         mut merges: impl FnMut(&'a [u8], u32) -> bool,
     ) -> Self {
-        let count = tokens.len();
-        assert!(count < 1 << NUMBER_BITS, "ids are checked before");
-        let slots = Huge::new((2 * count).next_power_of_two().max(2));
-        let filter = vec![0; (16 * count).next_power_of_two().max(64) / 64].into_boxed_slice();
-        let mut all = Self { slots, filter, tokens: Box::default(), bytes: Box::default() };
-        let (mut list, mut bytes) = (Vec::with_capacity(count + 1), Vec::new());
+        let size = (tokens.len() * 3 / 2).next_power_of_two().max(2);
+        let mut all = Self { short: Huge::new(size), shift: 64 - size.trailing_zeros(), long: HashMap::new() };
         for (token, id) in tokens {
-            let hash = hash(token);
-            let mut at = all.home(hash);
-            while all.slots[at] != 0 {
-                at = (at + 1) % all.slots.len();
+            let key = cache::key(token, 0, token.len(), false);
+            let merges = merges(token, id);
+            if cache::is_long(key) {
+                all.long.entry(token.into()).or_insert((id, merges));
+                continue;
             }
-            all.slots[at] = hash << NUMBER_BITS | list.len() as u64;
-            let (word, bit) = all.bit(hash);
-            all.filter[word] |= bit;
-            list.push(Token { begin: bytes.len() as u32, id, merges: merges(token, id) });
-            bytes.extend_from_slice(token);
+            let at = all.place(key);
+            if all.short[at].key == 0 {
+                all.short[at] = Token { key, id, merges: merges.into() };
+            }
         }
-        list.push(Token { begin: bytes.len() as u32, id: 0, merges: false });
-        (all.tokens, all.bytes) = (list.into_boxed_slice(), bytes.into_boxed_slice());
         all
     }
 
-    /// The id of the token `piece`, and whether merging gives it.
-    pub(super) fn get(&self, piece: &[u8]) -> Option<(u32, bool)> {
-        let hash = hash(piece);
-        let (word, bit) = self.bit(hash);
-        if self.filter[word] & bit == 0 {
-            return None;
+    /// Begins to bring nearer what [`get`](Self::get) looks at.
+    #[inline(always)]
+    pub(super) fn prefetch(&self, key: Key) {
+        self.short.prefetch(self.home(cache::without_kind(key)));
+    }
+
+    /// The id of the token `piece`, of which `key` is the key, and whether merging gives it.
+    pub(super) fn get(&self, key: Key, piece: &[u8]) -> Option<(u32, bool)> {
+        if cache::is_long(key) {
+            return self.long.get(piece).copied();
         }
-        let mut at = self.home(hash);
-        loop {
-            let slot = self.slots[at];
-            if slot == 0 {
-                return None;
-            }
-            if slot >> NUMBER_BITS == hash << NUMBER_BITS >> NUMBER_BITS {
-                let number = (slot % (1 << NUMBER_BITS)) as usize;
-                let [token, next] = [self.tokens[number], self.tokens[number + 1]];
-                if self.bytes[token.begin as usize..next.begin as usize] == *piece {
-                    return Some((token.id, token.merges));
-                }
-            }
-            at = (at + 1) & (self.slots.len() - 1);
+        let token = &self.short[self.place(cache::without_kind(key))];
+        (token.key != 0).then_some((token.id, token.merges != 0))
+    }
+
+    /// Where the token with this key is, or would be.
+    fn place(&self, key: Key) -> usize {
+        let mut at = self.home(key);
+        while self.short[at].key != key && self.short[at].key != 0 {
+            at = (at + 1) & (self.short.len() - 1);
         }
+        at
     }
 
-    /// Of the filter.
-    fn bit(&self, hash: u64) -> (usize, u64) {
-        ((hash >> 32) as usize & (self.filter.len() - 1), 1 << (hash >> 26 & 63))
+    #[inline(always)]
+    fn home(&self, key: Key) -> usize {
+        (cache::hash_key(key) >> self.shift) as usize
     }
-
-    fn home(&self, hash: u64) -> usize {
-        (hash >> NUMBER_BITS) as usize & (self.slots.len() - 1)
-    }
-}
-
-/// Never 0 in the bits that a slot keeps.
-fn hash(bytes: &[u8]) -> u64 {
-    hash_bytes(bytes) | 1
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::cache::key;
     use super::*;
 
     #[test]
@@ -108,11 +94,11 @@ mod tests {
             |token, id| token.len() as u32 > id % 5,
         );
         for (n, token) in tokens.iter().enumerate() {
-            let (id, merges) = vocabulary.get(token).unwrap();
+            let (id, merges) = vocabulary.get(key(token, 0, token.len(), false), token).unwrap();
             assert_eq!(tokens[id as usize - 7], *token, "{n}");
             assert_eq!(merges, token.len() as u32 > id % 5);
-            assert!(vocabulary.get(&[token.as_slice(), b"x"].concat()).is_none());
+            let longer = [token.as_slice(), b"x"].concat();
+            assert!(vocabulary.get(key(&longer, 0, longer.len(), false), &longer).is_none());
         }
-        assert!(vocabulary.get(b"").is_none());
     }
 }

@@ -89,6 +89,8 @@ impl pieces::Model for Model {
 /// From words of a text to its pieces: between two characters that no token holds side by side nothing is ever merged.
 struct Pieces<'a> {
     text: &'a [u8],
+    /// Where the part of it begins that words are given of.
+    offset: usize,
     model: &'a Model,
     working: &'a mut Working,
     ids: &'a mut Vec<u32>,
@@ -97,6 +99,7 @@ struct Pieces<'a> {
 impl Sink for Pieces<'_> {
     #[inline(always)]
     fn word(&mut self, begin: usize, end: usize, is_ascii: bool) {
+        let (begin, end) = (begin + self.offset, end + self.offset);
         let key = cache::key(self.text, begin, end, self.model.ignores_merges);
         if is_ascii || cache::is_ascii(key) || (cache::is_long(key) && self.text[begin..end].is_ascii()) {
             self.working.push(self.text, (begin, end), key, self.ids, self.model);
@@ -107,8 +110,7 @@ impl Sink for Pieces<'_> {
 
     #[inline(always)]
     fn piece(&mut self, begin: usize, end: usize, is_word: bool) {
-        let key = cache::key(self.text, begin, end, is_word & self.model.ignores_merges);
-        self.working.push(self.text, (begin, end), key, self.ids, self.model);
+        self.push(begin + self.offset, end + self.offset, is_word);
     }
 
     #[inline(always)]
@@ -118,6 +120,12 @@ impl Sink for Pieces<'_> {
 }
 
 impl Pieces<'_> {
+    #[inline(always)]
+    fn push(&mut self, begin: usize, end: usize, is_word: bool) {
+        let key = cache::key(self.text, begin, end, is_word & self.model.ignores_merges);
+        self.working.push(self.text, (begin, end), key, self.ids, self.model);
+    }
+
     /// A word in pieces.
     fn cut(&mut self, begin: usize, end: usize) {
         let mut piece = begin;
@@ -126,13 +134,13 @@ impl Pieces<'_> {
         while at < end {
             let (right, bytes) = decode(self.text, at);
             if self.can_cut(left, right) {
-                self.piece(piece, at, false);
+                self.push(piece, at, false);
                 piece = at;
             }
             left = right;
             at += bytes;
         }
-        self.piece(piece, end, piece == begin);
+        self.push(piece, end, piece == begin);
     }
 }
 
@@ -158,11 +166,14 @@ impl ByteLevel {
         }
         let mut failed = None;
         self.added.split(text, |segment| match segment {
-            Segment::Text(text) => match self.normalized(text) {
-                Ok(text) => self.added.split_normalized(&text, |segment| match segment {
-                    Segment::Text(text) => self.encode_text(text, working, ids),
-                    Segment::Token(id) => ids.push(id),
-                }),
+            Segment::Text(_, text) => match self.normalized(text) {
+                Ok(text) => {
+                    self.added.split_normalized(&text, |segment| match segment {
+                        Segment::Text(begin, part) => self.encode_text((&text, begin), part, working, ids),
+                        Segment::Token(id) => working.push_token(text.as_bytes(), id, ids, &self.model),
+                    });
+                    working.flush(text.as_bytes(), ids, &self.model);
+                }
                 Err(why) => failed = Some(why),
             },
             Segment::Token(id) => ids.push(id),
@@ -173,12 +184,10 @@ impl ByteLevel {
         failed.map_or(Ok(()), Err)
     }
 
-    /// A stretch of text without added tokens, normalized.
-    fn encode_text(&self, text: &str, working: &mut Working, ids: &mut Vec<u32>) {
-        let bytes = text.as_bytes();
-        let mut pieces = Pieces { text: bytes, model: &self.model, working, ids };
-        self.words.for_each(text, self.classes, self.vectors, &mut pieces);
-        working.flush(bytes, ids, &self.model);
+    /// Adds a stretch without added tokens of a normalized text, of which it begins at `offset`.
+    fn encode_text(&self, (text, offset): (&str, usize), part: &str, working: &mut Working, ids: &mut Vec<u32>) {
+        let mut pieces = Pieces { text: text.as_bytes(), offset, model: &self.model, working, ids };
+        self.words.for_each(part, self.classes, self.vectors, &mut pieces);
     }
 
     /// Text as the normalizer leaves it.

@@ -55,6 +55,20 @@ pub(super) fn key(text: &[u8], begin: usize, end: usize, kind: bool) -> Key {
     low | (bytes as u128) << 120 | u128::from(kind) << 127
 }
 
+/// In place of the number of bytes: the key is that of an id, and is never remembered either.
+const ID: Key = 0x40 << 120;
+
+/// A key for an id that is known, so that it can stand among pieces.
+pub(super) fn key_of_id(id: u32) -> Key {
+    ID | Key::from(id)
+}
+
+/// The id of which this is the key.
+#[inline(always)]
+pub(super) fn id_of_key(key: Key) -> Option<u32> {
+    (key & ID != 0).then_some(key as u32)
+}
+
 /// Whether this is the key of a long piece.
 #[inline(always)]
 pub(super) fn is_long(key: Key) -> bool {

@@ -181,7 +181,7 @@ impl Metaspace {
         if marked.mark.find(text.as_bytes()).is_some() {
             let normalized = format!("{META}{}", text.replace(' ', META.encode_utf8(&mut [0; 4])));
             self.added.split_normalized(&normalized, |segment| match segment {
-                Segment::Text(text) => self.encode_pieces(text.as_bytes(), 0, working, ids),
+                Segment::Text(_, text) => self.encode_pieces(text.as_bytes(), 0, working, ids),
                 Segment::Token(id) => ids.push(id),
             });
             return;
@@ -267,7 +267,7 @@ impl Engine for Metaspace {
             ids.extend_from_slice(&self.around.0);
         }
         self.added.split(text, |segment| match segment {
-            Segment::Text(text) => self.encode_text(text, working, ids),
+            Segment::Text(_, text) => self.encode_text(text, working, ids),
             Segment::Token(id) => ids.push(id),
         });
         if add_special_tokens {

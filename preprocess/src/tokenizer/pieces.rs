@@ -87,6 +87,11 @@ impl Working {
         }
     }
 
+    /// Adds an id that is known, of an added token.
+    pub(super) fn push_token(&mut self, text: &[u8], id: u32, ids: &mut Vec<u32>, model: &impl Model) {
+        self.push(text, (0, 0), cache::key_of_id(id), ids, model);
+    }
+
     /// Appends the ids of the pieces of `text` that were added.
     pub(super) fn flush(&mut self, text: &[u8], ids: &mut Vec<u32>, model: &impl Model) {
         self.look_up(text, ids, model);
@@ -106,6 +111,9 @@ impl Working {
                 // Always the whole slot, of which the next piece overwrites what does not count.
                 ids[at..at + SHORT_IDS].copy_from_slice(&found);
                 at += found_count;
+            } else if let Some(id) = cache::id_of_key(key) {
+                ids[at] = id;
+                at += 1;
             } else {
                 self.wait(number, at, model);
                 if self.waiting.len() == WAITING {

@@ -22,6 +22,7 @@ mod resume;
 mod reuse;
 mod settings;
 mod strategies;
+mod streaming;
 mod tokenizer_extend;
 mod two_way;
 mod vocabulary;

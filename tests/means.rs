@@ -2,7 +2,7 @@
 //! does on the validation text, computed here once more from logits.
 
 use serde_json::Value;
-use tokenmill_shared::dataset::{Dataset, Split};
+use tokenmill_shared::dataset::{BlockReader, Dataset, Split};
 use tokenmill_tests::{Place, lines, run};
 use tokenmill_trainer::model::Model;
 

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use tokenizers::Tokenizer;
-use tokenmill_shared::dataset::{Dataset, Split};
+use tokenmill_shared::dataset::{BlockReader, Dataset, Split};
 use tokenmill_tests::{Place, TINY_LLAMA, binaries, data, digest, lines, run};
 
 /// A dataset with validation blocks.

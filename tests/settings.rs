@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::Value;
-use tokenmill_shared::dataset::{Dataset, Split};
+use tokenmill_shared::dataset::{BlockReader, Dataset, Split};
 use tokenmill_tests::{Place, data, digest, lines, run};
 
 /// The documents of a split as ids, each with its end-of-sequence token. The dataset has blocks of one token.

@@ -56,7 +56,7 @@ pub fn explain(job: &Job) -> Result<Vec<Explained>> {
             explained.push(Explained {
                 files: (name(partition.parts.first()), name(partition.parts.last())),
                 file_count: partition.parts.len(),
-                documents: partition.parts.iter().map(|part| source.segment(*part).documents).sum(),
+                documents: partition.documents(),
                 text_bytes: partition.text_bytes,
                 fingerprint: partition.fingerprint.clone(),
                 reused: stored,

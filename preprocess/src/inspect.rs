@@ -4,7 +4,7 @@ use std::path::Path;
 
 use indicatif::{HumanBytes, HumanCount};
 use serde_json::json;
-use tokenmill_shared::dataset::{Dataset, Split, SplitReader};
+use tokenmill_shared::dataset::{BlockReader, Dataset, Split, SplitReader};
 use tokenmill_shared::{Error, Result};
 
 use crate::tokenizer::Tokenizer;

@@ -96,11 +96,33 @@ pub struct Job {
     pub read_bytes: usize,
 }
 
-impl Job {
+/// What is resolved before any file is looked at.
+#[derive(Debug)]
+pub struct Setup {
+    /// The data parameters as they apply.
+    pub data: DataArguments,
+    /// What makes documents.
+    pub rules: Rules,
+    /// What is done to documents.
+    pub encoding: Arc<Encoding>,
+    /// What token partitions are a function of besides documents.
+    pub token_settings: TokenSettings,
+    /// The id that fills a padded block.
+    pub pad_token_id: u32,
+    /// The root of the cache.
+    pub cache_dir: PathBuf,
+    /// The store of token partitions, unless `token_cache` is off.
+    pub store: Option<Store>,
+    /// Threads.
+    pub pool: Arc<rayon::ThreadPool>,
+    /// Sizes that never change the result.
+    pub tuning: Tuning,
+}
+
+impl Setup {
     /// Resolves `options`.
     pub fn new(options: &PrepareOptions) -> Result<Self> {
         let mut data = options.data.clone();
-        let (train_text, validation_text) = texts(&data, &options.hub)?;
         check_percentage(&data)?;
         let tokenizer = Tokenizer::open(&options.tokenizer, data.use_fast_tokenizer)?;
         data.block_size = allowed_block_size(data.block_size, tokenizer.model_max_length)?;
@@ -131,22 +153,49 @@ impl Job {
             .thread_name(|index| format!("tokenmill-{index}"))
             .build()
             .map_err(|error| Error::config("--preprocessing_num_workers", format!("cannot start threads ({error})")))?;
-        let scan_options = ScanOptions {
-            rules: &rules,
-            partition_bytes: options.tuning.partition_bytes.max(1),
-            read_bytes: options.tuning.read_bytes,
-            cache_dir: data.token_cache.then_some(cache_dir.as_path()),
-            rehash: data.rehash,
-        };
+        let store = if data.token_cache { Some(Store::open(&cache_dir)?) } else { None };
+        let encoding = Encoding { tokenizer, add_special_tokens: data.add_special_tokens, append, width };
+        let tuning = Tuning { partition_bytes: options.tuning.partition_bytes.max(1), ..options.tuning };
+        Ok(Self {
+            data,
+            rules,
+            encoding: Arc::new(encoding),
+            token_settings,
+            pad_token_id,
+            cache_dir,
+            store,
+            pool: Arc::new(pool),
+            tuning,
+        })
+    }
+
+    /// What scans depend on besides files.
+    pub fn scan_options(&self) -> ScanOptions<'_> {
+        ScanOptions {
+            rules: &self.rules,
+            partition_bytes: self.tuning.partition_bytes,
+            read_bytes: self.tuning.read_bytes,
+            cache_dir: self.data.token_cache.then_some(self.cache_dir.as_path()),
+            rehash: self.data.rehash,
+        }
+    }
+}
+
+impl Job {
+    /// Resolves `options`.
+    pub fn new(options: &PrepareOptions) -> Result<Self> {
+        let (train_text, validation_text) = texts(&options.data, &options.hub)?;
+        let setup = Setup::new(options)?;
+        let (data, scan_options) = (&setup.data, setup.scan_options());
         let mut files_scanned = (0, 0);
         let mut open = |text: &Text, split: Option<Split>| {
             let Text { dir, flag, only } = text;
             let mut inputs = source::list(dir, flag)?;
             inputs.retain(|input| only.as_ref().is_none_or(|only| only.contains(&input.relative)));
-            let (scans, read) = pool.install(|| scan::scan(dir, &inputs, &scan_options))?;
+            let (scans, read) = setup.pool.install(|| scan::scan(dir, &inputs, &scan_options))?;
             files_scanned.0 += read;
             files_scanned.1 += inputs.len();
-            let source = Source::plan(split, inputs, scans, &token_settings, scan_options.partition_bytes)?;
+            let source = Source::plan(split, inputs, scans, &setup.token_settings, scan_options.partition_bytes);
             if source.documents() == 0 {
                 return Err(Error::config(*flag, format!("the files in {} hold no document", dir.display())));
             }
@@ -158,21 +207,20 @@ impl Job {
         }
         let divided = sources.is_empty() && data.validation_split_percentage > 0.0;
         let train = open(&train_text, (!divided).then_some(Split::Train))?;
-        let assign = if divided { divide(&data, train.documents())? } else { Assign::All(Split::Train) };
+        let assign = if divided { divide(data, train.documents())? } else { Assign::All(Split::Train) };
         sources.push((train, assign));
 
         let mut splits = vec![(Split::Train, data.train_blocks_limit())];
         if divided || sources.len() > 1 {
             splits.push((Split::Validation, data.validation_blocks_limit()));
         }
-        let store = if data.token_cache { Some(Store::open(&cache_dir)?) } else { None };
-        let settings = settings(&data, &token_settings, &rules, divided, validation_text.is_some());
-        let fingerprint = fingerprint(&settings, &sources, &tokenizer, pad_token_id, width);
-        let encoding = Encoding { tokenizer, add_special_tokens: data.add_special_tokens, append, width };
+        let settings = settings(&setup, divided, validation_text.is_some());
+        let fingerprint = fingerprint(&settings, &sources, &setup);
+        let Setup { data, rules, encoding, token_settings, pad_token_id, cache_dir, store, pool, tuning } = setup;
         Ok(Self {
             data,
             rules,
-            encoding: Arc::new(encoding),
+            encoding,
             token_settings,
             sources,
             splits,
@@ -182,8 +230,8 @@ impl Job {
             cache_dir,
             store,
             files_scanned,
-            pool: Arc::new(pool),
-            read_bytes: options.tuning.read_bytes,
+            pool,
+            read_bytes: tuning.read_bytes,
         })
     }
 
@@ -305,7 +353,8 @@ fn divide(data: &DataArguments, documents: u64) -> Result<Assign> {
     Ok(Assign::Head(count))
 }
 
-fn settings(data: &DataArguments, tokens: &TokenSettings, rules: &Rules, divided: bool, has_validation: bool) -> Value {
+fn settings(setup: &Setup, divided: bool, has_validation: bool) -> Value {
+    let Setup { data, token_settings: tokens, rules, .. } = setup;
     let validation = if divided {
         json!({"percentage": data.validation_split_percentage, "mode": data.validation_split_mode})
     } else if has_validation {
@@ -324,13 +373,9 @@ fn settings(data: &DataArguments, tokens: &TokenSettings, rules: &Rules, divided
     })
 }
 
-fn fingerprint(
-    settings: &Value,
-    sources: &[(Arc<Source>, Assign)],
-    tokenizer: &Tokenizer,
-    pad_token_id: u32,
-    width: TokenWidth,
-) -> String {
+fn fingerprint(settings: &Value, sources: &[(Arc<Source>, Assign)], setup: &Setup) -> String {
+    let Setup { encoding, pad_token_id, .. } = setup;
+    let (tokenizer, width) = (&encoding.tokenizer, encoding.width);
     let mut hasher = blake3::Hasher::new();
     hasher.update(json!([FORMAT_VERSION, settings, pad_token_id, width]).to_string().as_bytes());
     // All its files travel with the dataset, not only the one that makes ids.

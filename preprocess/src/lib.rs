@@ -9,6 +9,7 @@ mod inspect;
 mod job;
 mod json;
 mod lines;
+pub mod live;
 mod model_config;
 mod pack;
 mod parquet;
@@ -31,6 +32,7 @@ use tokenmill_shared::progress::{Progress, Unit};
 use tokenmill_shared::{Error, Result, storage};
 
 pub use job::{Output, PrepareOptions, Tuning};
+pub use live::Live;
 pub use summary::{Prepared, Reuse, Status};
 
 use document::Flow;
@@ -76,31 +78,22 @@ fn tokenize_and_pack(
         Some(source.partitions.iter().map(|partition| partition.text_bytes).sum()),
     );
     let pipeline = Pipeline {
-        source: Arc::clone(source),
+        inputs: Arc::clone(&source.inputs),
+        partitions: source.each_partition(),
         rules: job.rules.clone(),
         encoding: Arc::clone(&job.encoding),
         store: job.store.clone().filter(|_| !job.data.overwrite_cache),
+        keep: job.store.clone(),
         read_bytes: job.read_bytes,
         pool: Arc::clone(&job.pool),
     };
     let by_file_hash = matches!(assign, Assign::Hash(_));
     let mut files = FileOfDocument::default();
-    let mut keeping = None;
     pipeline.run(&mut |event| {
         match event {
-            Event::Begin { partition, stored } => {
-                let partition = &source.partitions[partition];
-                reuse.begin(stored, partition.text_bytes);
-                keeping = match &job.store {
-                    Some(store) if !stored => Some(store.create(&partition.fingerprint)?),
-                    _ => None,
-                };
-            }
+            Event::Begin { partition, stored } => reuse.begin(stored, partition.text_bytes),
             Event::File { file, documents } => files.announce(file, documents),
             Event::Tokens(frame) => {
-                if let Some(writer) = &mut keeping {
-                    writer.append(&frame)?;
-                }
                 progress.add(frame.documents().map(|document| u64::from(document.text_bytes)).sum());
                 let hash_of_file = |_| {
                     let file = files.next()?;
@@ -109,11 +102,7 @@ fn tokenize_and_pack(
                 };
                 return packer.push(&frame, hash_of_file);
             }
-            Event::End => {
-                if let Some(writer) = keeping.take() {
-                    writer.publish()?;
-                }
-            }
+            Event::End => {}
         }
         Ok(Flow::Continue)
     })

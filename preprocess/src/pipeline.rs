@@ -6,16 +6,18 @@
 //! The reader decodes documents or, for partitions in the store, passes on their frames; the sink keeps new
 //! partitions and packs. Text in flight is bounded by [`IN_FLIGHT_BYTES`], whatever the input.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use futures::{StreamExt, stream};
-use tokenmill_shared::{Error, Result};
+use tokenmill_shared::{Error, Location, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::document::{self, Flow, Rules};
-use crate::plan::{Part, Partition, Source};
+use crate::plan::{Part, Partition};
 use crate::scan::{self, DocumentsHasher};
-use crate::store::{Frame, Store};
+use crate::source::Input;
+use crate::store::{Frame, PartitionWriter, Store};
 use crate::tokenize::{Encoding, TextBatch};
 
 /// Text and stored frames that may be between reader and sink. Ids take up to about as much again.
@@ -29,16 +31,16 @@ const PERMIT_BYTES: usize = 1 << 10;
 pub enum Event {
     /// A partition begins; `stored` if its frames come from the store.
     Begin {
-        /// Its index in the source.
-        partition: usize,
+        /// Which one.
+        partition: Partition,
         /// Whether it was in the store.
         stored: bool,
     },
-    /// Tokens of documents of one file; the last field is the index of that file, for new partitions.
+    /// Tokens of documents of one file.
     Tokens(Frame),
     /// The documents of the next frames are of this file: (file index, documents of it that follow).
     File {
-        /// Index of the file in the source.
+        /// Index of the file in the inputs.
         file: usize,
         /// How many of the documents that follow are of it.
         documents: u64,
@@ -47,17 +49,23 @@ pub enum Event {
     End,
 }
 
+/// What is read: partitions in input order, known beforehand or found as they are asked for.
+pub type Partitions = Box<dyn Iterator<Item = Result<Partition>> + Send>;
+
 /// What the pipeline needs to know.
-#[derive(Debug)]
 pub struct Pipeline {
+    /// The files that the partitions are of.
+    pub inputs: Arc<Vec<Input>>,
     /// What is read.
-    pub source: Arc<Source>,
+    pub partitions: Partitions,
     /// What makes documents.
     pub rules: Rules,
     /// What is done to them.
     pub encoding: Arc<Encoding>,
     /// Where finished partitions are looked up; `None` to tokenize everything.
     pub store: Option<Store>,
+    /// Where new partitions are kept, if they are.
+    pub keep: Option<Store>,
     /// How much is read at a time.
     pub read_bytes: usize,
     /// The threads that tokenize.
@@ -85,12 +93,15 @@ impl Pipeline {
 
     async fn drive(self, sink: &mut dyn FnMut(Event) -> Result<Flow>) -> Result<()> {
         let workers = self.pool.current_num_threads();
+        let mut keeping = Keeping { store: self.keep.clone(), writer: None };
         let (sender, receiver) = mpsc::channel::<Sent>(64);
-        let (pool, encoding, source) = (Arc::clone(&self.pool), Arc::clone(&self.encoding), Arc::clone(&self.source));
+        let (pool, encoding, inputs) = (Arc::clone(&self.pool), Arc::clone(&self.encoding), Arc::clone(&self.inputs));
         let reading = tokio::task::spawn_blocking(move || {
             let budget = Arc::new(Semaphore::new(IN_FLIGHT_BYTES / PERMIT_BYTES));
-            let reader = Reader { pipeline: self, sender, budget, runtime: tokio::runtime::Handle::current() };
-            if let Err(Gone::Failed(error)) = reader.read() {
+            let Self { inputs, partitions, rules, store, read_bytes, .. } = self;
+            let runtime = tokio::runtime::Handle::current();
+            let reader = Reader { inputs, rules, store, read_bytes, sender, budget, runtime };
+            if let Err(Gone::Failed(error)) = reader.read(partitions) {
                 // If the sink is gone too, its error is the one to report.
                 let _ = reader.sender.blocking_send((Err(error), None));
             }
@@ -100,14 +111,14 @@ impl Pipeline {
         let mut events = Box::pin(
             received
                 .map(move |(item, permit)| {
-                    let (pool, encoding, source) = (Arc::clone(&pool), Arc::clone(&encoding), Arc::clone(&source));
+                    let (pool, encoding, inputs) = (Arc::clone(&pool), Arc::clone(&encoding), Arc::clone(&inputs));
                     async move {
                         let event = match item? {
                             Item::Ready(event) => event,
                             Item::Text { file, batch } => {
                                 let (done, result) = oneshot::channel();
                                 pool.spawn(move || {
-                                    let _ = done.send(encoding.encode(&batch, &source.inputs[file]));
+                                    let _ = done.send(encode(&encoding, &batch, &inputs[file]));
                                 });
                                 Event::Tokens(result.await.expect("a worker always answers")?)
                             }
@@ -119,7 +130,11 @@ impl Pipeline {
         );
         let mut result = Ok(());
         while let Some(event) = events.next().await {
-            match event.and_then(|(event, permit)| sink(event).map(|flow| (flow, permit))) {
+            let mut take = |event| {
+                keeping.note(&event)?;
+                sink(event)
+            };
+            match event.and_then(|(event, permit)| take(event).map(|flow| (flow, permit))) {
                 Ok((Flow::Continue, _)) => {}
                 Ok((Flow::Stop, _)) => break,
                 Err(error) => {
@@ -129,9 +144,40 @@ impl Pipeline {
             }
         }
         drop(events);
-        let _ = reading.await;
+        if let Err(panicked) = reading.await {
+            // What came before it would look like all there is.
+            std::panic::resume_unwind(panicked.into_panic());
+        }
         result
     }
+}
+
+/// Writes new partitions to the store as they pass.
+struct Keeping {
+    store: Option<Store>,
+    writer: Option<PartitionWriter>,
+}
+
+impl Keeping {
+    fn note(&mut self, event: &Event) -> Result<()> {
+        match event {
+            Event::Begin { partition, stored: false } => {
+                self.writer = self.store.as_ref().map(|store| store.create(&partition.fingerprint)).transpose()?;
+            }
+            Event::Tokens(frame) => self.writer.as_mut().map_or(Ok(()), |writer| writer.append(frame))?,
+            Event::End => self.writer.take().map_or(Ok(()), PartitionWriter::publish)?,
+            Event::Begin { .. } | Event::File { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+/// A panic in a thread of the pool would end the process without a word about the document.
+fn encode(encoding: &Encoding, batch: &TextBatch, input: &Input) -> Result<Frame> {
+    catch_unwind(AssertUnwindSafe(|| encoding.encode(batch, input))).unwrap_or_else(|_| {
+        let reason = "the tokenizer failed on its documents (see above); report this with the tokenizer";
+        Err(Error::input(Location::file(&input.path), reason))
+    })
 }
 
 /// Why the reader stops before the end.
@@ -148,31 +194,35 @@ impl From<Error> for Gone {
 }
 
 struct Reader {
-    pipeline: Pipeline,
+    inputs: Arc<Vec<Input>>,
+    rules: Rules,
+    store: Option<Store>,
+    read_bytes: usize,
     sender: mpsc::Sender<Sent>,
     budget: Arc<Semaphore>,
     runtime: tokio::runtime::Handle,
 }
 
 impl Reader {
-    fn read(&self) -> std::result::Result<(), Gone> {
-        for (index, partition) in self.pipeline.source.partitions.iter().enumerate() {
-            let stored = match &self.pipeline.store {
+    fn read(&self, partitions: Partitions) -> std::result::Result<(), Gone> {
+        for partition in partitions {
+            let partition = partition?;
+            let stored = match &self.store {
                 Some(store) => store.get(&partition.fingerprint)?,
                 None => None,
             };
-            self.send(Event::Begin { partition: index, stored: stored.is_some() })?;
+            self.send(Event::Begin { partition: partition.clone(), stored: stored.is_some() })?;
             match stored {
                 Some(mut frames) => {
                     for part in &partition.parts {
-                        self.announce(*part)?;
+                        self.announce(part)?;
                     }
                     while let Some(frame) = frames.next_frame()? {
                         let permit = self.permit(frame.ids().len())?;
                         self.push(Item::Ready(Event::Tokens(frame)), Some(permit))?;
                     }
                 }
-                None => self.read_partition(partition)?,
+                None => self.read_partition(&partition)?,
             }
             self.send(Event::End)?;
         }
@@ -180,11 +230,9 @@ impl Reader {
     }
 
     fn read_partition(&self, partition: &Partition) -> std::result::Result<(), Gone> {
-        let source = &self.pipeline.source;
         for part in &partition.parts {
-            self.announce(*part)?;
-            let input = &source.inputs[part.file];
-            let segment = source.segment(*part);
+            self.announce(part)?;
+            let (input, segment) = (&self.inputs[part.file], &part.segment);
             let mut hasher = DocumentsHasher::default();
             let mut batch = TextBatch::default();
             let mut gone = None;
@@ -201,7 +249,7 @@ impl Reader {
                 }
                 Ok(if left == 0 { Flow::Stop } else { Flow::Continue })
             };
-            document::for_each(input, &self.pipeline.rules, segment.start, self.pipeline.read_bytes, &mut each)?;
+            document::for_each(input, &self.rules, segment.start, self.read_bytes, &mut each)?;
             if let Some(reason) = gone {
                 return Err(reason);
             }
@@ -212,9 +260,8 @@ impl Reader {
         Ok(())
     }
 
-    fn announce(&self, part: Part) -> std::result::Result<(), Gone> {
-        let documents = self.pipeline.source.segment(part).documents;
-        self.send(Event::File { file: part.file, documents })
+    fn announce(&self, part: &Part) -> std::result::Result<(), Gone> {
+        self.send(Event::File { file: part.file, documents: part.segment.documents })
     }
 
     fn send_text(&self, file: usize, batch: TextBatch) -> std::result::Result<(), Gone> {

@@ -4,10 +4,12 @@
 //! ending when it is full or after a file whose content hash says so (about a quarter of a partition
 //! expected), so that an inserted file disturbs its own group only. The output never depends on it.
 
+use std::sync::Arc;
+
 use serde::Serialize;
-use tokenmill_shared::Result;
 use tokenmill_shared::dataset::Split;
 
+use crate::pipeline::Partitions;
 use crate::scan::{FileScan, Segment};
 use crate::source::Input;
 
@@ -28,23 +30,79 @@ pub struct TokenSettings {
 }
 
 /// Documents of one file in a partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// Index of the file in [`Source::inputs`].
+    /// Index of the file in the list of inputs.
     pub file: usize,
-    /// Index of the segment in its scan.
-    pub segment: usize,
+    /// Which of its documents.
+    pub segment: Segment,
 }
 
 /// A run of consecutive documents: the unit of tokenizing, caching and retry.
 #[derive(Debug, Clone)]
 pub struct Partition {
-    /// Its documents, in order.
+    /// Its documents, in order; at least one part.
     pub parts: Vec<Part>,
     /// BLAKE3 of all that its ids are a function of, in hexadecimal.
     pub fingerprint: String,
     /// UTF-8 bytes of its text.
     pub text_bytes: u64,
+}
+
+impl Partition {
+    fn new(parts: Vec<Part>, settings: &TokenSettings) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&serde_json::to_vec(&(SEMANTICS_VERSION, settings)).expect("plain data"));
+        let mut text_bytes = 0;
+        for Part { segment, .. } in &parts {
+            hasher.update(&segment.documents.to_le_bytes());
+            hasher.update(segment.blake3.as_bytes());
+            text_bytes += segment.text_bytes;
+        }
+        Self { parts, fingerprint: hasher.finalize().to_hex().to_string(), text_bytes }
+    }
+
+    /// Documents in it.
+    pub fn documents(&self) -> u64 {
+        self.parts.iter().map(|part| part.segment.documents).sum()
+    }
+}
+
+/// Forms partitions of files as they become known, in input order; nothing after a file changes the partitions
+/// before it.
+#[derive(Debug)]
+pub struct Grouping<'a> {
+    settings: &'a TokenSettings,
+    partition_bytes: u64,
+    group: Vec<Part>,
+    group_bytes: u64,
+}
+
+impl<'a> Grouping<'a> {
+    /// Begins where a partition begins.
+    pub fn new(settings: &'a TokenSettings, partition_bytes: u64) -> Self {
+        Self { settings, partition_bytes, group: Vec::new(), group_bytes: 0 }
+    }
+
+    /// Takes a file that is not cut. Returns the group, if it ends with it.
+    pub fn file(&mut self, file: usize, scan: &FileScan) -> Option<Partition> {
+        self.group.extend(scan.segments.iter().map(|segment| Part { file, segment: segment.clone() }));
+        self.group_bytes += scan.text_bytes();
+        let ends = self.group_bytes >= self.partition_bytes || ends_group(scan, self.partition_bytes);
+        if ends { self.end_group() } else { None }
+    }
+
+    /// Ends the group: before a file that is cut, and after the last file.
+    pub fn end_group(&mut self) -> Option<Partition> {
+        self.group_bytes = 0;
+        let group = std::mem::take(&mut self.group);
+        (!group.is_empty()).then(|| Partition::new(group, self.settings))
+    }
+
+    /// A segment of a file that is cut: a partition by itself.
+    pub fn segment(&self, file: usize, segment: Segment) -> Partition {
+        Partition::new(vec![Part { file, segment }], self.settings)
+    }
 }
 
 /// One input directory, scanned and partitioned.
@@ -53,7 +111,7 @@ pub struct Source {
     /// The split all its documents go to; `None` if they are divided.
     pub split: Option<Split>,
     /// Its files, in input order.
-    pub inputs: Vec<Input>,
+    pub inputs: Arc<Vec<Input>>,
     /// Their scans.
     pub scans: Vec<FileScan>,
     /// Its partitions, in input order.
@@ -68,56 +126,37 @@ impl Source {
         scans: Vec<FileScan>,
         settings: &TokenSettings,
         partition_bytes: u64,
-    ) -> Result<Self> {
-        let mut source = Self { split, inputs, scans, partitions: Vec::new() };
-        let mut group: Vec<Part> = Vec::new();
-        let mut group_bytes = 0;
-        for file in 0..source.inputs.len() {
-            let scan = &source.scans[file];
-            let parts = (0..scan.segments.len()).map(|segment| Part { file, segment });
-            if scan.segments.len() > 1 {
-                source.partitions.extend(source.partition(std::mem::take(&mut group), settings));
-                group_bytes = 0;
-                let cut: Vec<_> = parts.filter_map(|part| source.partition(vec![part], settings)).collect();
-                source.partitions.extend(cut);
-                continue;
-            }
-            group.extend(parts);
-            group_bytes += scan.text_bytes();
-            if group_bytes >= partition_bytes || ends_group(scan, partition_bytes) {
-                source.partitions.extend(source.partition(std::mem::take(&mut group), settings));
-                group_bytes = 0;
-            }
-        }
-        source.partitions.extend(source.partition(group, settings));
-        Ok(source)
+    ) -> Self {
+        let partitions = partitions(&scans, settings, partition_bytes);
+        Self { split, inputs: Arc::new(inputs), scans, partitions }
     }
 
-    /// A segment of one of its files.
-    pub fn segment(&self, part: Part) -> &Segment {
-        &self.scans[part.file].segments[part.segment]
+    /// Its partitions, for the pipeline.
+    pub fn each_partition(self: &Arc<Self>) -> Partitions {
+        let source = Arc::clone(self);
+        Box::new((0..self.partitions.len()).map(move |index| Ok(source.partitions[index].clone())))
     }
 
     /// Documents of all files.
     pub fn documents(&self) -> u64 {
         self.scans.iter().map(FileScan::documents).sum()
     }
+}
 
-    fn partition(&self, parts: Vec<Part>, settings: &TokenSettings) -> Option<Partition> {
-        if parts.is_empty() {
-            return None;
+/// The partitions of files whose scans are all known.
+pub fn partitions(scans: &[FileScan], settings: &TokenSettings, partition_bytes: u64) -> Vec<Partition> {
+    let mut grouping = Grouping::new(settings, partition_bytes);
+    let mut partitions = Vec::new();
+    for (file, scan) in scans.iter().enumerate() {
+        if scan.segments.len() > 1 {
+            partitions.extend(grouping.end_group());
+            partitions.extend(scan.segments.iter().map(|segment| grouping.segment(file, segment.clone())));
+        } else {
+            partitions.extend(grouping.file(file, scan));
         }
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&serde_json::to_vec(&(SEMANTICS_VERSION, settings)).expect("plain data"));
-        let mut text_bytes = 0;
-        for part in &parts {
-            let segment = self.segment(*part);
-            hasher.update(&segment.documents.to_le_bytes());
-            hasher.update(segment.blake3.as_bytes());
-            text_bytes += segment.text_bytes;
-        }
-        Some(Partition { parts, fingerprint: hasher.finalize().to_hex().to_string(), text_bytes })
     }
+    partitions.extend(grouping.end_group());
+    partitions
 }
 
 /// True for one file in k, where k such files make a quarter of a partition.
@@ -155,7 +194,7 @@ mod tests {
             eos_token_id: None,
         };
         let inputs = (0..contents.len()).map(input).collect();
-        Source::plan(None, inputs, contents.iter().map(scan).collect(), &settings, partition_bytes).unwrap()
+        Source::plan(None, inputs, contents.iter().map(scan).collect(), &settings, partition_bytes)
     }
 
     #[test]

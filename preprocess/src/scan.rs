@@ -84,7 +84,7 @@ pub struct ScanOptions<'a> {
     pub rehash: bool,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Remembered {
     stat: Stat,
     scan: FileScan,
@@ -94,44 +94,79 @@ struct Remembered {
 /// clock's grain (4 ms on ext4, 2 s on FAT) could leave it unchanged.
 const RACY_NS: i128 = 2_000_000_000;
 
+/// The scans of the files of one directory, as earlier runs found them.
+#[derive(Debug)]
+pub struct Memory {
+    /// Where it is kept, if it is.
+    path: Option<PathBuf>,
+    files: BTreeMap<String, Remembered>,
+    opened_ns: i128,
+    grown: bool,
+}
+
+impl Memory {
+    /// What is remembered of `dir`. A memory that is missing or damaged only costs a scan.
+    pub fn open(dir: &Path, options: &ScanOptions<'_>) -> Result<Self> {
+        let path = options.cache_dir.map(|cache| memory_path(cache, dir, options)).transpose()?;
+        let recall = |path: &Path| serde_json::from_slice(&storage::read(path).ok()?).ok();
+        let files = path.as_deref().filter(|_| !options.rehash).and_then(recall).unwrap_or_default();
+        let opened_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i128);
+        Ok(Self { path, files, opened_ns, grown: false })
+    }
+
+    /// The scan of a file that is as it was.
+    pub fn get(&self, input: &Input) -> Option<&FileScan> {
+        let entry = self.files.get(input.relative.to_str()?)?;
+        (entry.stat == input.stat).then_some(&entry.scan)
+    }
+
+    /// Remembers a scan, unless the file is so new that a change could go unseen.
+    pub fn put(&mut self, input: &Input, scan: &FileScan) {
+        if let (Some(name), true) = (input.relative.to_str(), input.stat.ctime_ns < self.opened_ns - RACY_NS) {
+            self.files.insert(name.to_owned(), Remembered { stat: input.stat, scan: scan.clone() });
+            self.grown = true;
+        }
+    }
+
+    /// Keeps what is known of `inputs`, if that is more than before.
+    pub fn save(&self, inputs: &[Input]) -> Result<()> {
+        let Some(path) = self.path.as_ref().filter(|_| self.grown) else { return Ok(()) };
+        let known = inputs.iter().filter(|input| self.get(input).is_some());
+        let entries: BTreeMap<&str, &Remembered> = known
+            .filter_map(|input| self.files.get_key_value(input.relative.to_str()?))
+            .map(|(name, entry)| (name.as_str(), entry))
+            .collect();
+        storage::replace(path, &serde_json::to_vec(&entries).expect("plain data"))
+    }
+}
+
 /// Scans all inputs of one directory, in parallel, on the current rayon pool. Returns the scans in input
 /// order and how many files were read for it.
 pub fn scan(dir: &Path, inputs: &[Input], options: &ScanOptions<'_>) -> Result<(Vec<FileScan>, usize)> {
-    let memory_path = options.cache_dir.map(|cache| memory_path(cache, dir, options)).transpose()?;
-    let remembered = memory_path.as_deref().filter(|_| !options.rehash).map(recall).unwrap_or_default();
-    let known = |input: &Input| {
-        let entry = remembered.get(input.relative.to_str()?)?;
-        (entry.stat == input.stat).then(|| entry.scan.clone())
-    };
-    let mut scans: Vec<Option<FileScan>> = inputs.iter().map(known).collect();
-    let unknown: Vec<usize> = (0..inputs.len()).filter(|index| scans[*index].is_none()).collect();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i128);
-    let progress =
-        Progress::new("scanning", Unit::Bytes, Some(unknown.iter().map(|index| inputs[*index].stat.size).sum()));
+    let mut memory = Memory::open(dir, options)?;
+    let unknown: Vec<&Input> = inputs.iter().filter(|input| memory.get(input).is_none()).collect();
+    let progress = Progress::new("scanning", Unit::Bytes, Some(unknown.iter().map(|input| input.stat.size).sum()));
     let found: Vec<Result<FileScan>> = unknown
         .par_iter()
-        .map(|index| {
-            let scan = scan_file(&inputs[*index], options)?;
-            progress.add(inputs[*index].stat.size);
+        .map(|input| {
+            let scan = scan_file(input, options)?;
+            progress.add(input.stat.size);
             Ok(scan)
         })
         .collect();
-    for (index, scan) in unknown.iter().zip(found) {
-        scans[*index] = Some(scan?);
-    }
-    let scans: Vec<FileScan> = scans.into_iter().map(|scan| scan.expect("known or just scanned")).collect();
-    if let Some(path) = memory_path.filter(|_| !unknown.is_empty()) {
-        let entries: BTreeMap<&str, Remembered> = inputs
-            .iter()
-            .zip(&scans)
-            .filter(|(input, _)| input.stat.ctime_ns < now - RACY_NS)
-            .filter_map(|(input, scan)| {
-                Some((input.relative.to_str()?, Remembered { stat: input.stat, scan: scan.clone() }))
-            })
-            .collect();
-        storage::replace(&path, &serde_json::to_vec(&entries).expect("plain data"))?;
-    }
-    Ok((scans, unknown.len()))
+    let found = unknown.iter().zip(found).map(|(input, scan)| Ok((input.relative.as_path(), scan?)));
+    let mut found: BTreeMap<&Path, FileScan> = found.collect::<Result<_>>()?;
+    let read = found.len();
+    let scans = inputs.iter().map(|input| match found.remove(input.relative.as_path()) {
+        Some(scan) => {
+            memory.put(input, &scan);
+            scan
+        }
+        None => memory.get(input).expect("known, or just scanned").clone(),
+    });
+    let scans = scans.collect();
+    memory.save(inputs)?;
+    Ok((scans, read))
 }
 
 fn memory_path(cache: &Path, dir: &Path, options: &ScanOptions<'_>) -> Result<PathBuf> {
@@ -142,17 +177,44 @@ fn memory_path(cache: &Path, dir: &Path, options: &ScanOptions<'_>) -> Result<Pa
     Ok(scans.join(format!("{}.json", &blake3::hash(key.as_bytes()).to_hex()[..32])))
 }
 
-/// A memory that is missing or damaged only costs a scan.
-fn recall(path: &Path) -> BTreeMap<String, Remembered> {
-    storage::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+fn scan_file(input: &Input, options: &ScanOptions<'_>) -> Result<FileScan> {
+    let mut segments = Vec::new();
+    let rest = scan_from(input, Start::default(), options, &mut |segment| {
+        segments.push(segment);
+        Ok(Flow::Continue)
+    })?;
+    let Rest { blake3, last } = rest.expect("it was not stopped");
+    segments.extend(last);
+    Ok(FileScan { blake3, segments })
 }
 
-fn scan_file(input: &Input, options: &ScanOptions<'_>) -> Result<FileScan> {
+/// What is left of a file after its last cut.
+pub struct Rest {
+    /// BLAKE3 of all documents that were scanned, in hexadecimal.
+    pub blake3: String,
+    /// The last segment; `None` if there is no document.
+    pub last: Option<Segment>,
+}
+
+/// Scans the documents of a file from `start` on. Each segment goes to `cut` once a document follows it; `None` if that
+/// wants no more.
+pub fn scan_from(
+    input: &Input,
+    start: Start,
+    options: &ScanOptions<'_>,
+    cut: &mut dyn FnMut(Segment) -> Result<Flow>,
+) -> Result<Option<Rest>> {
     let mut whole = DocumentsHasher::default();
-    let mut segments: Vec<Segment> = Vec::new();
     let mut open: Option<(Segment, DocumentsHasher)> = None;
-    let mut next = Start::default();
-    document::for_each(input, options.rules, Start::default(), options.read_bytes, &mut |found| {
+    let (mut next, mut full, mut stopped) = (start, false, false);
+    document::for_each(input, options.rules, start, options.read_bytes, &mut |found| {
+        if full
+            && let Some(segment) = open.take().map(close)
+            && cut(segment)? == Flow::Stop
+        {
+            stopped = true;
+            return Ok(Flow::Stop);
+        }
         let (segment, hasher) = open.get_or_insert_with(|| {
             let segment = Segment { start: next, documents: 0, text_bytes: 0, blake3: String::new() };
             (segment, DocumentsHasher::default())
@@ -166,16 +228,16 @@ fn scan_file(input: &Input, options: &ScanOptions<'_>) -> Result<FileScan> {
             Kind::Text | Kind::JsonLines => found.end.saturating_sub(segment.start.at),
             Kind::Json | Kind::Parquet => segment.text_bytes,
         };
-        if length >= options.partition_bytes {
-            segments.extend(open.take().map(close));
-        }
+        full = length >= options.partition_bytes;
         Ok(Flow::Continue)
     })?;
-    segments.extend(open.map(close));
+    if stopped {
+        return Ok(None);
+    }
     if storage::stat(&input.path)? != Some(input.stat) {
         return Err(changed(input));
     }
-    Ok(FileScan { blake3: whole.finish(), segments })
+    Ok(Some(Rest { blake3: whole.finish(), last: open.map(close) }))
 }
 
 /// The error for a file that did not hold still.

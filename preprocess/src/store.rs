@@ -7,6 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
+use tokenmill_shared::dataset::TokenWidth;
 use tokenmill_shared::storage::{self, TemporaryFile};
 use tokenmill_shared::{Error, Result};
 
@@ -124,6 +125,20 @@ impl Store {
         }
     }
 
+    /// Tokens of a partition, by its footer and its size alone; `None` if it is not there or not whole.
+    pub fn tokens(&self, fingerprint: &str, width: TokenWidth) -> Result<Option<u64>> {
+        let path = self.path(fingerprint);
+        if storage::stat(&path)?.is_none() {
+            return Ok(None);
+        }
+        let reader = match PartitionReader::open(&path) {
+            Err(Error::Corrupt { .. }) => return Ok(None),
+            reader => reader?,
+        };
+        let rest = reader.frames * HEADER_BYTES as u64 + reader.documents * DOCUMENT_BYTES as u64;
+        Ok(reader.end.checked_sub(rest).map(|ids| ids / width.bytes() as u64))
+    }
+
     /// Whether a partition is there, by its name alone.
     pub fn contains(&self, fingerprint: &str) -> Result<bool> {
         Ok(storage::stat(&self.path(fingerprint))?.is_some())
@@ -235,6 +250,8 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         assert!(store.get(PRINT).unwrap().is_none());
         let frames = write(&store);
+        assert_eq!(store.tokens(PRINT, TokenWidth::U16).unwrap(), Some(3));
+        assert_eq!(store.tokens("fedcba", TokenWidth::U16).unwrap(), None);
         let mut reader = store.get(PRINT).unwrap().unwrap();
         for frame in frames {
             assert_eq!(reader.next_frame().unwrap(), Some(frame));

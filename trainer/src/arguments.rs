@@ -249,6 +249,12 @@ pub struct TrainerArguments {
     /// A dataset made by `preprocess prepare`, instead of --train_file_dir
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     pub dataset_dir: Option<PathBuf>,
+    /// Train while the text of --train_file_dir is being prepared, in its own order: nothing is read before it is needed
+    #[arg(long, help_heading = "Data")]
+    pub streaming: bool,
+    /// With --streaming: keep the token partitions that are made, so that the next epoch and the next run make none
+    #[arg(long, help_heading = "Data")]
+    pub streaming_cache: bool,
     /// Revision and token of what is named by its hub id.
     #[command(flatten)]
     pub hub: HubArguments,
@@ -474,6 +480,8 @@ impl Default for TrainerArguments {
             use_rslora: false,
             modules_to_save: Vec::new(),
             dataset_dir: None,
+            streaming: false,
+            streaming_cache: true,
             hub: HubArguments::default(),
             data: DataArguments::default(),
             output_dir: None,

@@ -7,12 +7,14 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tokenmill_shared::dataset::SplitReader;
+use tokenmill_preprocess::live::{Block, Position};
+use tokenmill_shared::dataset::BlockReader;
 use tokenmill_shared::order::Permutation;
 use tokenmill_shared::{Error, Result};
 
 use crate::model::Batch;
 use crate::plan::ResultSettings;
+use crate::training_set::TextOrder;
 
 /// What the loss of an optimizer step, or of an evaluation, is the mean over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub struct StepBatches {
     pub micro_batches: Vec<Batch>,
     /// The numbers of their blocks, for messages.
     pub blocks: Vec<u64>,
+    /// Of live text, where the next step begins, and the first and last document of each block.
+    pub live: Option<(Position, Vec<(u64, u64)>)>,
 }
 
 impl StepBatches {
@@ -95,19 +99,28 @@ pub fn blocks_of_step(settings: &ResultSettings, step: u64) -> Vec<u64> {
 }
 
 /// One batch of the given blocks. Padding is never a label.
-pub fn read_batch(reader: &SplitReader, blocks: &[u64]) -> Result<Batch> {
+pub fn read_batch(reader: &dyn BlockReader, blocks: &[u64]) -> Result<Batch> {
     let size = reader.block_size();
     let mut input_ids = Vec::with_capacity(blocks.len() * size);
     let mut labels = Vec::with_capacity(blocks.len() * size);
     for block in blocks {
         let begin = input_ids.len();
         reader.read_block(*block, &mut input_ids)?;
-        let valid = reader.valid_tokens(*block);
-        labels.extend(
-            input_ids[begin..].iter().enumerate().map(|(at, id)| if at < valid { i64::from(*id) } else { -100 }),
-        );
+        labels.extend(labels_of(&input_ids[begin..], reader.valid_tokens(*block)));
     }
     Ok(Batch { input_ids, labels, batch_size: blocks.len(), seq_len: size })
+}
+
+/// The labels of a block of which the first `valid` ids are tokens.
+fn labels_of(ids: &[u32], valid: usize) -> impl Iterator<Item = i64> {
+    ids.iter().enumerate().map(move |(at, id)| if at < valid { i64::from(*id) } else { -100 })
+}
+
+/// One batch of blocks that are there.
+fn batch_of(blocks: &[Block], seq_len: usize) -> Batch {
+    let labels = blocks.iter().flat_map(|block| labels_of(&block.ids, block.valid_tokens)).collect();
+    let input_ids = blocks.iter().flat_map(|block| block.ids.iter().copied()).collect();
+    Batch { input_ids, labels, batch_size: blocks.len(), seq_len }
 }
 
 /// Steps in order, read ahead.
@@ -118,20 +131,49 @@ pub struct Loader {
 
 impl Loader {
     /// Reads the steps `from..to` in micro-batches of `batch_size` blocks.
-    pub fn start(reader: Arc<SplitReader>, settings: ResultSettings, batch_size: usize, from: u64, to: u64) -> Self {
+    pub fn start(
+        reader: Arc<dyn BlockReader>,
+        settings: ResultSettings,
+        batch_size: usize,
+        from: u64,
+        to: u64,
+    ) -> Self {
         let (sender, steps) = sync_channel(AHEAD);
         thread::spawn(move || {
             for step in from..to {
                 let blocks = blocks_of_step(&settings, step);
                 let read: Result<Vec<Batch>> =
-                    blocks.chunks(batch_size).map(|blocks| read_batch(&reader, blocks)).collect();
+                    blocks.chunks(batch_size).map(|blocks| read_batch(reader.as_ref(), blocks)).collect();
                 let failed = read.is_err();
-                if sender.send(read.map(|micro_batches| StepBatches { micro_batches, blocks })).is_err() || failed {
+                let made = read.map(|micro_batches| StepBatches { micro_batches, blocks, live: None });
+                if sender.send(made).is_err() || failed {
                     return; // the trainer has stopped, or will
                 }
             }
         });
         Self { steps, waited: Duration::ZERO }
+    }
+
+    /// Takes the next `steps` steps of live text in micro-batches of `batch_size` blocks.
+    pub fn live(mut order: TextOrder, batch_size: usize, steps: u64) -> Self {
+        let (sender, receiver) = sync_channel(AHEAD);
+        thread::spawn(move || {
+            for _ in 0..steps {
+                let made = order.next_step().map(|(blocks, next)| StepBatches {
+                    micro_batches: blocks
+                        .chunks(batch_size)
+                        .map(|blocks| batch_of(blocks, order.block_size()))
+                        .collect(),
+                    blocks: blocks.iter().map(|block| order.number(block)).collect(),
+                    live: Some((next, blocks.iter().map(documents_in).collect())),
+                });
+                let failed = made.is_err();
+                if sender.send(made).is_err() || failed {
+                    return;
+                }
+            }
+        });
+        Self { steps: receiver, waited: Duration::ZERO }
     }
 
     /// The next step.
@@ -147,6 +189,17 @@ impl Loader {
     pub fn waited(&self) -> Duration {
         self.waited
     }
+}
+
+/// The first and the last document of a block, counted from 1.
+fn documents_in(block: &Block) -> (u64, u64) {
+    documents_by(block.documents_before, &block.document_starts)
+}
+
+/// The same by the documents that begin before a block, and where in it others do.
+pub fn documents_by(before: u64, starts: &[u32]) -> (u64, u64) {
+    // A block that does not begin with a document goes on with the one before.
+    (before + u64::from(starts.first() == Some(&0)), before + starts.len() as u64)
 }
 
 #[cfg(test)]
@@ -176,6 +229,7 @@ mod tests {
         let step = StepBatches {
             micro_batches: vec![batch(&[1, 2, 3, 4, 5, 6, 7, 8]), batch(&[1, 2, 3, -100])],
             blocks: Vec::new(),
+            live: None,
         };
         assert_eq!(step.divisors(LossMean::Predicted), [8.0, 8.0]);
         assert_eq!(step.divisors(LossMean::AllLabels), [11.0, 11.0]);

@@ -1,21 +1,23 @@
 //! Evaluation: loss, perplexity, accuracy and bits per byte over validation blocks, of one set or of several with names.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 use tokenmill_shared::Result;
-use tokenmill_shared::dataset::{Dataset, Split, SplitReader};
+use tokenmill_shared::dataset::{BlockReader, Dataset, Split};
 use tokenmill_shared::progress::{Progress, Unit};
 
 use crate::data::{LossMean, read_batch};
 use crate::model::Model;
+use crate::training_set::Held;
 
 /// The blocks of an evaluation.
 #[derive(Debug)]
 pub struct EvaluationSet {
     /// What its metrics are called by, if there are several sets.
     pub name: Option<String>,
-    reader: SplitReader,
+    reader: Arc<dyn BlockReader>,
     /// Blocks that are used.
     blocks: u64,
     /// Bytes of text for each token that was read.
@@ -32,8 +34,14 @@ impl EvaluationSet {
         Ok(reader.map(|reader| {
             let manifest = &dataset.manifest().splits[&split];
             let bytes_per_token = manifest.text_bytes as f64 / (manifest.ledger.read as f64).max(1.0);
-            Self { name, blocks: blocks.min(reader.len()), reader, bytes_per_token }
+            Self { name, blocks: blocks.min(reader.len()), reader: Arc::new(reader), bytes_per_token }
         }))
+    }
+
+    /// Blocks that were set aside; `None` if there are none.
+    pub fn held(held: Arc<Held>) -> Option<Self> {
+        let (blocks, bytes_per_token) = (held.len(), held.bytes_per_token());
+        (blocks > 0).then(|| Self { name: None, blocks, reader: held, bytes_per_token })
     }
 }
 
@@ -69,7 +77,7 @@ pub fn evaluate(model: &mut Model, set: &EvaluationSet, batch_size: usize, mean:
     let (mut loss, mut nll, mut tokens, mut labels, mut correct) = (0.0, 0.0, 0, 0, 0);
     let numbers: Vec<u64> = (0..blocks).collect();
     for batch in numbers.chunks(batch_size) {
-        let batch = read_batch(&set.reader, batch)?;
+        let batch = read_batch(set.reader.as_ref(), batch)?;
         let found = model.evaluate(&batch)?;
         labels += batch.labels.iter().filter(|label| **label >= 0).count() as u64;
         nll += found.nll;

@@ -20,6 +20,7 @@ mod sample;
 mod schedule;
 pub mod torch;
 mod train;
+mod training_set;
 pub mod vocabulary;
 
 use std::ffi::OsString;

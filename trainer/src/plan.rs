@@ -7,7 +7,7 @@ mod gpu;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tokenmill_preprocess::{Output, PrepareOptions, Tuning, prepare};
+use tokenmill_preprocess::{Live, Output, PrepareOptions, Tuning, prepare};
 use tokenmill_shared::config::{DataArguments, HubArguments, ValidationText};
 use tokenmill_shared::dataset::{Dataset, Split};
 use tokenmill_shared::{Error, Result, hub, progress};
@@ -23,6 +23,7 @@ use crate::ops::quantised::Codebook;
 use crate::optim_args;
 use crate::optimizer::Rule;
 use crate::schedule::Schedule;
+use crate::training_set::{Source, TrainingSet};
 use crate::vocabulary::NewTokens;
 
 /// Everything resolved but the step counts, which need the dataset.
@@ -76,6 +77,9 @@ impl Plan {
             (_, Some(_), Some(_)) => return Err(both("--dataset_name", "--dataset_dir")),
             (Some(_), Some(_), _) => return Err(both("--dataset_name", "--train_file_dir")),
             _ => {}
+        }
+        if arguments.streaming {
+            check_streaming(&arguments)?;
         }
         for (flag, value) in [
             ("--per_device_train_batch_size", arguments.per_device_train_batch_size),
@@ -194,8 +198,16 @@ impl Plan {
             .ok_or_else(|| Error::config("--tokenizer_name_or_path", "is missing"))
     }
 
-    /// The dataset: as given, or prepared now (or found prepared in the cache).
-    pub fn open_dataset(&self) -> Result<Dataset> {
+    /// What is trained on: the dataset as given, or prepared now (or found prepared in the cache), or the text itself.
+    pub fn open_data(&self) -> Result<TrainingSet> {
+        if self.arguments.streaming {
+            let options = self.prepare_options(self.arguments.data.clone())?;
+            return TrainingSet::live(Live::open(&options, self.arguments.streaming_cache)?);
+        }
+        self.open_dataset().map(TrainingSet::prepared)
+    }
+
+    fn open_dataset(&self) -> Result<Dataset> {
         let mut data = self.arguments.data.clone();
         if let Some(dir) = &self.arguments.dataset_dir {
             let dataset = Dataset::open(dir)?;
@@ -210,11 +222,16 @@ impl Plan {
     }
 
     /// What is evaluated: the dataset's validation split, or the sets with names, each prepared by itself.
-    pub fn validation_sets(&self, dataset: &Dataset) -> Result<Vec<EvaluationSet>> {
+    pub fn validation_sets(&self, training: &TrainingSet) -> Result<Vec<EvaluationSet>> {
         let data = &self.arguments.data;
-        let ValidationText::Named(sets) = data.validation_text()? else {
-            let blocks = self.blocks(dataset, Split::Validation);
-            return Ok(EvaluationSet::open(None, dataset, Split::Validation, blocks)?.into_iter().collect());
+        let sets: Vec<(Option<String>, PathBuf)> = match (data.validation_text()?, &training.source) {
+            (ValidationText::Named(sets), _) => sets.into_iter().map(|(name, dir)| (Some(name), dir)).collect(),
+            (ValidationText::One(dir), Source::Live(_)) => vec![(None, dir)],
+            (_, Source::Live(text)) => return Ok(EvaluationSet::held(text.validation.clone()).into_iter().collect()),
+            (_, Source::Prepared(dataset)) => {
+                let blocks = self.blocks(dataset, Split::Validation);
+                return Ok(EvaluationSet::open(None, dataset, Split::Validation, blocks)?.into_iter().collect());
+            }
         };
         let mut opened = Vec::new();
         for (name, dir) in sets.into_iter().filter(|_| self.evaluate) {
@@ -229,32 +246,37 @@ impl Plan {
                 ..data.clone()
             })?;
             let blocks = prepared.manifest().splits.get(&Split::Train).map_or(0, |split| split.blocks);
-            let set = EvaluationSet::open(Some(name.clone()), &prepared, Split::Train, blocks)?;
-            let empty = || Error::config("--validation_file_dir", format!("{name} makes no block; give more text"));
+            let set = EvaluationSet::open(name.clone(), &prepared, Split::Train, blocks)?;
+            let shown = name.unwrap_or_else(|| "its text".to_owned());
+            let empty = || Error::config("--validation_file_dir", format!("{shown} makes no block; give more text"));
             opened.push(set.ok_or_else(empty)?);
         }
         Ok(opened)
     }
 
     fn prepared(&self, data: DataArguments) -> Result<Dataset> {
-        let prepared = prepare(&PrepareOptions {
+        let prepared = prepare(&self.prepare_options(data)?)?;
+        prepared.lines().iter().for_each(|line| eprintln!("{line}"));
+        Dataset::open(&prepared.dataset_dir)
+    }
+
+    fn prepare_options(&self, data: DataArguments) -> Result<PrepareOptions> {
+        Ok(PrepareOptions {
             data,
             hub: self.arguments.hub.clone(),
             tokenizer: self.tokenizer_dir()?.to_owned(),
             model: self.arguments.model_name_or_path.clone(),
             output: Output::Cache,
             tuning: Tuning::default(),
-        })?;
-        prepared.lines().iter().for_each(|line| eprintln!("{line}"));
-        Dataset::open(&prepared.dataset_dir)
+        })
     }
 
-    /// Finds what is new to the model in the dataset's tokenizer. Weights are not read.
+    /// Finds what is new to the model in the tokenizer of the data. Weights are not read.
     ///
     /// # Errors
     /// See [`NewTokens::plan`].
-    pub fn find_new_tokens(&mut self, dataset: &Dataset) -> Result<()> {
-        self.new_tokens = NewTokens::plan(&self.arguments, dataset, self.train)?;
+    pub fn find_new_tokens(&mut self, data: &TrainingSet) -> Result<()> {
+        self.new_tokens = NewTokens::plan(&self.arguments, data, self.train)?;
         Ok(())
     }
 
@@ -429,10 +451,10 @@ impl Plan {
         Ok(())
     }
 
-    /// Checks that the model can take the dataset.
-    pub fn check_fit(&self, model: &Model, dataset: &Dataset) -> Result<()> {
-        let (manifest, config) = (dataset.manifest(), model.config());
-        let largest = manifest.head.largest_token_id as usize;
+    /// Checks that the model can take the blocks.
+    pub fn check_fit(&self, model: &Model, data: &TrainingSet) -> Result<()> {
+        let config = model.config();
+        let largest = data.largest_token_id as usize;
         if largest >= config.vocab_size {
             let reason = format!(
                 "the tokenizer's largest id is {largest}, the checkpoint has {} rows; go on with the tokenizer it was trained with, or start anew in another --output_dir",
@@ -440,13 +462,13 @@ impl Plan {
             );
             return Err(Error::config("--tokenizer_name_or_path", reason));
         }
-        if manifest.block_size < 2 {
+        if data.block_size < 2 {
             return Err(Error::config(
                 "--block_size",
                 "must be 2 or more to train: a block of one token predicts nothing",
             ));
         }
-        check_positions(config, manifest.block_size)
+        check_positions(config, data.block_size)
     }
 
     /// Blocks of a split that are used.
@@ -465,11 +487,27 @@ impl Plan {
         if self.arguments.dataloader_drop_last { blocks / batch * batch } else { blocks }
     }
 
-    /// The steps of a run over `blocks` training blocks.
-    pub fn steps(&self, blocks: u64) -> Result<Steps> {
+    /// The size of micro-batches that an epoch is whole in, if what is left is left out.
+    pub fn drop_last(&self) -> Option<usize> {
+        self.arguments.dataloader_drop_last.then_some(self.drop_last_size as usize)
+    }
+
+    /// The steps of a run over `blocks` training blocks; without their number an epoch is the whole run, as the Trainer
+    /// has it.
+    ///
+    /// # Errors
+    /// An interval that cannot be; epochs whose length is not known.
+    pub fn steps(&self, blocks: Option<u64>) -> Result<Steps> {
         let arguments = &self.arguments;
-        let micro_batches = self.blocks_per_epoch(blocks).div_ceil(arguments.per_device_train_batch_size as u64);
-        let per_epoch = micro_batches.div_ceil(arguments.gradient_accumulation_steps as u64);
+        let accumulation = arguments.gradient_accumulation_steps as u64;
+        if blocks.is_none() {
+            self.refuse_unknown_epochs()?;
+        }
+        let whole_run = u64::try_from(arguments.max_steps).unwrap_or(0) * accumulation;
+        let micro_batches = blocks.map_or(whole_run, |blocks| {
+            self.blocks_per_epoch(blocks).div_ceil(arguments.per_device_train_batch_size as u64)
+        });
+        let per_epoch = micro_batches.div_ceil(accumulation);
         let total = match u64::try_from(arguments.max_steps) {
             Ok(steps) if steps > 0 => steps,
             _ => (arguments.num_train_epochs * per_epoch as f64).ceil() as u64,
@@ -514,12 +552,40 @@ impl Plan {
         })
     }
 
-    /// What a resumed run must share with the one that saved the checkpoint.
-    pub fn result_settings(&self, dataset: &Dataset, blocks: u64) -> ResultSettings {
+    /// Refuses what needs the length of an epoch.
+    fn refuse_unknown_epochs(&self) -> Result<()> {
         let arguments = &self.arguments;
+        let unknown =
+            "an epoch, and how many blocks it has is known only after --streaming has read all of the text once";
+        let by_epochs = [
+            ("--logging_strategy", arguments.logging_strategy == Strategy::Epoch),
+            ("--eval_strategy", arguments.eval_strategy == Strategy::Epoch),
+            ("--save_strategy", arguments.save_strategy == SaveStrategy::Epoch),
+        ];
+        if arguments.max_steps <= 0 {
+            let reason = format!("counts in {unknown}; give --max_steps or --max_train_samples");
+            return Err(Error::config("--num_train_epochs", reason));
+        }
+        match by_epochs.into_iter().find(|(_, by_epochs)| *by_epochs) {
+            Some((flag, _)) => Err(Error::config(
+                flag,
+                format!("waits for the end of {unknown}; use steps, or give --max_train_samples"),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// What a resumed run must share with the one that saved the checkpoint.
+    pub fn result_settings(&self, data: &TrainingSet, blocks: Option<u64>) -> ResultSettings {
+        let arguments = &self.arguments;
+        let live = matches!(data.source, Source::Live(_));
         let random = arguments.train_sampling_strategy == Sampling::Random && arguments.shuffle == Shuffle::Global;
+        let random = random && !live;
+        // Of live text the count may become known between one run and the next; what counts is what was asked for.
+        let asked = || arguments.data.train_blocks_limit().unwrap_or(0);
+        let blocks = blocks.filter(|_| !live).unwrap_or_else(asked);
         ResultSettings {
-            dataset: dataset.manifest().head.fingerprint.clone(),
+            dataset: data.fingerprint.clone(),
             train_blocks: blocks,
             blocks_per_epoch: self.blocks_per_epoch(blocks),
             blocks_per_step: (arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps) as u64,
@@ -568,6 +634,26 @@ pub struct ResultSettings {
     /// What the frozen weights are kept in, if not in float32.
     #[serde(default)]
     pub quantisation: Option<String>,
+}
+
+/// What cannot be while text is prepared.
+fn check_streaming(arguments: &TrainerArguments) -> Result<()> {
+    if arguments.dataset_dir.is_some() {
+        return Err(Error::config(
+            "--streaming",
+            "reads text, and --dataset_dir is finished already; give one of both",
+        ));
+    }
+    if arguments.ignore_data_skip {
+        let reason = "begins an epoch again to save the time of going on, which with --streaming takes none; remove it";
+        return Err(Error::config("--ignore_data_skip", reason));
+    }
+    if arguments.train_sampling_strategy == Sampling::Random {
+        eprintln!(
+            "--streaming: blocks come in the order of the text; where that is sorted, prepare it, for a random order"
+        );
+    }
+    Ok(())
 }
 
 /// The files that a model of random weights is made by.
@@ -746,7 +832,7 @@ mod tests {
                 arguments.num_train_epochs = epochs;
                 arguments.warmup_steps = 0.1;
             });
-            let steps = plan.unwrap().steps(blocks).unwrap();
+            let steps = plan.unwrap().steps(Some(blocks)).unwrap();
             (steps.per_epoch, steps.total, steps.schedule.warmup_steps)
         };
         assert_eq!(steps(40, 4, 2, 1.6), (5, 8, 1));

@@ -8,11 +8,11 @@ use std::ops::Range;
 use std::path::Path;
 
 use tokenmill_preprocess::tokenizer::Tokenizer;
-use tokenmill_shared::dataset::Dataset;
 use tokenmill_shared::{Error, Result, storage};
 
 use crate::arguments::{NewTokenInit, TrainerArguments};
 use crate::model::{AdapterOutline, Config};
+use crate::training_set::TrainingSet;
 
 /// Tokens that the model has no trained rows for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,13 +28,13 @@ pub struct NewTokens {
 }
 
 impl NewTokens {
-    /// The new tokens of `dataset`'s tokenizer; `None` if there are none and the model keeps its size.
+    /// The new tokens of the tokenizer of `data`; `None` if there are none and the model keeps its size.
     ///
     /// # Errors
     /// A tokenizer that is no extension of the model's; rows that nothing would train; a way of beginning that needs a
     /// tokenizer the model lacks.
-    pub fn plan(arguments: &TrainerArguments, dataset: &Dataset, train: bool) -> Result<Option<Self>> {
-        let needed = dataset.manifest().head.largest_token_id as usize + 1;
+    pub fn plan(arguments: &TrainerArguments, data: &TrainingSet, train: bool) -> Result<Option<Self>> {
+        let needed = data.largest_token_id as usize + 1;
         let Some(model_dir) = arguments.model_name_or_path.as_deref() else {
             return Self::from_scratch(arguments, needed).map(|()| None);
         };
@@ -54,10 +54,10 @@ impl NewTokens {
             Ok((rows > rows_now).then_some(padded))
         };
         let of_the_model = dir_of_tokenizer([adapter_dir, Some(model_dir)])?;
-        if needed <= rows_now && of_the_model.map_or(Ok(true), |dir| is_that_of(dir, dataset))? {
+        if needed <= rows_now && of_the_model.map_or(Ok(true), |dir| is_that_of(dir, data))? {
             return nothing_new(if of_the_model.is_some() { needed } else { rows_now });
         }
-        let new = Tokenizer::load(&dataset.tokenizer_dir())?;
+        let new = Tokenizer::load(&data.tokenizer_dir)?;
         let known = of_the_model.map(|dir| known_tokens(dir, &new, arguments.data.use_fast_tokenizer)).transpose()?;
         let first = known.as_ref().map_or(rows_now, |old| (old.largest_id() as usize + 1).min(rows_now));
         if needed <= first {
@@ -134,12 +134,12 @@ fn dir_of_tokenizer(dirs: [Option<&Path>; 2]) -> Result<Option<&Path>> {
 
 /// Whether the tokenizer.json in `dir` is that of the dataset to the byte: then neither need be loaded, which takes 0.7
 /// seconds for that of Qwen2.5.
-fn is_that_of(dir: &Path, dataset: &Dataset) -> Result<bool> {
+fn is_that_of(dir: &Path, data: &TrainingSet) -> Result<bool> {
     let path = dir.join("tokenizer.json");
     if storage::stat(&path)?.is_none() {
         return Ok(false);
     }
-    Ok(storage::hash_file(&path)? == storage::hash_file(&dataset.tokenizer_dir().join("tokenizer.json"))?)
+    Ok(storage::hash_file(&path)? == storage::hash_file(&data.tokenizer_dir.join("tokenizer.json"))?)
 }
 
 /// The tokenizer in `dir`, of what the model knows. `new` must give its tokens the same ids.

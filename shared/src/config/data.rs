@@ -43,6 +43,14 @@ pub enum Remainder {
     Pad,
 }
 
+impl Remainder {
+    /// Whether a split of so many tokens ends in a padded block. One without a full block does, so that a split of any
+    /// token is never empty.
+    pub fn pads(self, tokens: u64, block_size: u64) -> bool {
+        !tokens.is_multiple_of(block_size) && (self == Self::Pad || tokens < block_size)
+    }
+}
+
 /// The data parameters. Names and defaults are those of `run_clm.py` and MedicalGPT's `pretraining.py`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Args)]
 #[serde(default, deny_unknown_fields)]

@@ -56,7 +56,6 @@ impl Known {
 /// The table, in the order of TrainingArguments.
 pub const KNOWN: &[Known] = &[
     flag("device_map", Value, Refused(CPU)).off(&["", "none", "auto", "cpu"]),
-    flag("streaming", Boolean, Refused(STREAMING)),
     flag("packing", Boolean, Refused(PACKING)).off(&["true"]),
     flag("trust_remote_code", Boolean, NoEffect(REMOTE_CODE)),
     flag("do_predict", Boolean, NoEffect(NO_TEST_SPLIT)),
@@ -164,10 +163,6 @@ const LOW_RANK: Text = text(
 );
 const CPU: Text =
     text("not built yet: training is on the CPU; give cpu or auto", "尚未实现：目前在 CPU 上训练；请用 cpu 或 auto");
-const STREAMING: Text = text(
-    "not built yet: data is prepared once, in bounded memory, and reused; remove it",
-    "尚未实现：数据只准备一次（内存有界）并可复用；请去掉",
-);
 const PACKING: Text = text("not built yet: documents are always packed; remove it", "尚未实现：目前总是打包；请去掉");
 const REMOTE_CODE: Text = text("no code of a checkpoint is ever run", "从不运行检查点里的代码");
 const NO_TEST_SPLIT: Text = text("pretraining has no test split", "预训练没有测试集");

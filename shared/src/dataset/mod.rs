@@ -1,5 +1,6 @@
 #![doc = include_str!("../docs/format.md")]
 
+mod block_reader;
 mod index;
 mod ledger;
 mod manifest;
@@ -9,6 +10,7 @@ mod shard;
 mod verify;
 mod writer;
 
+pub use block_reader::BlockReader;
 pub use ledger::Ledger;
 pub use manifest::{
     FORMAT_VERSION, FileEntry, MANIFEST, Manifest, ManifestHead, ShardEntry, SplitManifest, TokenWidth,

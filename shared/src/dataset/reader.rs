@@ -16,7 +16,7 @@ use arrow_ipc::reader::StreamReader;
 
 use super::index::{BatchEntry, Index};
 use super::shard::{self, ALIGNMENT};
-use super::{Manifest, ShardEntry, ShardKind, ShardName, Split};
+use super::{BlockReader, Manifest, ShardEntry, ShardKind, ShardName, Split};
 use crate::{Error, Result, storage};
 
 /// The blocks of one split, readable from many threads.
@@ -84,61 +84,6 @@ impl SplitReader {
         self.split
     }
 
-    /// Number of blocks.
-    pub fn len(&self) -> u64 {
-        self.blocks
-    }
-
-    /// Whether there is no block at all.
-    pub fn is_empty(&self) -> bool {
-        self.blocks == 0
-    }
-
-    /// Ids in a block.
-    pub fn block_size(&self) -> usize {
-        self.block_size
-    }
-
-    /// How many ids of block `index` are tokens; the rest is padding and never a label.
-    pub fn valid_tokens(&self, index: u64) -> usize {
-        if index + 1 == self.blocks { self.last_block_valid_tokens } else { self.block_size }
-    }
-
-    /// Appends the `block_size` ids of block `index` to `out`.
-    ///
-    /// # Errors
-    /// The bytes are not those that were written, naming file and place; `out` is then unchanged.
-    pub fn read_block(&self, index: u64, out: &mut Vec<u32>) -> Result<()> {
-        let block_bytes = self.block_size * self.width.bytes();
-        self.with_batch(&self.data, index, |message, entry, row| {
-            // The ids are the only buffer of the batch and its last bytes, padded to the alignment.
-            let ids = entry.rows as usize * block_bytes;
-            let start = message.len().checked_sub(ids.next_multiple_of(ALIGNMENT))? + row * block_bytes;
-            self.width.decode(message.get(start..start + block_bytes)?, out);
-            Some(())
-        })
-    }
-
-    /// The offsets in block `index` at which documents begin, ascending.
-    ///
-    /// # Errors
-    /// As [`SplitReader::read_block`].
-    pub fn document_starts(&self, index: u64) -> Result<Vec<u32>> {
-        self.with_batch(&self.documents, index, |message, _, row| {
-            // Our own bytes by their checksum; still, arrow's reader may panic, and a reader shall not.
-            let starts = catch_unwind(AssertUnwindSafe(|| {
-                let stream = self.documents_schema.as_slice().chain(message);
-                let batch = StreamReader::try_new(stream, None).ok()?.next()?.ok()?;
-                let starts = batch.column(0).as_list_opt::<i32>()?;
-                let starts = (row < starts.len()).then(|| starts.value(row))?;
-                Some(starts.as_primitive_opt::<UInt32Type>()?.values().to_vec())
-            }));
-            let starts = starts.ok()??;
-            let inside = starts.last().is_none_or(|last| (*last as usize) < self.block_size);
-            (starts.is_sorted_by(|a, b| a < b) && inside).then_some(starts)
-        })
-    }
-
     fn with_batch<T>(
         &self,
         shards: &[Shard],
@@ -172,6 +117,47 @@ impl SplitReader {
         let result = read(&message, entry, row).ok_or_else(|| damaged("are not a record batch of this dataset"))?;
         self.recent.put(shard.name, number, message);
         Ok(result)
+    }
+}
+
+impl BlockReader for SplitReader {
+    fn len(&self) -> u64 {
+        self.blocks
+    }
+
+    fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    fn valid_tokens(&self, index: u64) -> usize {
+        if index + 1 == self.blocks { self.last_block_valid_tokens } else { self.block_size }
+    }
+
+    fn read_block(&self, index: u64, out: &mut Vec<u32>) -> Result<()> {
+        let block_bytes = self.block_size * self.width.bytes();
+        self.with_batch(&self.data, index, |message, entry, row| {
+            // The ids are the only buffer of the batch and its last bytes, padded to the alignment.
+            let ids = entry.rows as usize * block_bytes;
+            let start = message.len().checked_sub(ids.next_multiple_of(ALIGNMENT))? + row * block_bytes;
+            self.width.decode(message.get(start..start + block_bytes)?, out);
+            Some(())
+        })
+    }
+
+    fn document_starts(&self, index: u64) -> Result<Vec<u32>> {
+        self.with_batch(&self.documents, index, |message, _, row| {
+            // Our own bytes by their checksum; still, arrow's reader may panic, and a reader shall not.
+            let starts = catch_unwind(AssertUnwindSafe(|| {
+                let stream = self.documents_schema.as_slice().chain(message);
+                let batch = StreamReader::try_new(stream, None).ok()?.next()?.ok()?;
+                let starts = batch.column(0).as_list_opt::<i32>()?;
+                let starts = (row < starts.len()).then(|| starts.value(row))?;
+                Some(starts.as_primitive_opt::<UInt32Type>()?.values().to_vec())
+            }));
+            let starts = starts.ok()??;
+            let inside = starts.last().is_none_or(|last| (*last as usize) < self.block_size);
+            (starts.is_sorted_by(|a, b| a < b) && inside).then_some(starts)
+        })
     }
 }
 

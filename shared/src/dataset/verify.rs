@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::index::INDEX;
 use super::manifest::MANIFEST;
-use super::{Dataset, FileEntry, Manifest};
+use super::{BlockReader, Dataset, FileEntry, Manifest};
 use crate::progress::{Progress, Unit};
 use crate::{Result, storage};
 

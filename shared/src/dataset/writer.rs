@@ -293,7 +293,7 @@ impl SplitWriter {
         let tokens = self.tokens();
         let block_bytes = self.block_size * self.width.bytes();
         let left = (tokens % self.block_size as u64) as usize;
-        let pad = left > 0 && (remainder == Remainder::Pad || tokens < self.block_size as u64);
+        let pad = remainder.pads(tokens, self.block_size as u64);
         if pad {
             let padding = vec![pad_token_id; self.block_size - left];
             self.width.encode(&padding, &mut self.pending);

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokenmill_preprocess::live::Position;
 use tokenmill_shared::dataset::FileEntry;
 use tokenmill_shared::{Error, Result};
 
@@ -58,6 +59,9 @@ pub struct State {
     pub left_out: BTreeSet<u64>,
     /// Whether the optimizer's state was left out, so that nothing can go on from here.
     pub only_model: bool,
+    /// Of live text, where the next block begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<Position>,
     /// Entries of the log so far.
     pub log_history: Vec<Value>,
     /// Size and BLAKE3 of every other file of the checkpoint.
@@ -84,6 +88,7 @@ impl State {
             course: None,
             left_out: BTreeSet::new(),
             only_model: false,
+            position: None,
             log_history,
             files: BTreeMap::new(),
             blake3: String::new(),

@@ -36,6 +36,8 @@ pub const CHINESE: &[(&str, &str)] = &[
     ("use_rslora", "改为按 alpha / √秩 缩放"),
     ("modules_to_save", "整体训练并随适配器保存的模块：embed_tokens,lm_head"),
     ("dataset_dir", "`preprocess prepare` 做好的数据集，代替 --train_file_dir"),
+    ("streaming", "一边准备 --train_file_dir 的文本一边训练，按文本自身的顺序：不需要的先不读"),
+    ("streaming_cache", "与 --streaming 同用：保留做好的 token 分区，下一轮和下一次运行不必再做"),
     ("model_revision", "以 hub 名称指定的模型的分支、标签或提交"),
     ("hub_token", "hub 的访问令牌（默认 $HF_TOKEN，或 `hf auth login` 保存的令牌）；不会写到任何地方"),
     ("dataset_name", "代替 --train_file_dir 的文本数据集：本地目录或 hub 上的名称；使用它自己的划分"),

@@ -24,7 +24,7 @@ impl Run {
         // The optimizer's state is not written to yet, so the system has not given its memory.
         let available = (available as f64 * SHARE) as u64;
         let available = available.saturating_sub(optimizer.bytes());
-        let block_size = self.dataset.manifest().block_size;
+        let block_size = self.data.block_size;
         let recompute = arguments.gradient_checkpointing;
         let size = fitting(asked, asked * accumulation, available, |size| {
             let ids = size * block_size;

@@ -3,23 +3,31 @@
 use std::fmt::Write;
 
 use tokenmill_shared::Result;
-use tokenmill_shared::dataset::SplitReader;
+use tokenmill_shared::dataset::BlockReader;
 
-/// `documents 4 to 7, 19` for these blocks: counted from 1 in the order in which they were read.
-pub(super) fn of_blocks(reader: &SplitReader, blocks: &[u64]) -> Result<String> {
+use crate::data::documents_by;
+
+/// The first and last document of each of these blocks in ascending order: counted from 1 in the order in which they
+/// were read.
+pub(super) fn of_blocks(reader: &dyn BlockReader, blocks: &[u64]) -> Result<Vec<(u64, u64)>> {
     let mut sorted = blocks.to_vec();
     sorted.sort_unstable();
-    let mut text = String::from("documents ");
     let (mut begun, mut next) = (0, 0);
-    for (at, block) in sorted.into_iter().enumerate() {
+    let mut found = Vec::with_capacity(blocks.len());
+    for block in sorted {
         for earlier in next..block {
             begun += reader.document_starts(earlier)?.len() as u64;
         }
         next = block;
-        let starts = reader.document_starts(block)?;
-        // A block that does not begin with a document goes on with the one before.
-        let first = begun + u64::from(starts.first() == Some(&0));
-        let last = begun + starts.len() as u64;
+        found.push(documents_by(begun, &reader.document_starts(block)?));
+    }
+    Ok(found)
+}
+
+/// `documents 4 to 7, 19`.
+pub(super) fn text(spans: &[(u64, u64)]) -> String {
+    let mut text = String::from("documents ");
+    for (at, (first, last)) in spans.iter().enumerate() {
         let _ = match (at > 0, first == last) {
             (false, true) => write!(text, "{first}"),
             (false, false) => write!(text, "{first} to {last}"),
@@ -27,5 +35,5 @@ pub(super) fn of_blocks(reader: &SplitReader, blocks: &[u64]) -> Result<String> 
             (true, false) => write!(text, ", {first} to {last}"),
         };
     }
-    Ok(text)
+    text
 }

@@ -10,6 +10,7 @@ mod resume;
 mod step;
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,8 +18,9 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 use serde_json::{Value, json};
+use tokenmill_preprocess::live::Position;
 use tokenmill_preprocess::tokenizer::Tokenizer;
-use tokenmill_shared::dataset::{Dataset, Split, SplitReader};
+use tokenmill_shared::dataset::{BlockReader, Split};
 use tokenmill_shared::progress::{Progress, Unit};
 use tokenmill_shared::{Error, Result, storage};
 
@@ -39,6 +41,7 @@ use crate::plan::{Plan, ResultSettings, Steps};
 use crate::report::{self, Log, Reports, Stage};
 use crate::sample;
 use crate::schedule::Adaptive;
+use crate::training_set::{Source, TextOrder, TrainingSet};
 
 /// Set by SIGINT or SIGTERM: finish the step, save, stop.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -66,18 +69,18 @@ pub fn run(arguments: TrainerArguments) -> Result<()> {
     plan.fetch()?;
     let memory = Stage::begin("init");
     plan.check_model()?;
-    let dataset = plan.open_dataset()?;
+    let data = plan.open_data()?;
     let resume = find_checkpoint(&plan)?;
-    plan.find_new_tokens(&dataset)?;
+    plan.find_new_tokens(&data)?;
     let model = match &resume {
         Some((dir, _)) => plan.open_resumed(dir)?,
         None => plan.open_model()?,
     };
-    plan.check_fit(&model, &dataset)?;
+    plan.check_fit(&model, &data)?;
     storage::create_dir_all(&plan.output_dir)?;
     let _lock = lock(&plan.output_dir)?;
     storage::remove_stale_temporaries(&plan.output_dir)?;
-    let mut run = Run::new(plan, dataset, model, reports, memory)?;
+    let mut run = Run::new(plan, data, model, reports, memory)?;
     run.show_sample("before training")?;
     if run.plan.train {
         run.train(resume)?;
@@ -124,7 +127,7 @@ fn find_checkpoint(plan: &Plan) -> Result<Option<(PathBuf, Saved)>> {
 /// A run in progress.
 struct Run {
     plan: Plan,
-    dataset: Dataset,
+    data: TrainingSet,
     model: Model,
     config_text: String,
     companions: Companions,
@@ -135,8 +138,12 @@ struct Run {
     /// The memory figures of loading.
     loading: serde_json::Map<String, Value>,
     criterion: Option<Criterion>,
-    /// The training blocks, open while training.
-    training: Option<Arc<SplitReader>>,
+    /// The training blocks of a dataset, open while training.
+    training: Option<Arc<dyn BlockReader>>,
+    /// Blocks of an epoch, if they are known.
+    blocks: Option<u64>,
+    /// Where in live text the next step begins.
+    position: Option<Position>,
     /// Steps that are left out.
     left_out: BTreeSet<u64>,
     /// A learning rate that follows evaluations.
@@ -149,20 +156,20 @@ struct Run {
 }
 
 impl Run {
-    fn new(plan: Plan, dataset: Dataset, mut model: Model, reports: Reports, memory: Stage) -> Result<Self> {
+    fn new(plan: Plan, data: TrainingSet, mut model: Model, reports: Reports, memory: Stage) -> Result<Self> {
         plan.set_up(&mut model)?;
         let config = plan.arguments.model_name_or_path.as_ref().or(plan.arguments.init_from_config.as_ref());
         let config_text = config.map_or_else(|| Ok(String::new()), |path| checkpoint::config_text(path))?;
         let model_dir = plan.arguments.model_name_or_path.clone().filter(|_| !plan.arguments.use_peft);
-        let companions = checkpoint::companions(Some(&dataset.tokenizer_dir()), model_dir.as_deref())?;
-        let validation = plan.validation_sets(&dataset)?;
+        let companions = checkpoint::companions(Some(&data.tokenizer_dir), model_dir.as_deref())?;
+        let validation = plan.validation_sets(&data)?;
         if plan.evaluate && validation.is_empty() {
             let reason = "there are no validation blocks; give --validation_file_dir or --validation_split_percentage";
             return Err(Error::config(if plan.arguments.do_eval { "--do_eval" } else { "--eval_strategy" }, reason));
         }
         let mut run = Self {
             plan,
-            dataset,
+            data,
             model,
             config_text,
             companions,
@@ -172,6 +179,8 @@ impl Run {
             loading: serde_json::Map::new(),
             criterion: None,
             training: None,
+            blocks: None,
+            position: None,
             left_out: BTreeSet::new(),
             adaptive: None,
             best: None,
@@ -185,18 +194,13 @@ impl Run {
 
     /// All optimizer steps, from the first or from a checkpoint.
     fn train(&mut self, resume: Option<(PathBuf, Saved)>) -> Result<()> {
-        let blocks = self.plan.blocks(&self.dataset, Split::Train);
-        let reader = self.dataset.split(Split::Train)?.filter(|reader| !reader.is_empty() && blocks > 0);
-        let reader = Arc::new(reader.ok_or_else(|| {
-            Error::config("--train_file_dir", "makes no training block; give more text or a smaller --block_size")
-        })?);
-        self.training = Some(reader.clone());
+        self.open_training()?;
         let mut optimizer = Optimizer::new(&self.model, &self.plan.arguments)?;
         if self.plan.arguments.auto_find_batch_size {
             self.find_batch_size(&optimizer)?;
         }
-        let settings = self.plan.result_settings(&self.dataset, blocks);
-        let steps = self.plan.steps(blocks)?;
+        let settings = self.plan.result_settings(&self.data, self.blocks);
+        let steps = self.plan.steps(self.blocks)?;
         let arguments = &self.plan.arguments;
         self.criterion = Criterion::new(arguments, &steps, &self.validation)?;
         self.adaptive =
@@ -216,9 +220,8 @@ impl Run {
         self.open_log(log_history)?;
         let batch_size = self.plan.arguments.per_device_train_batch_size;
         let lag = counters.data_lag;
-        let load =
-            |from: u64| Loader::start(reader.clone(), settings.clone(), batch_size, from - lag, steps.total - lag);
-        let mut loader = load(first);
+        let load = |run: &Self, from: u64| run.load(&settings, batch_size, from - lag..steps.total - lag);
+        let mut loader = load(self, first);
         let progress = Progress::new("training", Unit::Count, Some(steps.total.saturating_sub(first)));
         let memory = Stage::begin("train");
         self.began = Instant::now();
@@ -236,10 +239,11 @@ impl Run {
             let Made::Step(loss) = self.train_step(&mut optimizer, &batches, step, &steps, &mut counters)? else {
                 let begin = self.roll_back(step, &settings, &steps, &mut optimizer)?;
                 (done, counters) = (begin.first, Counters { data_lag: lag, ..begin.counters });
-                loader = load(done);
+                loader = load(self, done);
                 continue;
             };
             done = step;
+            self.position = batches.live.as_ref().map(|(next, _)| next.clone());
             tokens_here += batches.label_tokens();
             self.epoch = self.epoch_at(step - lag, &steps);
             counters.seconds = seconds_before + self.began.elapsed().as_secs_f64();
@@ -282,6 +286,45 @@ impl Run {
         drop(progress);
         let waited = loader.waited().as_secs_f64();
         self.finish_training(&steps, Finished { counters, tokens: tokens_here, first, waited, memory })
+    }
+
+    /// Opens the training blocks, and counts them as far as they are known.
+    fn open_training(&mut self) -> Result<()> {
+        match &self.data.source {
+            Source::Prepared(dataset) => {
+                let blocks = self.plan.blocks(dataset, Split::Train);
+                let reader = dataset.split(Split::Train)?.filter(|reader| !reader.is_empty() && blocks > 0);
+                let none = "makes no training block; give more text or a smaller --block_size";
+                self.training = Some(Arc::new(reader.ok_or_else(|| Error::config("--train_file_dir", none))?));
+                self.blocks = Some(blocks);
+            }
+            Source::Live(text) => {
+                let (known, limit) = (text.known_blocks, self.plan.arguments.data.train_blocks_limit());
+                self.blocks = known.map(|known| known.min(limit.unwrap_or(u64::MAX))).or(limit);
+            }
+        }
+        Ok(())
+    }
+
+    /// The steps `steps`, of those that draw data.
+    fn load(&self, settings: &ResultSettings, batch_size: usize, steps: Range<u64>) -> Loader {
+        match &self.data.source {
+            Source::Prepared(_) => {
+                let reader = self.training.clone().expect("open while training");
+                Loader::start(reader, settings.clone(), batch_size, steps.start, steps.end)
+            }
+            Source::Live(text) => {
+                let order = TextOrder {
+                    text: Arc::clone(text),
+                    limit: self.plan.arguments.data.train_blocks_limit(),
+                    blocks_per_step: settings.blocks_per_step as usize,
+                    drop_last: self.plan.drop_last(),
+                    position: self.position.clone().unwrap_or_else(|| text.begin.clone()),
+                    blocks: None,
+                };
+                Loader::live(order, batch_size, steps.end - steps.start)
+            }
+        }
     }
 
     /// The log goes on after `entries`.
@@ -408,6 +451,7 @@ impl Run {
         optimizer.fetch(&self.model)?;
         let mut state = State::new(step, settings.clone(), *counters, self.best, self.log_entries().to_vec());
         state.left_out = self.left_out.clone();
+        state.position = self.position.clone();
         state.course = self.adaptive.as_ref().map(|adaptive| adaptive.course().clone());
         let trainer_state = self.trainer_state(step, steps, counters);
         let limit = self.plan.arguments.save_total_limit;
@@ -459,7 +503,7 @@ impl Run {
 
     fn show_sample(&mut self, when: &str) -> Result<()> {
         let Some(prompt) = self.plan.arguments.sample_prompt.clone() else { return Ok(()) };
-        let tokenizer = Tokenizer::load(&self.dataset.tokenizer_dir())?;
+        let tokenizer = Tokenizer::load(&self.data.tokenizer_dir)?;
         let text = sample::continuation(
             &mut self.model,
             &tokenizer,

@@ -1,13 +1,13 @@
 //! The end of a run: the model, the results and the last evaluation in the output directory.
 
 use serde_json::{Map, Value, json};
-use tokenmill_shared::dataset::Split;
 use tokenmill_shared::{Result, storage};
 
 use super::Run;
 use crate::checkpoint::{self, Counters};
 use crate::plan::Steps;
 use crate::report::{self, Stage};
+use crate::training_set::Source;
 
 /// What a finished training run made of its steps.
 pub(super) struct Finished {
@@ -44,7 +44,8 @@ impl Run {
         results.extend(std::mem::take(&mut self.loading));
         results.extend(self.memory_of(memory));
         self.log_mut().push(steps.total, results.clone())?;
-        results.insert("train_samples".to_owned(), json!(self.plan.blocks(&self.dataset, Split::Train)));
+        let per_epoch = self.blocks.map_or_else(|| json!(samples), |blocks| json!(blocks));
+        results.insert("train_samples".to_owned(), per_epoch);
         if let Some(loss_scale) = counters.loss_scale.filter(|loss_scale| loss_scale.overflowed > 0) {
             let overflowed = loss_scale.overflowed;
             eprintln!(
@@ -57,6 +58,10 @@ impl Run {
             results.insert("train_skipped_steps".to_owned(), json!(counters.skipped));
         }
         let here = self.began.elapsed().as_secs_f64();
+        results.insert("train_data_wait".to_owned(), json!(rounded(waited / here.max(1e-9), 6)));
+        if let Source::Live(text) = &self.data.source {
+            eprintln!("{}", text.made());
+        }
         eprintln!(
             "trained {} steps in {here:.1} s: {:.0} tokens/s, {:.1} % of the time waiting for data, peak memory {}",
             steps.total - first,

@@ -10,6 +10,7 @@ use crate::checkpoint::{self, Counters, Saved, State, TrainerCheckpoint};
 use crate::data::blocks_before;
 use crate::optimizer::Optimizer;
 use crate::plan::{ResultSettings, Steps};
+use crate::training_set::Source;
 
 /// Where a run begins.
 #[derive(Debug, Default)]
@@ -65,6 +66,7 @@ impl Run {
             adaptive.set_course(course);
         }
         self.best = state.best;
+        self.position = state.position;
         self.left_out.extend(state.left_out);
         Ok(Begin { first: state.step, counters: state.counters, log_history: state.log_history })
     }
@@ -104,6 +106,13 @@ impl Run {
         optimizer: &mut Optimizer,
     ) -> Result<Begin> {
         let step = state.step;
+        if matches!(self.data.source, Source::Live(_)) {
+            let reason = format!(
+                "{} was saved by the Hugging Face Trainer, and does not say where in the text it stopped; go on without --streaming, or start from its weights with --model_name_or_path",
+                dir.display()
+            );
+            return Err(Error::config("--resume_from_checkpoint", reason));
+        }
         let say = |what: &str| eprintln!("{} was saved by the Hugging Face Trainer: {what}", dir.display());
         optimizer.updates = step;
         if checkpoint::has_optimizer(dir)? {
@@ -131,7 +140,7 @@ impl Run {
             );
         }
         self.best = state.best();
-        let tokens = blocks_before(settings, step) * self.dataset.manifest().block_size as u64;
+        let tokens = blocks_before(settings, step) * self.data.block_size as u64;
         let counters = Counters { loss_sum: state.loss_sum(), tokens, ..Counters::default() };
         Ok(Begin { first: step, counters, log_history: state.log_history })
     }

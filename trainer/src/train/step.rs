@@ -101,8 +101,11 @@ impl Run {
 
     /// What was found in a step that cannot be used, and in which documents.
     fn describe(&self, loss: f64, norm: f64, batches: &StepBatches) -> Result<String> {
-        let reader = self.training.as_deref().expect("open while training");
-        let documents = documents::of_blocks(reader, &batches.blocks)?;
+        let documents = match (&batches.live, self.training.as_deref()) {
+            (Some((_, documents)), _) => documents.clone(),
+            (None, reader) => documents::of_blocks(reader.expect("open while training"), &batches.blocks)?,
+        };
+        let documents = documents::text(&documents);
         let blocks = &batches.blocks;
         Ok(format!(
             "the loss is {loss} and the gradient norm {norm}, on training blocks {blocks:?} ({documents}); this step updated nothing"

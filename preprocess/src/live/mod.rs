@@ -1,0 +1,342 @@
+//! Live: the blocks of raw text while it is being read, by position, ahead of whoever takes them.
+//!
+//! ```text
+//! find (one thread: partitions, as far as needed) ─▶ pipeline (read, tokenize, keep) ─▶ cut ──bounded──▶ Blocks
+//! ```
+//! The blocks are those that [`prepare`](crate::prepare) makes of the same text under the same settings, in the order of
+//! the text. Nothing is read before it is needed but the listing. [`Live`] keeps no state of its readers: a
+//! [`Position`] is all that it takes to go on, at the cost of the partition in which it lies.
+
+mod cut;
+mod find;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokenmill_shared::config::{DataArguments, ValidationSplitMode, ValidationText};
+use tokenmill_shared::dataset::{FORMAT_VERSION, TokenWidth};
+use tokenmill_shared::{Error, Result, storage};
+
+use self::cut::Cutter;
+use self::find::Finder;
+use crate::document::{Flow, Start};
+use crate::job::{PrepareOptions, Setup};
+use crate::pipeline::{Event, Partitions, Pipeline};
+use crate::plan::{self, TokenSettings};
+use crate::scan::{FileScan, Memory};
+use crate::source::{self, Input};
+use crate::tokenizer::Tokenizer;
+
+/// Tokens that may be cut ahead of the one who takes them, in blocks: 1 MiB of ids. Text and ids before that are bounded
+/// by [`IN_FLIGHT_BYTES`](crate::pipeline::IN_FLIGHT_BYTES).
+const AHEAD_TOKENS: usize = 1 << 18;
+
+/// Blocks set aside for validation where nothing else is said.
+const SET_ASIDE: u64 = 256;
+
+/// Where a block begins.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Which block, counted from the beginning of the text.
+    pub block: u64,
+    /// Tokens before the partition in which it begins.
+    tokens: u64,
+    /// Documents with tokens before that partition.
+    documents: u64,
+    /// Index of the file in which that partition begins.
+    file: usize,
+    /// Where in that file.
+    start: Start,
+    /// Its fingerprint; empty at the beginning of the text.
+    partition: String,
+}
+
+/// One block.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Block {
+    /// `block_size` ids.
+    pub ids: Vec<u32>,
+    /// How many of them are tokens; the rest is padding and never a label.
+    pub valid_tokens: usize,
+    /// Offsets at which documents begin, ascending.
+    pub document_starts: Vec<u32>,
+    /// Documents with tokens that begin before it.
+    pub documents_before: u64,
+    /// UTF-8 bytes of its text: of a document that goes on in other blocks, by its share of the tokens.
+    pub text_bytes: f64,
+    /// Where the next block begins.
+    pub next: Position,
+}
+
+/// Raw text as blocks, resolved and listed. See the module.
+#[derive(Debug)]
+pub struct Live {
+    setup: Arc<Setup>,
+    dir: PathBuf,
+    inputs: Arc<Vec<Input>>,
+    memory: Arc<Mutex<Memory>>,
+    set_aside: u64,
+    /// Whether new partitions are kept in the store.
+    keep: bool,
+    fingerprint: String,
+    made: Arc<Made>,
+}
+
+/// What was not there before, and had to be made.
+#[derive(Debug, Default)]
+pub struct Made {
+    /// Files that were read to be scanned.
+    pub scanned_files: AtomicU64,
+    /// UTF-8 bytes of the partitions that were, or are being, tokenized.
+    pub tokenized_bytes: AtomicU64,
+}
+
+impl Live {
+    /// Resolves `options` and lists the text; reads none of it. Token partitions that are made stay in the store if
+    /// `keep`, so that the next epoch and the next run make none.
+    ///
+    /// # Errors
+    /// Those of [`prepare`](crate::prepare) before it reads; a division of the documents, which needs their number.
+    pub fn open(options: &PrepareOptions, keep: bool) -> Result<Self> {
+        const FLAG: &str = "--train_file_dir";
+        let data = &options.data;
+        if data.dataset_name.is_some() {
+            let reason = "reads text files; give the directory of the training text, or leave out --streaming";
+            return Err(Error::config("--dataset_name", format!("{reason}: --streaming {FLAG} DIR")));
+        }
+        let missing = || Error::config(FLAG, "is missing; give the directory that holds the text");
+        let dir = data.train_file_dir.clone().ok_or_else(missing)?;
+        let set_aside = set_aside(data)?;
+        let setup = Setup::new(options)?;
+        let inputs = source::list(&dir, FLAG)?;
+        let memory = Memory::open(&dir, &setup.scan_options())?;
+        let fingerprint = fingerprint(&setup, &inputs, set_aside);
+        let (inputs, memory) = (Arc::new(inputs), Arc::new(Mutex::new(memory)));
+        Ok(Self { setup: Arc::new(setup), dir, inputs, memory, set_aside, keep, fingerprint, made: Arc::default() })
+    }
+
+    /// Blocks at the beginning that are for validation; training begins after them.
+    pub fn set_aside(&self) -> u64 {
+        self.set_aside
+    }
+
+    /// BLAKE3 over settings, tokenizer, and names and sizes of all files: what a [`Position`] is one in.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Ids in a block.
+    pub fn block_size(&self) -> usize {
+        self.setup.data.block_size
+    }
+
+    /// The tokenizer that makes the ids.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.setup.encoding.tokenizer
+    }
+
+    /// A directory that holds the tokenizer's files, in the cache under the hash of all of them.
+    pub fn tokenizer_dir(&self) -> Result<PathBuf> {
+        let files = &self.tokenizer().files;
+        let mut hasher = blake3::Hasher::new();
+        for (name, bytes) in files {
+            hasher.update(json!([name, blake3::hash(bytes).to_hex().as_str()]).to_string().as_bytes());
+        }
+        let dir = self.setup.cache_dir.join("tokenizers").join(&hasher.finalize().to_hex()[..32]);
+        storage::create_dir_all(&dir)?;
+        for (name, bytes) in files {
+            storage::replace(&dir.join(name), bytes)?;
+        }
+        Ok(dir)
+    }
+
+    /// The width of ids, by the tokenizer's largest.
+    pub fn width(&self) -> TokenWidth {
+        self.setup.encoding.width
+    }
+
+    /// How many files there are.
+    pub fn files(&self) -> usize {
+        self.inputs.len()
+    }
+
+    /// What was made for its blocks so far.
+    pub fn made(&self) -> &Made {
+        &self.made
+    }
+
+    /// How many blocks there are in all, if every file has been scanned before and is as it was, and the store holds the
+    /// tokens of every partition: then nothing is read but the ends of its files.
+    pub fn known_blocks(&self) -> Result<Option<u64>> {
+        let Some(store) = self.store() else { return Ok(None) };
+        let scans: Option<Vec<FileScan>> = {
+            let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+            self.inputs.iter().map(|input| memory.get(input).cloned()).collect()
+        };
+        let Some(scans) = scans else { return Ok(None) };
+        let (setup, mut tokens) = (&self.setup, 0);
+        for partition in plan::partitions(&scans, &setup.token_settings, setup.tuning.partition_bytes) {
+            match store.tokens(&partition.fingerprint, self.width())? {
+                Some(found) => tokens += found,
+                None => return Ok(None),
+            }
+        }
+        let block_size = self.block_size() as u64;
+        let padded = setup.data.remainder.pads(tokens, block_size);
+        Ok(Some(tokens / block_size + u64::from(padded)))
+    }
+
+    /// The blocks from `from` on, made by threads of their own as they are taken. The beginning of the text is
+    /// [`Position::default`].
+    ///
+    /// # Errors
+    /// A position in another text.
+    pub fn blocks(&self, from: Position) -> Result<Blocks> {
+        if from.file >= self.inputs.len() {
+            return Err(cut::moved(&self.dir));
+        }
+        let setup = &self.setup;
+        let finder = Finder {
+            setup: Arc::clone(setup),
+            inputs: Arc::clone(&self.inputs),
+            memory: Arc::clone(&self.memory),
+            made: Arc::clone(&self.made),
+            from: (from.file, from.start),
+        };
+        self.blocks_of(finder.partitions(), from)
+    }
+
+    fn store(&self) -> Option<&crate::store::Store> {
+        self.setup.store.as_ref().filter(|_| !self.setup.data.overwrite_cache)
+    }
+
+    fn blocks_of(&self, partitions: Partitions, from: Position) -> Result<Blocks> {
+        let setup = &self.setup;
+        let pipeline = Pipeline {
+            inputs: Arc::clone(&self.inputs),
+            partitions,
+            rules: setup.rules.clone(),
+            encoding: Arc::clone(&setup.encoding),
+            store: self.store().cloned(),
+            keep: setup.store.clone().filter(|_| self.keep),
+            read_bytes: setup.tuning.read_bytes,
+            pool: Arc::clone(&setup.pool),
+        };
+        let mut cutter = Cutter::new(setup, &self.dir, from);
+        let made = Arc::clone(&self.made);
+        let (sender, receiver) = sync_channel((AHEAD_TOKENS / self.block_size()).max(2));
+        let work = move || {
+            let mut send = |block: Block| match sender.send(Ok(block)) {
+                Ok(()) => Ok(Flow::Continue),
+                Err(_) => Ok(Flow::Stop), // nobody takes more
+            };
+            let ended = pipeline.run(&mut |event| {
+                if let Event::Begin { partition, stored: false } = &event {
+                    made.tokenized_bytes.fetch_add(partition.text_bytes, Ordering::Relaxed);
+                }
+                cutter.take(event, &mut send)
+            });
+            if let Err(error) = ended.and_then(|()| cutter.finish(&mut send)) {
+                let _ = sender.send(Err(error));
+            }
+        };
+        // Its panic reaches the one who takes the blocks; see `Blocks::next`.
+        let thread = std::thread::Builder::new()
+            .name("tokenmill-live".to_owned())
+            .spawn(move || catch_unwind(AssertUnwindSafe(work)).map_err(|panic| said(panic.as_ref())))
+            .map_err(Error::storage("start a thread to read", &self.dir))?;
+        Ok(Blocks { receiver: Some(receiver), thread: Some(thread), dir: self.dir.clone() })
+    }
+}
+
+/// Blocks in the order of the text; dropped, the threads behind it end.
+#[derive(Debug)]
+pub struct Blocks {
+    receiver: Option<Receiver<Result<Block>>>,
+    thread: Option<JoinHandle<Result<(), String>>>,
+    dir: PathBuf,
+}
+
+impl Iterator for Blocks {
+    type Item = Result<Block>;
+
+    /// The next block, waiting for it if need be. After an error there is no other.
+    fn next(&mut self) -> Option<Result<Block>> {
+        if let Ok(block) = self.receiver.as_ref()?.recv() {
+            if block.is_err() {
+                self.end();
+            }
+            return Some(block);
+        }
+        let panic = self.end()?;
+        let reason = format!("a fault of this program: {panic}; report this");
+        Some(Err(Error::storage("go on reading", &self.dir)(std::io::Error::other(reason))))
+    }
+}
+
+impl Blocks {
+    /// Waits for the threads; what a panic said, if there was one.
+    fn end(&mut self) -> Option<String> {
+        drop(self.receiver.take());
+        self.thread.take()?.join().map_or_else(|panic| Some(said(panic.as_ref())), |ended| ended.err())
+    }
+}
+
+impl Drop for Blocks {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// What a panic said.
+fn said(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic").to_owned()
+}
+
+/// How many blocks at the beginning are for validation.
+fn set_aside(data: &DataArguments) -> Result<u64> {
+    let default = DataArguments::default();
+    let percentage = data.validation_split_percentage;
+    let advice = "divides documents by their number, which --streaming does not know beforehand; the first blocks are set aside instead, as many as --max_eval_samples says (256), or give --validation_file_dir";
+    if data.validation_split_mode != ValidationSplitMode::Head {
+        return Err(Error::config("--validation_split_mode", advice));
+    }
+    if data.validation_text()? != ValidationText::None || percentage == 0.0 {
+        return Ok(0);
+    }
+    if percentage != default.validation_split_percentage {
+        return Err(Error::config("--validation_split_percentage", advice));
+    }
+    Ok(data.validation_blocks_limit().unwrap_or(SET_ASIDE))
+}
+
+fn fingerprint(setup: &Setup, inputs: &[Input], set_aside: u64) -> String {
+    let Setup { data, rules, encoding, token_settings, pad_token_id, .. } = setup;
+    let tokens: &TokenSettings = token_settings;
+    let settings = json!([
+        FORMAT_VERSION,
+        data.block_size,
+        tokens,
+        rules,
+        data.remainder,
+        pad_token_id,
+        encoding.width,
+        set_aside
+    ]);
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(settings.to_string().as_bytes());
+    for input in inputs {
+        hasher.update(json!([input.relative, input.kind, input.stat.size]).to_string().as_bytes());
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+#[cfg(test)]
+mod tests;

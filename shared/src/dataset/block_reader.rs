@@ -1,0 +1,32 @@
+//! Blocks by number, wherever they lie: in the shards of a split, or behind a view of them.
+
+use crate::Result;
+
+/// Blocks that can be read in any order and from many threads.
+pub trait BlockReader: std::fmt::Debug + Send + Sync {
+    /// Ids in a block.
+    fn block_size(&self) -> usize;
+
+    /// Number of blocks.
+    fn len(&self) -> u64;
+
+    /// Whether there is no block at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many ids of block `index` are tokens; the rest is padding and never a label.
+    fn valid_tokens(&self, index: u64) -> usize;
+
+    /// Appends the `block_size` ids of block `index`, which must be below [`len`](Self::len), to `out`.
+    ///
+    /// # Errors
+    /// The bytes are not those that were written, naming file and place; `out` is then unchanged.
+    fn read_block(&self, index: u64, out: &mut Vec<u32>) -> Result<()>;
+
+    /// The offsets in block `index` at which documents begin, ascending.
+    ///
+    /// # Errors
+    /// As [`read_block`](Self::read_block).
+    fn document_starts(&self, index: u64) -> Result<Vec<u32>>;
+}

@@ -24,8 +24,9 @@ enum Finder {
     Many(Many),
 }
 
-/// Up to so many tokens the automaton has faster ways than looking at every byte.
-const FEW: usize = 100;
+/// Of tokens that begin with up to so many bytes the automaton looks for these by vectors: Llama 3 has 256 that all begin
+/// with `<`, and code takes a quarter longer when every byte is looked at.
+const FEW: usize = 3;
 
 /// Up to so many tokens that begin alike are tried one by one: of 20,000 Chinese words 95 begin with 工作.
 const ALIKE: usize = 1000;
@@ -36,7 +37,8 @@ impl Finder {
         if tokens.is_empty() {
             return Ok(None);
         }
-        if let Some(many) = (tokens.len() > FEW).then(|| Many::new(tokens)).flatten() {
+        let first: BTreeSet<Option<u8>> = tokens.iter().map(|(content, _)| content.bytes().next()).collect();
+        if let Some(many) = (first.len() > FEW).then(|| Many::new(tokens)).flatten() {
             return Ok(Some(Self::Many(many)));
         }
         let automaton = AhoCorasick::builder()

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Every check and benchmark that needs a GPU, in one table. Needs an NVIDIA GPU, nvcc (tests/nvcc.sh), and a Python with
-# torch, transformers, accelerate, pyarrow and safetensors (and perhaps liger_kernel): TOKENMILL_PYTHON names it (default python3).
-# usage: gpu.sh [WHAT...] with WHAT of: tests bench peers curves (default: all)
+# torch, transformers, accelerate, pyarrow and safetensors (and perhaps peft and liger_kernel): TOKENMILL_PYTHON names it (default python3).
+# usage: gpu.sh [WHAT...] with WHAT of: tests bench peers adapters curves (default: all)
 # TOKENMILL_BIN names a directory with `trainer`, `preprocess` and `device-tests` built elsewhere.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${TOKENMILL_PYTHON:-python3}"
-what=" ${*:-tests bench peers curves} "
+what=" ${*:-tests bench peers adapters curves} "
 out="${TOKENMILL_GPU_OUT:-${XDG_CACHE_HOME:-$HOME/.cache}/tokenmill/gpu}"
 rm -rf "$out" && mkdir -p "$out"
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
@@ -47,7 +47,8 @@ for size in 256 1024 2048; do prepare "$size"; done
 train() {
   local name="$1" block="$2" steps="$3" batch="$4"
   shift 4
-  "$bin/trainer" --dataset_dir "$out/blocks-$block" --output_dir "$out/ours-$name" --do_train true --use_peft false --max_steps "$steps" \
+  case " $* " in *" --use_peft "*) ;; *) set -- --use_peft false "$@" ;; esac
+  "$bin/trainer" --dataset_dir "$out/blocks-$block" --output_dir "$out/ours-$name" --do_train true --max_steps "$steps" \
     --per_device_train_batch_size "$batch" --train_sampling_strategy sequential --lr_scheduler_type constant --warmup_steps 0 --weight_decay 0 \
     --save_strategy no --disable_tqdm true --tokenizer_name_or_path tests/data/tokenizers/bytes "$@" >"$out/ours-$name.log" 2>&1 || { tail -3 "$out/ours-$name.log"; return 1; }
 }
@@ -72,6 +73,29 @@ for shape in $shapes; do
     done
   fi
 done
+
+# Adapters of rank 8 beside all projections of a model of 7B, layers recomputed: weights in bf16, and in 4 bits.
+if asked adapters; then
+  has_peft=0; "$python" -c "import peft" 2>/dev/null && has_peft=1
+  adapters="--use_peft true --lora_rank 8 --lora_alpha 16 --target_modules all --lora_dropout 0.05 --bf16 true --gradient_checkpointing true"
+  for kind in lora qlora; do
+    extra=""; [ "$kind" = qlora ] && extra="--qlora true --load_in_4bit true"
+    # shellcheck disable=SC2086
+    timed train "llama-7b-$kind" 2048 30 4 --init_from_config "$out/llama-7b" $adapters $extra --learning_rate 1e-4 --logging_steps 10 --include_num_input_tokens_seen all
+  done
+  if [ "$has_peft" = 1 ]; then
+    timed hf "$out/hf-llama-7b-lora-eager.json" "$out/llama-7b" "$out/blocks-2048" 30 4 10 bf16 lora
+    if "$python" -c "import liger_kernel" 2>/dev/null; then
+      timed hf "$out/hf-llama-7b-lora-liger.json" "$out/llama-7b" "$out/blocks-2048" 30 4 10 bf16 lora liger
+    fi
+    for kind in f32 bf16; do
+      extra=""; [ "$kind" = bf16 ] && extra=bf16
+      timed hf "$out/hf-llama-small-lora-$kind.json" "$out/llama-small" "$out/blocks-256" 200 8 0 $extra clip 3e-4 lora
+      timed train "llama-small-lora-$kind" 256 200 8 --model_name_or_path "$out/llama-small" --use_peft true --peft_path "$out/hf-llama-small-lora-$kind.adapter" \
+        --lora_dropout 0 --learning_rate 3e-4 --logging_steps 1 ${extra:+--$extra true}
+    done
+  fi
+fi
 
 if asked curves; then
   for model in llama-small gpt2-small; do

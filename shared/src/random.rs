@@ -42,6 +42,11 @@ impl Stream {
         Self { key: mix(mix(mix(seed) ^ purpose as u64) ^ index) }
     }
 
+    /// What the stream is, for kernels that read it elsewhere.
+    pub fn key(&self) -> u64 {
+        self.key
+    }
+
     /// 64 uniform bits at position `at`.
     pub fn bits(&self, at: u64) -> u64 {
         mix(self.key ^ mix(at))

@@ -16,6 +16,8 @@ SHAPES = {
                                          max_position_embeddings=32768, rope_theta=1e6, tie_word_embeddings=True)),
     "llama-1.1b": ("LlamaConfig", dict(vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4,
                                        max_position_embeddings=2048)),
+    "llama-7b": ("LlamaConfig", dict(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=32,
+                                     max_position_embeddings=4096)),
     "llama-small": ("LlamaConfig", dict(vocab_size=1024, hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
                                         max_position_embeddings=256)),
     "gpt2-small": ("GPT2Config", dict(vocab_size=1024, n_embd=256, n_layer=4, n_head=4, n_positions=256, **no_dropout)),

@@ -31,18 +31,18 @@ def theirs(name, kind):
 
 
 print("| model | bf16 | tokens/s | ours is so many times it | GPU memory |\n|---|---|---|---|---|")
-for name in ("gpt2-124m", "qwen2.5-0.5b", "llama-1.1b"):
+for name in ("gpt2-124m", "qwen2.5-0.5b", "llama-1.1b", "llama-7b-lora", "llama-7b-qlora"):
     mine = ours(name)
     if not mine:
         continue
     print(f"| {name} | ours | {mine[0]:,.0f} | | {mine[1]} |")
     for kind, label in (("eager", "HF Trainer, eager"), ("compile", "HF Trainer, torch.compile"), ("liger", "HF Trainer, Liger")):
-        other = theirs(name, kind)
+        other = theirs(name.replace("qlora", "lora"), kind)
         if other:
             print(f"| {name} | {label} | {other[0]:,.0f} | {mine[0] / other[0]:.2f} | {other[1]} |")
 failed = False
 print("\n| 200 steps beside the HF Trainer | losses within | bound | from | to |\n|---|---|---|---|---|")
-for name, bound in (("llama-small-f32", 1e-4), ("gpt2-small-f32", 1e-4), ("llama-small-bf16", 5e-3), ("gpt2-small-bf16", 5e-3)):
+for name, bound in (("llama-small-f32", 1e-4), ("gpt2-small-f32", 1e-4), ("llama-small-lora-f32", 1e-4), ("llama-small-bf16", 5e-3), ("gpt2-small-bf16", 5e-3), ("llama-small-lora-bf16", 5e-3)):
     state, other = root / f"ours-{name}" / "trainer_state.json", root / f"hf-{name}.json"
     if not (state.exists() and other.exists()):
         continue

@@ -174,10 +174,12 @@ impl Optimizer {
         adamw::Update { formula, learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale }
     }
 
-    /// The first and the second moments of all parameters, of a rule that keeps both in float32.
+    /// The first and the second moments of what is trained, by parameter index, of a rule that keeps both in float32.
     #[cfg(feature = "cuda")]
-    fn moments(&self) -> [Vec<&Tensor>; 2] {
-        [0, 1].map(|which| self.state.iter().map(|state| &state[which]).collect())
+    fn moments(&self) -> [Vec<(usize, &Tensor)>; 2] {
+        [0, 1].map(|which| {
+            self.state.iter().enumerate().filter_map(|(index, state)| Some((index, state.get(which)?))).collect()
+        })
     }
 
     /// The update where the parameters are on a GPU; so are the moments from the first one on.

@@ -24,6 +24,19 @@ pub struct Sizes {
     pub inputs: usize,
 }
 
+/// Features of a row.
+#[derive(Debug, Clone, Copy)]
+pub struct Widths {
+    /// Of queries, keys and values together.
+    pub qkv: usize,
+    /// Of what is activated.
+    pub up: usize,
+    /// Of the narrow side of adapters; 0 if there are none.
+    pub rank: usize,
+    /// Whether something of their input is dropped.
+    pub drops: bool,
+}
+
 /// What a layer keeps for its backward; N rows. See `decoder.rs` for the order in which it is made.
 #[derive(Debug, Clone, Copy)]
 pub struct Saved {
@@ -94,6 +107,10 @@ pub struct Buffers {
     pub logit_rows: usize,
     /// See `logits`.
     pub logit_stride: usize,
+    /// What A makes of an adapter's input, or its gradient, (N, R).
+    pub low_rank: Span,
+    /// An adapter's input with its part dropped, or what comes back, (N, widest input); nothing if nothing is dropped.
+    pub dropped: Span,
     /// Ids, then labels, (2, N) words.
     pub ids: Span,
     /// What each row costs, (3, N) doubles.
@@ -134,9 +151,9 @@ impl Allocator<'_> {
 }
 
 impl Buffers {
-    /// Memory for passes of these sizes. `qkv_width`: features of queries, keys and values together; `up_width`: of what
-    /// is activated.
-    pub fn new(ops: &Ops, config: &Config, sizes: Sizes, (qkv_width, up_width): (usize, usize)) -> Result<Self> {
+    /// Memory for passes of these sizes.
+    pub fn new(ops: &Ops, config: &Config, sizes: Sizes, widths: Widths) -> Result<Self> {
+        let Widths { qkv: qkv_width, up: up_width, rank, drops } = widths;
         let Sizes { rows, kept, inputs } = sizes;
         let mut at = Allocator { device: &ops.device, memory: Vec::new() };
         let size = ops.element.size();
@@ -188,6 +205,8 @@ impl Buffers {
             logits: at.span(logit_rows * logit_stride, size)?,
             logit_rows,
             logit_stride,
+            low_rank: at.span(rows * rank, size)?,
+            dropped: at.span(if drops { rows * hidden.max(inner).max(out_width) } else { 0 }, size)?,
             ids: at.span(2 * rows, 4)?,
             found: at.span(3 * rows, 8)?,
             sums: at.span(3, 8)?,

@@ -8,15 +8,16 @@ use std::sync::Arc;
 
 use tokenmill_shared::{Error, Result};
 
-use super::buffers::{Buffers, Saved, Sizes};
+use super::buffers::{Buffers, Saved, Sizes, Widths};
 use super::device::{Device, Element, Matrix, Memory, Span};
 use super::embedding::EmbeddingOrder;
 use super::ops::{Heads, Norm, Ops, Statistics};
 use super::weights::Weights;
 use crate::model::layout::{self, FeedForward, Layout, Projection, Qkv};
-use crate::model::{Batch, Config, Parameter, Positions};
+use crate::model::{Adapters, Batch, Config, Parameter, Place, Positions, QuantisedWeights, Seed};
 use crate::ops::alibi;
 use crate::ops::cross_entropy::{IGNORE, Loss};
+use crate::ops::dropout::Dropout;
 use crate::ops::precision::Precision;
 
 /// Projections that are one product because their weights lie together.
@@ -27,6 +28,19 @@ struct Linear {
     input: usize,
     output: usize,
     input_first: bool,
+    adapters: Vec<Adapter>,
+}
+
+/// A low-rank pair beside one of the weights of a product, and which of its outputs are that weight's.
+#[derive(Debug, Clone, Copy)]
+struct Adapter {
+    weight: usize,
+    a: usize,
+    b: usize,
+    rank: usize,
+    scale: f32,
+    first: usize,
+    output: usize,
 }
 
 /// The projections of a layer.
@@ -75,17 +89,34 @@ pub struct Decoder {
     buffers: Option<Buffers>,
     tables: Option<(usize, Vec<Table>)>,
     slopes: Option<Memory>,
+    /// The largest rank of adapters, and the share of their input that is dropped while training.
+    rank: usize,
+    adapter_dropout: f32,
+    /// What is dropped in the pass that goes on; nothing in an evaluation.
+    dropping: Option<Seed>,
+}
+
+/// What a model is, as far as it is copied.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'a> {
+    /// What is computed.
+    pub config: &'a Config,
+    /// From which weights.
+    pub layout: &'a Layout,
+    /// Their values.
+    pub parameters: &'a [Parameter],
+    /// Those of weights in fewer bits.
+    pub quantised: &'a QuantisedWeights,
+    /// The pairs beside them.
+    pub adapters: Option<&'a Adapters>,
+    /// Of the products.
+    pub precision: Precision,
 }
 
 impl Decoder {
     /// Copies a model to the GPU. What [`unsupported`](super::unsupported) says must have been refused before.
-    pub fn new(
-        device: Arc<Device>,
-        config: &Config,
-        layout: &Layout,
-        parameters: &[Parameter],
-        precision: Precision,
-    ) -> Result<Self> {
+    pub fn new(device: Arc<Device>, parts: Parts<'_>) -> Result<Self> {
+        let Parts { config, layout, parameters, quantised, adapters, precision } = parts;
         let element = match precision {
             Precision::F32 => Element::F32,
             Precision::Bf16 => Element::Bf16,
@@ -103,12 +134,22 @@ impl Decoder {
                 if input_first { (columns, rows) } else { (rows, columns) }
             });
             let sizes: Vec<_> = sizes.collect();
+            let mut first = 0;
+            let pairs = projections.iter().zip(&sizes).filter_map(|(projection, (output, _))| {
+                first += output;
+                let pair = adapters?.pair(parameters, projection.weight, None, precision)?;
+                let (a, b, rank) = (pair.a.1, pair.b.1, dims(pair.a.1).0);
+                let first = first - output;
+                Some(Adapter { weight: projection.weight, a, b, rank, scale: pair.scale, first, output: *output })
+            });
             Linear {
+                adapters: pairs.collect(),
                 weights: projections.iter().map(|projection| projection.weight).collect(),
                 biases: projections.iter().filter_map(|projection| projection.bias).collect(),
                 input: sizes[0].1,
                 output: sizes.iter().map(|(output, _)| output).sum(),
-                input_first,
+                // In fewer bits it is kept the other way round.
+                input_first: input_first && !quantised.contains_key(&projections[0].weight),
             }
         };
         let layers = layout.layers.iter().zip(&config.layers).map(|(layer, kind)| {
@@ -138,7 +179,9 @@ impl Decoder {
                 heads: Heads { scale: kind.scale, window, ..heads },
             }
         });
-        let layers = layers.collect();
+        let layers: Vec<Layer> = layers.collect();
+        let products = layers.iter().flat_map(|layer| [&layer.qkv, &layer.output, &layer.up, &layer.down]);
+        let rank = products.flat_map(|linear| &linear.adapters).map(|adapter| adapter.rank).max().unwrap_or(0);
         let slopes = if config.positions == Positions::Alibi {
             let slopes = alibi::slopes(config.num_attention_heads);
             let memory = device.allocate(slopes.len(), 4)?;
@@ -148,7 +191,10 @@ impl Decoder {
             None
         };
         Ok(Self {
-            weights: Weights::new(ops.clone(), layout, parameters)?,
+            weights: Weights::new(ops.clone(), layout, parameters, quantised)?,
+            rank,
+            adapter_dropout: adapters.map_or(0.0, Adapters::dropout),
+            dropping: None,
             plain: Ops { device, element: Element::F32 },
             ops,
             config: config.clone(),
@@ -172,7 +218,8 @@ impl Decoder {
 
     /// Adds the gradients of one micro-batch's loss; see [`Model::forward_backward`](crate::model::Model). `scales`: of
     /// the loss, and of the mean over all tokens in it.
-    pub fn forward_backward(&mut self, batch: &Batch, scales: (f32, f32), recompute: bool) -> Result<Loss> {
+    pub fn forward_backward(&mut self, batch: &Batch, scales: (f32, f32), recompute: bool, seed: Seed) -> Result<Loss> {
+        self.dropping = Some(seed);
         let layers = self.layers.len();
         let buffers = self.prepare(batch, if recompute { 1 } else { layers }, layers + 1)?;
         let result = self.pass(batch, scales, recompute, buffers);
@@ -181,6 +228,7 @@ impl Decoder {
 
     /// Loss and accuracy of one micro-batch, without gradients.
     pub fn evaluate(&mut self, batch: &Batch) -> Result<Loss> {
+        self.dropping = None;
         let buffers = self.prepare(batch, 1, 2)?;
         let shape = Shape { batch: batch.batch_size, time: batch.seq_len };
         let result = self.forward(shape, &buffers).and_then(|()| self.loss(shape, &buffers, None)).map(|()| buffers);
@@ -191,6 +239,7 @@ impl Decoder {
     pub fn next_logits(&mut self, input_ids: &[u32]) -> Result<Vec<f32>> {
         let labels = vec![-100; input_ids.len()];
         let batch = Batch { input_ids: input_ids.to_vec(), labels, batch_size: 1, seq_len: input_ids.len() };
+        self.dropping = None;
         let buffers = self.prepare(&batch, 1, 2)?;
         self.forward(Shape { batch: 1, time: input_ids.len() }, &buffers)?;
         let (width, vocab, size) = (self.config.hidden_size, self.config.vocab_size, self.ops.element.size());
@@ -229,7 +278,12 @@ impl Decoder {
                 drop(before);
                 let sizes =
                     Sizes { rows: rows.max(had.rows), kept: kept.max(had.kept), inputs: inputs.max(had.inputs) };
-                let widths = (self.layers[0].qkv.output, self.layers[0].up.output);
+                let widths = Widths {
+                    qkv: self.layers[0].qkv.output,
+                    up: self.layers[0].up.output,
+                    rank: self.rank,
+                    drops: self.adapter_dropout > 0.0,
+                };
                 Buffers::new(&self.ops, &self.config, sizes, widths)?
             }
         };
@@ -309,8 +363,8 @@ impl Decoder {
         rows: usize,
         b: &Buffers,
     ) -> Result<()> {
-        let weight = self.weights.gradient(&[norm.weight]);
-        let bias = norm.bias.map(|bias| self.weights.gradient(&[bias]));
+        let Some(weight) = self.weights.gradient(&[norm.weight]) else { return Ok(()) };
+        let bias = norm.bias.and_then(|bias| self.weights.gradient(&[bias]));
         let values = self.norm(norm);
         self.ops.norm_weights_backward(dy, x, &values, (weight, bias), b.pieces, (rows, self.config.hidden_size))
     }
@@ -319,32 +373,125 @@ impl Decoder {
         linear.biases.first().map(|bias| self.weights.master(*bias, linear.output))
     }
 
-    fn weight(&self, linear: &Linear) -> Matrix {
-        let span = self.weights.operand(linear.weights[0], linear.input * linear.output);
+    fn weight(&self, linear: &Linear) -> Result<Matrix> {
+        let span = self.weights.operand(&linear.weights, linear.input * linear.output)?;
         // (out, in), or stored the other way round.
-        if linear.input_first { self.ops.matrix(span, linear.output).t() } else { self.ops.matrix(span, linear.input) }
+        Ok(if linear.input_first {
+            self.ops.matrix(span, linear.output).t()
+        } else {
+            self.ops.matrix(span, linear.input)
+        })
     }
 
     /// y: (rows, out) = x Wᵀ, without the bias.
-    fn project(&self, x: Span, linear: &Linear, y: Span, rows: usize) -> Result<()> {
-        let (x, y) = (self.ops.matrix(x, linear.input), self.ops.matrix(y, linear.output));
-        self.ops.device.multiply((x, self.weight(linear).t(), y), (rows, linear.output, linear.input), false)
+    fn project(&self, x: Span, linear: &Linear, y: Span, rows: usize, b: &Buffers) -> Result<()> {
+        let (input, to) = (self.ops.matrix(x, linear.input), self.ops.matrix(y, linear.output));
+        let size = (rows, linear.output, linear.input);
+        self.ops.device.multiply((input, self.weight(linear)?.t(), to), size, false)?;
+        linear.adapters.iter().try_for_each(|adapter| {
+            let (_, u) = self.adapter_down(x, linear, adapter, rows, b)?;
+            let (_, up) = self.adapter_weights(linear, adapter)?;
+            let to = self.outputs_of(y, linear, adapter, rows);
+            self.ops.device.multiply((u, up.t(), to), (rows, adapter.output, adapter.rank), true)
+        })
     }
 
-    /// dx: (rows, in) = dy W; and the gradient of the weight.
-    fn project_backward(&mut self, dy: Span, x: Span, linear: &Linear, dx: Span, rows: usize) -> Result<()> {
-        let (dy, x) = (self.ops.matrix(dy, linear.output), self.ops.matrix(x, linear.input));
-        let (gradient, add) = self.weights.gradient(&linear.weights);
+    /// A: (rank, in), and B: (out, rank).
+    fn adapter_weights(&self, linear: &Linear, adapter: &Adapter) -> Result<(Matrix, Matrix)> {
+        let a = self.weights.operand(&[adapter.a], adapter.rank * linear.input)?;
+        let b = self.weights.operand(&[adapter.b], adapter.output * adapter.rank)?;
+        Ok((self.ops.matrix(a, linear.input), self.ops.matrix(b, adapter.rank)))
+    }
+
+    /// The columns of y: (rows, out) that an adapter stands beside.
+    fn outputs_of(&self, y: Span, linear: &Linear, adapter: &Adapter, rows: usize) -> Matrix {
+        let count = (rows - 1) * linear.output + adapter.output;
+        self.ops.matrix(y.part(adapter.first, count, self.ops.element.size()), linear.output)
+    }
+
+    fn adapter_dropout(&self, adapter: &Adapter) -> Option<Dropout> {
+        self.dropping?.dropout(self.adapter_dropout, Place::Adapter(adapter.weight))
+    }
+
+    /// What an adapter takes: x: (rows, in), with its part dropped; and `scale · x Aᵀ`, (rows, rank).
+    fn adapter_down(
+        &self,
+        x: Span,
+        linear: &Linear,
+        adapter: &Adapter,
+        rows: usize,
+        b: &Buffers,
+    ) -> Result<(Matrix, Matrix)> {
+        let input = match self.adapter_dropout(adapter) {
+            None => x,
+            Some(dropout) => {
+                self.ops.dropout(b.dropped, x, dropout, false, rows * linear.input)?;
+                b.dropped
+            }
+        };
+        let (input, u) = (self.ops.matrix(input, linear.input), self.ops.matrix(b.low_rank, adapter.rank));
+        let (down, _) = self.adapter_weights(linear, adapter)?;
+        let size = (rows, adapter.rank, linear.input);
+        self.ops.device.multiply_scaled((input, down.t(), u), size, adapter.scale, false)?;
+        Ok((input, u))
+    }
+
+    /// Given dy: (rows, out), adds what goes through an adapter to dx: (rows, in); and the gradients of A and B.
+    fn adapter_backward(
+        &mut self,
+        (dy, x, dx): (Span, Span, Span),
+        linear: &Linear,
+        adapter: &Adapter,
+        rows: usize,
+        b: &Buffers,
+    ) -> Result<()> {
+        let (input, u) = self.adapter_down(x, linear, adapter, rows, b)?;
+        let gradients = self.weights.gradient(&[adapter.a]).zip(self.weights.gradient(&[adapter.b]));
+        let Some(((of_a, add_a), (of_b, add_b))) = gradients else {
+            return Err(Error::config("GPU", "a frozen adapter; report this"));
+        };
+        let (of_a, of_b) =
+            (Matrix::new(of_a, linear.input, Element::F32), Matrix::new(of_b, adapter.rank, Element::F32));
+        let dy = self.outputs_of(dy, linear, adapter, rows);
+        let (device, (down, up)) = (&self.ops.device, self.adapter_weights(linear, adapter)?);
+        device.multiply((dy.t(), u, of_b), (adapter.output, adapter.rank, rows), add_b)?;
+        // u is not needed any more.
+        let du = u;
+        device.multiply_scaled((dy, up, du), (rows, adapter.rank, adapter.output), adapter.scale, false)?;
+        device.multiply((du.t(), input, of_a), (adapter.rank, linear.input, rows), add_a)?;
+        let size = (rows, linear.input, adapter.rank);
+        let Some(dropout) = self.adapter_dropout(adapter) else {
+            return device.multiply((du, down, self.ops.matrix(dx, linear.input)), size, true);
+        };
+        device.multiply((du, down, self.ops.matrix(b.dropped, linear.input)), size, false)?;
+        self.ops.dropout(dx, b.dropped, dropout, true, rows * linear.input)
+    }
+
+    /// dx: (rows, in) = dy W; and the gradient of the weight, if it is trained, and of its adapters.
+    fn project_backward(
+        &mut self,
+        dy: Span,
+        x: Span,
+        linear: &Linear,
+        dx: Span,
+        rows: usize,
+        b: &Buffers,
+    ) -> Result<()> {
+        let gradient = self.weights.gradient(&linear.weights);
+        let (dy_matrix, x_matrix) = (self.ops.matrix(dy, linear.output), self.ops.matrix(x, linear.input));
         let device = &self.ops.device;
-        if linear.input_first {
-            let gradient = Matrix::new(gradient, linear.output, Element::F32);
-            device.multiply((x.t(), dy, gradient), (linear.input, linear.output, rows), add)?;
-        } else {
-            let gradient = Matrix::new(gradient, linear.input, Element::F32);
-            device.multiply((dy.t(), x, gradient), (linear.output, linear.input, rows), add)?;
+        if let Some((gradient, add)) = gradient {
+            if linear.input_first {
+                let gradient = Matrix::new(gradient, linear.output, Element::F32);
+                device.multiply((x_matrix.t(), dy_matrix, gradient), (linear.input, linear.output, rows), add)?;
+            } else {
+                let gradient = Matrix::new(gradient, linear.input, Element::F32);
+                device.multiply((dy_matrix.t(), x_matrix, gradient), (linear.output, linear.input, rows), add)?;
+            }
         }
-        let dx = self.ops.matrix(dx, linear.input);
-        device.multiply((dy, self.weight(linear), dx), (rows, linear.input, linear.output), false)
+        let to = self.ops.matrix(dx, linear.input);
+        device.multiply((dy_matrix, self.weight(linear)?, to), (rows, linear.input, linear.output), false)?;
+        linear.adapters.iter().try_for_each(|adapter| self.adapter_backward((dy, x, dx), linear, adapter, rows, b))
     }
 
     /// The gradient of a projection's bias, if it has one.
@@ -352,7 +499,7 @@ impl Decoder {
         if linear.biases.is_empty() {
             return Ok(());
         }
-        let bias = self.weights.gradient(&linear.biases);
+        let Some(bias) = self.weights.gradient(&linear.biases) else { return Ok(()) };
         self.ops.bias_backward(dy, bias, b.pieces, (rows, linear.output))
     }
 
@@ -394,7 +541,7 @@ impl Decoder {
         let (x, branch) = before.map_or((input, None), |(x, branch)| (x, Some(branch)));
         let norm = self.norm(parts.input_norm);
         self.ops.norm(x, branch, (input, saved.y), saved.input_statistics, &norm, size)?;
-        self.project(saved.y, &layer.qkv, saved.raw, rows)?;
+        self.project(saved.y, &layer.qkv, saved.raw, rows, b)?;
         if let Some(bias) = self.bias(&layer.qkv) {
             self.ops.add_bias(saved.raw, bias, (rows, layer.qkv.output))?;
         }
@@ -408,14 +555,14 @@ impl Decoder {
             self.ops.rope(saved.qkv, tables, (table.half, table.interleaved), heads, false)?;
         }
         self.ops.attention(saved.qkv, saved.out, saved.log_sums, self.slopes(), heads)?;
-        self.project(saved.out, &layer.output, b.branch, rows)?;
+        self.project(saved.out, &layer.output, b.branch, rows, b)?;
         let branch = Some((b.branch, self.bias(&layer.output)));
         let norm = self.norm(parts.feed_forward_norm);
         self.ops.norm(input, branch, (saved.middle, saved.z), saved.middle_statistics, &norm, size)?;
-        self.project(saved.z, &layer.up, saved.up, rows)?;
+        self.project(saved.z, &layer.up, saved.up, rows, b)?;
         let inner = (rows, layer.down.input);
         self.ops.activation(self.config.activation, saved.up, self.bias(&layer.up), saved.gated, layer.gated, inner)?;
-        self.project(saved.gated, &layer.down, b.branch, rows)
+        self.project(saved.gated, &layer.down, b.branch, rows, b)
     }
 
     /// Turns the gradient of a layer's output in `dx` into that of its input.
@@ -428,18 +575,18 @@ impl Decoder {
         let element = self.ops.element;
 
         self.bias_backward((b.dx, Element::F32), &layer.down, rows, b)?;
-        self.project_backward(b.rounded, gated, &layer.down, b.dgated, rows)?;
+        self.project_backward(b.rounded, gated, &layer.down, b.dgated, rows, b)?;
         let inner = (rows, layer.down.input);
         self.ops.activation_backward(self.config.activation, b.dgated, up, layer.gated, inner)?;
         self.bias_backward((up, element), &layer.up, rows, b)?;
-        self.project_backward(up, z, &layer.up, b.dnormed, rows)?;
+        self.project_backward(up, z, &layer.up, b.dnormed, rows, b)?;
         let x = (middle, middle_statistics);
         self.norm_weights_backward(b.dnormed, x, parts.feed_forward_norm, rows, b)?;
         let norm = self.norm(parts.feed_forward_norm);
         self.ops.norm_backward(b.dnormed, x, &norm, (b.dx, true), b.rounded, (rows, width))?;
 
         self.bias_backward((b.dx, Element::F32), &layer.output, rows, b)?;
-        self.project_backward(b.rounded, out, &layer.output, b.dout, rows)?;
+        self.project_backward(b.rounded, out, &layer.output, b.dout, rows, b)?;
         let heads = self.heads(&layer, shape);
         let scratch = (b.delta, b.expanded);
         self.ops.attention_backward(b.dout, (qkv, out, log_sums), scratch, b.dqkv, self.slopes(), heads)?;
@@ -448,12 +595,13 @@ impl Decoder {
             self.ops.rope(b.dqkv, tables, (table.half, table.interleaved), heads, true)?;
         }
         if let Some(norms) = parts.head_norms {
-            let gradients = norms.map(|norm| self.weights.gradient(&[norm.weight]));
+            let [of_q, of_k] = norms.map(|norm| self.weights.gradient(&[norm.weight]));
+            let gradients = of_q.zip(of_k).map(|(of_q, of_k)| [of_q, of_k]);
             let norms = norms.map(|norm| self.norm_of(norm, self.config.head_dim));
             self.ops.head_norms_backward(b.dqkv, raw, &norms, gradients, b.pieces, heads)?;
         }
         self.bias_backward((b.dqkv, element), &layer.qkv, rows, b)?;
-        self.project_backward(b.dqkv, y, &layer.qkv, b.dnormed, rows)?;
+        self.project_backward(b.dqkv, y, &layer.qkv, b.dnormed, rows, b)?;
         let x = (b.input(number), input_statistics);
         self.norm_weights_backward(b.dnormed, x, parts.input_norm, rows, b)?;
         let norm = self.norm(parts.input_norm);
@@ -477,7 +625,7 @@ impl Decoder {
     /// Logits of `count` states, into the buffer of logits.
     fn head_product(&self, states: Span, count: usize, b: &Buffers) -> Result<()> {
         let (width, vocab) = (self.config.hidden_size, b.logit_stride);
-        let head = self.ops.matrix(self.weights.operand(self.layout.head, vocab * width), width);
+        let head = self.ops.matrix(self.weights.operand(&[self.layout.head], vocab * width)?, width);
         let (states, logits) = (self.ops.matrix(states, width), self.ops.matrix(b.logits, vocab));
         self.ops.device.multiply((states, head.t(), logits), (count, vocab, width), false)
     }
@@ -490,18 +638,21 @@ impl Decoder {
         let labels = b.ids.part(rows, rows, 4);
         // Rows of zeros take part, and stay zeros.
         let padded = b.logit_stride;
-        let mut gradient = scales.map(|_| self.weights.gradient_beyond(self.layout.head, padded * width));
+        let mut gradient = scales.and_then(|_| self.weights.gradient_beyond(self.layout.head, padded * width));
         for first in (0..rows).step_by(b.logit_rows) {
             let count = b.logit_rows.min(rows - first);
             let states = b.states.part(first * width, count * width, size);
             self.head_product(states, count, b)?;
             let logits = (b.logits, b.logit_stride, vocab);
             self.ops.cross_entropy(logits, labels, b.found, (first, count, rows), scales)?;
+            if scales.is_none() {
+                continue;
+            }
+            let head = self.ops.matrix(self.weights.operand(&[self.layout.head], padded * width)?, width);
+            let dlogits = self.ops.matrix(b.logits, b.logit_stride);
+            let dstates = self.ops.matrix(b.dnormed.part(first * width, count * width, size), width);
+            self.ops.device.multiply((dlogits, head, dstates), (count, width, padded), false)?;
             if let Some((span, add)) = &mut gradient {
-                let head = self.ops.matrix(self.weights.operand(self.layout.head, padded * width), width);
-                let dlogits = self.ops.matrix(b.logits, b.logit_stride);
-                let dstates = self.ops.matrix(b.dnormed.part(first * width, count * width, size), width);
-                self.ops.device.multiply((dlogits, head, dstates), (count, width, padded), false)?;
                 let of_head = Matrix::new(*span, width, Element::F32);
                 let states = self.ops.matrix(states, width);
                 self.ops.device.multiply((dlogits.t(), states, of_head), (padded, width, count), *add)?;
@@ -511,29 +662,37 @@ impl Decoder {
         self.ops.sum_doubles(b.sums, b.found, 3, rows)
     }
 
-    /// The gradients of embedding and positions, given that of the residual stream in `dx`.
+    /// The gradients of embedding and positions, given that of the residual stream in `dx`: of what is trained of them.
     fn embed_backward(&mut self, shape: Shape, batch: &Batch, b: &mut Buffers) -> Result<()> {
         let (rows, width) = (shape.rows(), self.config.hidden_size);
+        let norm = self.layout.embedding_norm.map(|norm| norm.weight);
+        let all = [Some(self.layout.embedding), self.layout.positions, norm];
+        if !all.into_iter().flatten().any(|index| self.weights.is_trained(index)) {
+            return Ok(());
+        }
         let mut dx = b.dx;
         if let Some(norm) = self.layout.embedding_norm {
             let x = (b.embedded, b.embedded_statistics);
             let (weight, bias) = (self.weights.gradient(&[norm.weight]), norm.bias);
-            let bias = bias.map(|bias| self.weights.gradient(&[bias]));
+            let bias = bias.and_then(|bias| self.weights.gradient(&[bias]));
             let norm = self.norm(norm);
-            self.plain.norm_weights_backward(dx, x, &norm, (weight, bias), b.pieces, (rows, width))?;
+            if let Some(weight) = weight {
+                self.plain.norm_weights_backward(dx, x, &norm, (weight, bias), b.pieces, (rows, width))?;
+            }
             // The input of the first layer is not needed any more.
             let to = b.input(0);
             self.plain.norm_backward(dx, x, &norm, (to, false), to, (rows, width))?;
             dx = to;
         }
-        if let Some(positions) = self.layout.positions {
-            let gradient = self.weights.gradient_in_parts(positions)?;
+        if let Some(positions) = self.layout.positions
+            && let Some(gradient) = self.weights.gradient_in_parts(positions)?
+        {
             let args = [gradient.into(), dx.into(), shape.batch.into(), shape.time.into(), width.into(), true.into()];
             self.ops.device.launch("positions_backward", (shape.time, 1, 1), (256, 1), 0, &args)?;
         }
+        let Some(gradient) = self.weights.gradient_in_parts(self.layout.embedding)? else { return Ok(()) };
         let order = EmbeddingOrder::new(&batch.input_ids);
         self.ops.device.send(&order.words, &mut b.pinned[1], b.order)?;
-        let gradient = self.weights.gradient_in_parts(self.layout.embedding)?;
         let pieces = b.order.part(rows, 4 * order.pieces, 4);
         let scale = self.config.embedding_scale;
         let args =

@@ -390,13 +390,24 @@ impl Device {
         (rows, columns, inner): (usize, usize, usize),
         add: bool,
     ) -> Result<()> {
+        self.multiply_scaled((a, b, c), (rows, columns, inner), 1.0, add)
+    }
+
+    /// The same of `scale · a · b`.
+    pub fn multiply_scaled(
+        &self,
+        (a, b, c): (Matrix, Matrix, Matrix),
+        (rows, columns, inner): (usize, usize, usize),
+        scale: f32,
+        add: bool,
+    ) -> Result<()> {
         self.bind()?;
         let size = |value: usize| i32::try_from(value).expect("sizes of a matrix fit an int");
         let operation = |matrix: Matrix| match matrix.transposed {
             false => cublas::sys::cublasOperation_t::CUBLAS_OP_N,
             true => cublas::sys::cublasOperation_t::CUBLAS_OP_T,
         };
-        let (alpha, beta) = (1f32, if add { 1f32 } else { 0.0 });
+        let (alpha, beta) = (scale, if add { 1f32 } else { 0.0 });
         // cuBLAS stores columns: cᵀ = bᵀ aᵀ, each of which it sees as the transpose of what is stored.
         // SAFETY: the spans are alive and large enough, alpha and beta are read before this returns.
         let queued = unsafe {

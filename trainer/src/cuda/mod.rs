@@ -8,23 +8,27 @@ mod decoder;
 mod device;
 mod embedding;
 mod ops;
+mod quantised;
 mod weights;
 
 #[cfg(test)]
 mod tests;
 
-pub use decoder::Decoder;
+pub use decoder::{Decoder, Parts};
 pub use device::Device;
 
 use crate::arguments::{Debug, TrainerArguments};
-use crate::model::{Config, Positions, Residual};
+use crate::model::{Config, Positions, Quantisation, Residual};
 use crate::optimizer::Rule;
 
 /// The flag, and what of it is not built for the GPU; `None` if everything asked for is.
-pub fn unsupported(arguments: &TrainerArguments, quantised: bool) -> Option<(&'static str, &'static str)> {
+pub fn unsupported(
+    arguments: &TrainerArguments,
+    quantisation: Option<Quantisation>,
+) -> Option<(&'static str, &'static str)> {
+    let in_8_bits = matches!(quantisation, Some(Quantisation::Int8 { .. }));
     let asked = [
-        (arguments.use_peft, "--use_peft", "true is not built for the GPU"),
-        (quantised, "--load_in_4bit", "and other quantised weights are not built for the GPU"),
+        (in_8_bits, "--load_in_8bit", "is not built for the GPU; --load_in_4bit is"),
         (arguments.fp16 || arguments.fp16_full_eval, "--fp16", "is not built for the GPU; --bf16 is"),
         (arguments.neftune_noise_alpha > 0.0, "--neftune_noise_alpha", "is not built for the GPU"),
         (arguments.auto_find_batch_size, "--auto_find_batch_size", "is not built for the GPU"),

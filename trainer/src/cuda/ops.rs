@@ -8,6 +8,7 @@ use tokenmill_shared::Result;
 use super::device::{Arg, Device, Element, Matrix, Span};
 use crate::model::NormKind;
 use crate::ops::activation::Activation;
+use crate::ops::dropout::Dropout;
 
 /// All kernels of the module.
 pub const KERNELS: &[&str] = &[
@@ -36,6 +37,8 @@ pub const KERNELS: &[&str] = &[
     "column_sums_f32",
     "cross_entropy_bf16",
     "cross_entropy_f32",
+    "dropout_bf16",
+    "dropout_f32",
     "embedding_backward",
     "embedding_backward_join",
     "embedding_forward",
@@ -50,6 +53,8 @@ pub const KERNELS: &[&str] = &[
     "norm_forward_bf16",
     "norm_forward_f32",
     "positions_backward",
+    "restore_four_bit_bf16",
+    "restore_four_bit_f32",
     "rope_bf16",
     "rope_f32",
     "round_to_bf16",
@@ -364,13 +369,13 @@ impl Ops {
         self.device.launch(&self.name("head_norm_forward"), (all.div_ceil(8), 1, 1), (8 * WARP, 1), 0, &args)
     }
 
-    /// Turns the gradients of normed heads into those of heads, in place; and those of the weights.
+    /// Turns the gradients of normed heads into those of heads, in place; and makes those of the weights, if asked for.
     pub fn head_norms_backward(
         &self,
         dx: Span,
         x: Span,
         [q, k]: &[Norm; 2],
-        [dq, dk]: [(Span, bool); 2],
+        gradients: Option<[(Span, bool); 2]>,
         pieces: Span,
         heads: Heads,
     ) -> Result<()> {
@@ -387,6 +392,7 @@ impl Ops {
             Arg::Heads(heads),
         ];
         self.device.launch(&self.name("head_norm_backward"), (blocks, 2, 1), (8 * WARP, 1), 0, &args)?;
+        let Some([dq, dk]) = gradients else { return Ok(()) };
         self.join(dq, pieces, (blocks, width))?;
         self.join(dk, pieces.part(blocks * width, blocks * width, 4), (blocks, width))
     }
@@ -546,6 +552,24 @@ impl Ops {
             scales.is_some().into(),
         ];
         self.device.launch(&self.name("cross_entropy"), (count, 1, 1), (512, 1), 0, &args)
+    }
+
+    /// y = mask · x, or y += mask · x: `count` values.
+    pub fn dropout(&self, y: Span, x: Span, dropout: Dropout, add: bool, count: usize) -> Result<()> {
+        let args = [
+            y.into(),
+            x.into(),
+            Arg::Long(dropout.stream.key()),
+            dropout.rate.into(),
+            add.into(),
+            Arg::Long(count as u64),
+        ];
+        self.device.launch(&self.name("dropout"), ((count / 4).div_ceil(256), 1, 1), (256, 1), 0, &args)
+    }
+
+    /// Turns a weight in 4 bits into its `count` values; see `kernels/quantised.cuh` for the arguments.
+    pub fn restore_four_bit(&self, count: usize, args: &[Arg]) -> Result<()> {
+        self.device.launch(&self.name("restore_four_bit"), (count.div_ceil(4096), 1, 1), (256, 1), 0, args)
     }
 
     /// to[c] = the sum of the `count` doubles of column c.

@@ -1,5 +1,6 @@
-//! Parameters, gradients and moments in the memory of a GPU: four buffers of one layout, float32, and the parameters
-//! once more in bf16 if that is what products are made of.
+//! Parameters, gradients and moments in the memory of a GPU. What is trained: four buffers of one layout, float32, and
+//! the parameters once more in bf16 if that is what products are made of. What is frozen: only in the form that is used,
+//! the weights of products in their type, or in 4 bits ([`super::quantised`]), the others in float32.
 //!
 //! What is multiplied together lies together (queries, keys and values; gate and up), and what decays lies before what
 //! does not, so that an update is two kernels.
@@ -11,8 +12,9 @@ use tokenmill_shared::{Error, Result};
 
 use super::device::{Arg, Device, Element, Memory, Span};
 use super::ops::Ops;
-use crate::model::Parameter;
+use super::quantised::FourBitWeights;
 use crate::model::layout::{FeedForward, Layout, Qkv};
+use crate::model::{Parameter, QuantisedWeights};
 use crate::ops::adamw::Constants;
 use crate::ops::cpu::{values, write};
 
@@ -23,13 +25,24 @@ const ALIGNMENT: usize = 8;
 /// of those of 50,304.
 pub const VOCABULARY_MULTIPLE: usize = 64;
 
+/// Where a parameter is: where it begins in each buffer that has it, and its values.
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    count: usize,
+    /// Among what is trained.
+    trained: Option<usize>,
+    /// Among what is frozen and used in float32.
+    plain: Option<usize>,
+    /// Among what is frozen and multiplied.
+    operand: Option<usize>,
+}
+
 /// The parameters of a model on a GPU.
 #[derive(Debug)]
 pub struct Weights {
     ops: Ops,
-    /// Where each parameter begins, and its values.
-    places: Vec<(usize, usize)>,
-    /// Values of all, and of those that decay, with what lies between them.
+    places: Vec<Place>,
+    /// Values of all that is trained, and of what decays of it, with what lies between them.
     len: usize,
     decayed: usize,
     master: Memory,
@@ -38,6 +51,10 @@ pub struct Weights {
     /// Whether the gradient of each parameter was written since they were cleared.
     written: Vec<bool>,
     moments: Option<[Memory; 2]>,
+    /// Frozen: in float32, and in the type of products.
+    plain: Memory,
+    operands: Memory,
+    quantised: FourBitWeights,
     squares: Memory,
     sum: Memory,
 }
@@ -66,79 +83,155 @@ fn groups(layout: &Layout, parameters: &[Parameter]) -> Vec<Vec<usize>> {
     groups
 }
 
-impl Weights {
-    /// Copies the parameters to the GPU.
-    pub fn new(ops: Ops, layout: &Layout, parameters: &[Parameter]) -> Result<Self> {
-        let mut places = vec![(0, 0); parameters.len()];
-        let (mut len, mut decayed) = (0, 0);
+/// Where parameters go, and how many values the buffers have.
+#[derive(Debug, Default)]
+struct Layouts {
+    places: Vec<Place>,
+    trained: usize,
+    decayed: usize,
+    plain: usize,
+    operands: usize,
+}
+
+impl Layouts {
+    fn new(layout: &Layout, parameters: &[Parameter], quantised: &QuantisedWeights) -> Result<Self> {
+        let multiplied: std::collections::BTreeSet<usize> =
+            layout.projections().iter().map(|projection| projection.weight).chain([layout.head]).collect();
+        let mut all = Self { places: vec![Place::default(); parameters.len()], ..Self::default() };
         for group in groups(layout, parameters) {
-            for index in &group {
-                let count = parameters[*index].tensor.elem_count();
-                places[*index] = (len, count);
-                len += count;
+            let first = &parameters[group[0]];
+            if let Some(other) = group.iter().find(|index| parameters[**index].trainable != first.trainable) {
+                let reason = format!("{} is trained and {} is not", first.name, parameters[*other].name);
+                return Err(Error::config(
+                    "GPU",
+                    format!("{reason}; these are one product here: name both or neither"),
+                ));
             }
-            if group[0] == layout.head {
-                let (rows, width) =
-                    parameters[layout.head].tensor.dims2().map_err(|error| Error::config("GPU", error.to_string()))?;
-                len += (rows.next_multiple_of(VOCABULARY_MULTIPLE) - rows) * width;
+            if group.iter().any(|index| quantised.contains_key(index)) {
+                continue;
             }
-            len = len.next_multiple_of(ALIGNMENT);
-            if parameters[group[0]].decay {
-                decayed = len;
+            let counts: Vec<_> = group.iter().map(|index| parameters[*index].tensor.elem_count()).collect();
+            // The rows of zeros below the output projection.
+            let more = if group[0] == layout.head {
+                let (rows, width) = first.tensor.dims2().map_err(|error| Error::config("GPU", error.to_string()))?;
+                (rows.next_multiple_of(VOCABULARY_MULTIPLE) - rows) * width
+            } else {
+                0
+            };
+            let mut put = |end: &mut usize, set: fn(&mut Place, usize)| {
+                for (index, count) in group.iter().zip(&counts) {
+                    set(&mut all.places[*index], *end);
+                    all.places[*index].count = *count;
+                    *end += count;
+                }
+                *end = (*end + more).next_multiple_of(ALIGNMENT);
+            };
+            if first.trainable {
+                put(&mut all.trained, |place, at| place.trained = Some(at));
+                if first.decay {
+                    all.decayed = all.trained;
+                }
+                continue;
+            }
+            let is_multiplied = multiplied.contains(&group[0]);
+            if is_multiplied {
+                put(&mut all.operands, |place, at| place.operand = Some(at));
+            }
+            if !is_multiplied || group[0] == layout.embedding {
+                put(&mut all.plain, |place, at| place.plain = Some(at));
             }
         }
+        Ok(all)
+    }
+}
+
+impl Weights {
+    /// Copies the parameters to the GPU.
+    pub fn new(ops: Ops, layout: &Layout, parameters: &[Parameter], quantised: &QuantisedWeights) -> Result<Self> {
+        let Layouts { places, trained: len, decayed, plain, operands } = Layouts::new(layout, parameters, quantised)?;
         let device: &Arc<Device> = &ops.device;
-        let rounded = (ops.element == Element::Bf16).then(|| device.zeros(len, 2)).transpose()?;
+        let is_bf16 = ops.element == Element::Bf16;
         let weights = Self {
             places,
             len,
             decayed,
             master: device.zeros(len, 4)?,
-            rounded,
+            rounded: is_bf16.then(|| device.zeros(len, 2)).transpose()?,
             gradients: device.zeros(len, 4)?,
             written: vec![false; parameters.len()],
             moments: None,
+            plain: device.zeros(plain, 4)?,
+            operands: device.zeros(operands, ops.element.size())?,
+            quantised: FourBitWeights::new(&ops, layout, quantised)?,
             squares: device.allocate(Ops::squares(len), 8)?,
             sum: device.allocate(1, 8)?,
             ops,
         };
-        weights.copy_in(&weights.master, parameters.iter().map(|parameter| &parameter.tensor))?;
+        let tensors = parameters.iter().map(|parameter| &parameter.tensor);
+        weights.copy_in(&weights.master, tensors.clone().enumerate(), |place| place.trained)?;
         if let Some(rounded) = &weights.rounded {
             weights.ops.round_to_bf16(rounded.span, weights.master.span, len)?;
+        }
+        weights.copy_in(&weights.plain, tensors.clone().enumerate(), |place| place.plain)?;
+        if is_bf16 {
+            weights.round_in(tensors)?;
+        } else {
+            weights.copy_in(&weights.operands, tensors.enumerate(), |place| place.operand)?;
         }
         Ok(weights)
     }
 
-    fn copy_in<'t>(&self, memory: &Memory, tensors: impl Iterator<Item = &'t Tensor>) -> Result<()> {
-        for ((start, count), tensor) in self.places.iter().zip(tensors) {
+    /// Copies what is frozen and multiplied, by way of a buffer for the largest.
+    fn round_in<'t>(&self, tensors: impl Iterator<Item = &'t Tensor>) -> Result<()> {
+        let multiplied = || self.places.iter().filter(|place| place.operand.is_some());
+        let largest = multiplied().map(|place| place.count).max().unwrap_or(0).next_multiple_of(ALIGNMENT);
+        let by = self.ops.device.zeros(largest, 4)?;
+        for (place, tensor) in self.places.iter().zip(tensors) {
+            let Some(start) = place.operand else { continue };
             let values = values(tensor).map_err(|error| Error::config("GPU", error.to_string()))?;
-            self.ops.device.upload(&values, memory.span.part(*start, *count, 4))?;
+            self.ops.device.upload(&values, by.span)?;
+            self.ops.round_to_bf16(self.operands.span.part(start, place.count, 2), by.span, place.count)?;
         }
         Ok(())
     }
 
-    fn copy_out<'t>(&self, memory: &Memory, tensors: impl Iterator<Item = &'t Tensor>) -> Result<()> {
-        for ((start, count), tensor) in self.places.iter().zip(tensors) {
+    fn copy_in<'t>(
+        &self,
+        memory: &Memory,
+        tensors: impl Iterator<Item = (usize, &'t Tensor)>,
+        place: fn(&Place) -> Option<usize>,
+    ) -> Result<()> {
+        for (index, tensor) in tensors {
+            let Some(start) = place(&self.places[index]) else { continue };
+            let values = values(tensor).map_err(|error| Error::config("GPU", error.to_string()))?;
+            self.ops.device.upload(&values, memory.span.part(start, self.places[index].count, 4))?;
+        }
+        Ok(())
+    }
+
+    /// Copies what is trained back, or something of its layout.
+    fn copy_out<'t>(&self, memory: &Memory, tensors: impl Iterator<Item = (usize, &'t Tensor)>) -> Result<()> {
+        for (index, tensor) in tensors {
+            let Place { trained: Some(start), count, .. } = self.places[index] else { continue };
             let mut copied = Ok(());
-            write(tensor, |values| copied = self.ops.device.download(memory.span.part(*start, *count, 4), values))
+            write(tensor, |values| copied = self.ops.device.download(memory.span.part(start, count, 4), values))
                 .map_err(|error| Error::config("GPU", error.to_string()))?;
             copied?;
         }
         Ok(())
     }
 
-    /// Copies the parameters back.
+    /// Copies the parameters back: what is trained has changed.
     pub fn fetch(&self, parameters: &[Parameter]) -> Result<()> {
-        self.copy_out(&self.master, parameters.iter().map(|parameter| &parameter.tensor))
+        self.copy_out(&self.master, parameters.iter().map(|parameter| &parameter.tensor).enumerate())
     }
 
-    /// Copies moments to the GPU: the first and the second of each parameter.
-    pub fn set_moments(&mut self, moments: [Vec<&Tensor>; 2]) -> Result<()> {
-        let memory = [self.ops.device.zeros(self.len, 4)?, self.ops.device.zeros(self.len, 4)?];
-        for (memory, tensors) in memory.iter().zip(moments) {
-            self.copy_in(memory, tensors.into_iter())?;
+    /// Copies moments to the GPU: the first and the second of each parameter that is trained, by its index.
+    pub fn set_moments(&mut self, moments: [Vec<(usize, &Tensor)>; 2]) -> Result<()> {
+        self.zero_moments()?;
+        for (memory, tensors) in self.moments.iter().flatten().zip(moments) {
+            self.copy_in(memory, tensors.into_iter(), |place| place.trained)?;
         }
-        self.moments = Some(memory);
         Ok(())
     }
 
@@ -154,44 +247,62 @@ impl Weights {
     }
 
     /// Copies the moments back, if there are any.
-    pub fn fetch_moments(&self, moments: [Vec<&Tensor>; 2]) -> Result<()> {
+    pub fn fetch_moments(&self, moments: [Vec<(usize, &Tensor)>; 2]) -> Result<()> {
         let Some(memory) = &self.moments else { return Ok(()) };
         memory.iter().zip(moments).try_for_each(|(memory, tensors)| self.copy_out(memory, tensors.into_iter()))
     }
 
-    /// Parameter `index` in float32, and what lies after it up to `count` values.
-    pub fn master(&self, index: usize, count: usize) -> Span {
-        self.master.span.part(self.places[index].0, count, 4)
+    /// Whether parameter `index` is trained.
+    pub fn is_trained(&self, index: usize) -> bool {
+        self.places[index].trained.is_some()
     }
 
-    /// The same in the type of products.
-    pub fn operand(&self, index: usize, count: usize) -> Span {
-        let size = self.ops.element.size();
-        self.rounded.as_ref().unwrap_or(&self.master).span.part(self.places[index].0, count, size)
+    /// Parameter `index` in float32, and what lies after it up to `count` values.
+    pub fn master(&self, index: usize, count: usize) -> Span {
+        let place = self.places[index];
+        let (memory, start) = match (place.trained, place.plain) {
+            (Some(start), _) => (&self.master, start),
+            (None, start) => (&self.plain, start.expect("what is not multiplied is there in float32")),
+        };
+        memory.span.part(start, count, 4)
+    }
+
+    /// The parameters `indices`, which lie together, in the type of products, and what lies after them up to `count`
+    /// values. What is in 4 bits is restored into one place: it is there until the next call.
+    pub fn operand(&self, indices: &[usize], count: usize) -> Result<Span> {
+        let (place, size) = (self.places[indices[0]], self.ops.element.size());
+        if let Some(start) = place.trained {
+            return Ok(self.rounded.as_ref().unwrap_or(&self.master).span.part(start, count, size));
+        }
+        match place.operand {
+            Some(start) => Ok(self.operands.span.part(start, count, size)),
+            None => self.quantised.restore(indices),
+        }
     }
 
     /// Where the gradient of the parameters `indices`, which lie together, goes, and whether it is to be added to; from
-    /// now on it is.
-    pub fn gradient(&mut self, indices: &[usize]) -> (Span, bool) {
+    /// now on it is. `None` if they are frozen.
+    pub fn gradient(&mut self, indices: &[usize]) -> Option<(Span, bool)> {
+        let start = self.places[indices[0]].trained?;
         let add = self.written[indices[0]];
         indices.iter().for_each(|index| self.written[*index] = true);
-        let count = indices.iter().map(|index| self.places[*index].1).sum();
-        (self.gradients.span.part(self.places[indices[0]].0, count, 4), add)
+        let count = indices.iter().map(|index| self.places[*index].count).sum();
+        Some((self.gradients.span.part(start, count, 4), add))
     }
 
     /// The same for one parameter and what lies after it up to `count` values.
-    pub fn gradient_beyond(&mut self, index: usize, count: usize) -> (Span, bool) {
-        let (_, add) = self.gradient(&[index]);
-        (self.gradients.span.part(self.places[index].0, count, 4), add)
+    pub fn gradient_beyond(&mut self, index: usize, count: usize) -> Option<(Span, bool)> {
+        let (_, add) = self.gradient(&[index])?;
+        Some((self.gradients.span.part(self.places[index].trained?, count, 4), add))
     }
 
     /// The same for a gradient of which not every value is written: it is zero first, then added to.
-    pub fn gradient_in_parts(&mut self, index: usize) -> Result<Span> {
-        let (span, add) = self.gradient(&[index]);
+    pub fn gradient_in_parts(&mut self, index: usize) -> Result<Option<Span>> {
+        let Some((span, add)) = self.gradient(&[index]) else { return Ok(None) };
         if !add {
             self.ops.device.fill_zero(span)?;
         }
-        Ok(span)
+        Ok(Some(span))
     }
 
     /// Forgets the gradients.
@@ -209,19 +320,19 @@ impl Weights {
 
     /// Lets `read` see each parameter's gradient, if it was written.
     pub fn for_each_gradient(&self, mut read: impl FnMut(usize, Option<&[f32]>) -> Result<()>) -> Result<()> {
-        for (index, (start, count)) in self.places.iter().enumerate() {
-            if !self.written[index] {
+        for (index, place) in self.places.iter().enumerate() {
+            let Some(start) = place.trained.filter(|_| self.written[index]) else {
                 read(index, None)?;
                 continue;
-            }
-            let mut gradient = vec![0f32; *count];
-            self.ops.device.download(self.gradients.span.part(*start, *count, 4), &mut gradient)?;
+            };
+            let mut gradient = vec![0f32; place.count];
+            self.ops.device.download(self.gradients.span.part(start, place.count, 4), &mut gradient)?;
             read(index, Some(&gradient))?;
         }
         Ok(())
     }
 
-    /// One AdamW update of all parameters: `constants` with and without weight decay.
+    /// One AdamW update of all that is trained: `constants` with and without weight decay.
     pub fn update(&self, decayed: Constants, others: Constants) -> Result<()> {
         let Some([first, second]) = &self.moments else {
             return Err(Error::config("GPU", "an update without moments; report this"));

@@ -65,8 +65,14 @@ impl Adapters {
         self.kept.retain(|index| !self.kept_in_part.contains(index));
     }
 
+    /// The share of a pair's input that is dropped while training.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn dropout(&self) -> f32 {
+        self.settings.dropout as f32
+    }
+
     /// The pair beside the weight of index `weight`, with dropout if there is a seed for it.
-    pub(super) fn pair<'a>(
+    pub(crate) fn pair<'a>(
         &self,
         parameters: &'a [Parameter],
         weight: usize,

@@ -7,7 +7,7 @@ use crate::ops::dropout::Dropout;
 
 /// What is dropped in one micro-batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Seed {
+pub(crate) struct Seed {
     /// Of the run.
     pub seed: u64,
     /// Which micro-batch of which step.
@@ -16,7 +16,7 @@ pub(super) struct Seed {
 
 /// A place where something may be dropped.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Place {
+pub(crate) enum Place {
     /// The input of an adapter beside the weight of this index.
     Adapter(usize),
     /// The embedded tokens.

@@ -85,7 +85,7 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    fn projections(&self) -> Vec<Projection> {
+    pub(crate) fn projections(&self) -> Vec<Projection> {
         let mut all = match self.qkv {
             Qkv::Separate(three) => three.to_vec(),
             Qkv::Blocks(one) | Qkv::PerHead(one) => vec![one],

@@ -39,9 +39,11 @@ pub use quantised::Quantisation;
 pub use trace::Magnitudes;
 pub use weights::load_tensors;
 
-use self::dropout::Seed;
+#[cfg(feature = "cuda")]
+pub(crate) use self::dropout::Place;
+pub(crate) use self::dropout::Seed;
 use self::layout::Layout;
-use self::quantised::QuantisedWeights;
+pub(crate) use self::quantised::QuantisedWeights;
 
 use crate::arguments::Dtype;
 #[cfg(feature = "cuda")]
@@ -240,7 +242,7 @@ impl Model {
     pub fn forward_backward(&mut self, batch: &Batch, scale: f32, recompute: bool) -> Result<Loss> {
         #[cfg(feature = "cuda")]
         if let Some(decoder) = &mut self.on_gpu {
-            return decoder.forward_backward(batch, (scale, self.label_smoothing), recompute);
+            return decoder.forward_backward(batch, (scale, self.label_smoothing), recompute, self.dropout_seed);
         }
         self.prepare_tables(batch.seq_len);
         decoder::forward_backward(self, batch, scale, recompute).map_err(tensor_error)

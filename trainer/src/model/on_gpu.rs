@@ -2,17 +2,28 @@
 
 use std::sync::Arc;
 
-use tokenmill_shared::Result;
+use tokenmill_shared::{Error, Result};
 
 use super::{Model, tensor_error};
-use crate::cuda::{Decoder, Device};
+use crate::cuda::{Decoder, Device, Parts};
 
 impl Model {
     /// Copies the model to a GPU, where it computes from now on, as its precision says.
     pub(crate) fn move_to(&mut self, device: Arc<Device>) -> Result<()> {
         self.fetch()?;
         self.on_gpu = None;
-        let decoder = Decoder::new(device, &self.config, &self.layout, &self.parameters, self.precision)?;
+        if self.trained_rows.is_some() {
+            return Err(Error::config("--train_new_rows_only", "is not built for the GPU"));
+        }
+        let parts = Parts {
+            config: &self.config,
+            layout: &self.layout,
+            parameters: &self.parameters,
+            quantised: &self.quantised,
+            adapters: self.adapters.as_ref(),
+            precision: self.precision,
+        };
+        let decoder = Decoder::new(device, parts)?;
         self.on_gpu = Some(Box::new(decoder));
         Ok(())
     }

@@ -59,7 +59,7 @@ impl Quantisation {
 }
 
 /// The quantised weights of a model, by parameter index.
-pub(super) type QuantisedWeights = BTreeMap<usize, Quantised>;
+pub(crate) type QuantisedWeights = BTreeMap<usize, Quantised>;
 
 /// Stands for a quantised weight among the tensors: its shape, and no values.
 pub(super) fn shape_only(shape: &[usize]) -> Result<Tensor> {

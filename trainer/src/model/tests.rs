@@ -74,7 +74,8 @@ fn assert_recomputes(model: &mut Model) {
     let (kept, recomputed, twice) = (gradients(false, 1), gradients(true, 1), gradients(false, 2));
     assert_eq!(kept, recomputed);
     for (once, twice) in kept.iter().zip(twice) {
-        assert!((2.0 * once - twice).abs() <= 1e-5 * once.abs().max(1e-2), "{once} {twice}");
+        // Sums of terms of about 1: one rounding of those is 6e-8.
+        assert!((2.0 * once - twice).abs() <= 1e-5 * once.abs().max(0.1), "{once} {twice}");
     }
 }
 

@@ -49,6 +49,12 @@ impl Map {
         Self { values }
     }
 
+    /// The values, by index.
+    #[cfg(feature = "cuda")]
+    pub fn values(&self) -> &[f32; 256] {
+        &self.values
+    }
+
     /// The index of the value nearest to `quotient`, of −1 to 1.
     #[inline]
     fn nearest(&self, quotient: f32) -> u8 {

@@ -272,6 +272,15 @@ impl Quantised {
         }
     }
 
+    /// Codes, values, values that share a scale, and scales, if it is in 4 bits.
+    #[cfg(feature = "cuda")]
+    pub fn four_bit_parts(&self) -> Option<(&[u8], Codebook, usize, &Scales)> {
+        match &self.codes {
+            Codes::FourBit { codes, codebook, block, scales } => Some((codes, *codebook, *block, scales)),
+            Codes::Int8 { .. } => None,
+        }
+    }
+
     /// Writes the values of whole rows, from `first`, as many as `values` holds.
     pub fn restore(&self, first: usize, values: &mut [f32]) {
         let columns = self.columns;

@@ -27,7 +27,7 @@ impl Plan {
                 return Ok(());
             }
         }
-        match cuda::unsupported(&self.arguments, self.quantisation.is_some()) {
+        match cuda::unsupported(&self.arguments, self.quantisation) {
             Some((flag, reason)) => Err(Error::config(flag, format!("{reason}; or add --use_cpu true"))),
             None => Ok(()),
         }

@@ -1,5 +1,6 @@
 // All kernels: one module.
 #include "activation.cuh"
+#include "adapter.cuh"
 #include "attention.cuh"
 #include "attention_plain.cuh"
 #include "cross_entropy.cuh"
@@ -7,3 +8,4 @@
 #include "heads.cuh"
 #include "norm.cuh"
 #include "optimizer.cuh"
+#include "quantised.cuh"

@@ -42,7 +42,7 @@ fn output_of(way: &Way, settings: &DataArguments) -> std::collections::BTreeMap<
             cache_dir: Some(place.path("cache")),
             token_cache: way.token_cache,
             preprocessing_num_workers: Some(way.workers),
-            block_size: 16,
+            block_size: Some(16),
             ..settings.clone()
         },
         hub: HubArguments::default(),

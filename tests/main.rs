@@ -25,4 +25,5 @@ mod strategies;
 mod streaming;
 mod tokenizer_extend;
 mod two_way;
+mod views;
 mod vocabulary;

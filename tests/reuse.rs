@@ -18,7 +18,7 @@ fn prepare_in_groups(place: &Place, output: &str) -> Prepared {
             train_file_dir: Some(place.path("text")),
             cache_dir: Some(place.path("cache")),
             validation_split_percentage: 0.0,
-            block_size: 16,
+            block_size: Some(16),
             ..DataArguments::default()
         },
         hub: HubArguments::default(),

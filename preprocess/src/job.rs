@@ -125,9 +125,9 @@ impl Setup {
         let mut data = options.data.clone();
         check_percentage(&data)?;
         let tokenizer = Tokenizer::open(&options.tokenizer, data.use_fast_tokenizer)?;
-        data.block_size = allowed_block_size(data.block_size, tokenizer.model_max_length)?;
+        data.block_size = Some(allowed_block_size(data.block_size(), tokenizer.model_max_length)?);
         if let Some(model) = &options.model {
-            check_positions(model, data.block_size)?;
+            check_positions(model, data.block_size())?;
         }
         let append = data.append_eos.then(|| eos(&tokenizer, options)).transpose()?;
         let width = TokenWidth::for_largest_id(tokenizer.largest_id());
@@ -363,7 +363,7 @@ fn settings(setup: &Setup, divided: bool, has_validation: bool) -> Value {
         Value::Null
     };
     json!({
-        "block_size": data.block_size,
+        "block_size": data.block_size(),
         "tokens": tokens,
         "documents": rules,
         "validation": validation,

@@ -50,8 +50,8 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
     if let Some(manifest) = already_there(&dir, &job)? {
         return Ok(Prepared::unchanged(dir, manifest, &job, began.elapsed()));
     }
-    let mut dataset = DatasetWriter::create(&dir, job.data.block_size, job.encoding.width)?;
-    let mut packer = Packer::new(&dataset, &job.splits, job.data.block_size, job.encoding.width)?;
+    let mut dataset = DatasetWriter::create(&dir, job.data.block_size(), job.encoding.width)?;
+    let mut packer = Packer::new(&dataset, &job.splits, job.data.block_size(), job.encoding.width)?;
     let mut reuse = Reuse::default();
     for (source, assign) in &job.sources {
         packer.begin_source(*assign);

@@ -25,16 +25,22 @@ pub struct EvaluationSet {
 }
 
 impl EvaluationSet {
-    /// The first `blocks` blocks of a split; `None` if there are none.
+    /// The blocks of a split, of `block_size`, the first `limit` of them if that is given; `None` if there are none.
     ///
     /// # Errors
     /// Shards that are missing or damaged.
-    pub fn open(name: Option<String>, dataset: &Dataset, split: Split, blocks: u64) -> Result<Option<Self>> {
-        let reader = dataset.split(split)?.filter(|reader| !reader.is_empty() && blocks > 0);
+    pub fn open(
+        name: Option<String>,
+        dataset: &Dataset,
+        split: Split,
+        block_size: usize,
+        limit: Option<u64>,
+    ) -> Result<Option<Self>> {
+        let reader = dataset.recut(split, block_size)?.filter(|reader| !reader.is_empty());
         Ok(reader.map(|reader| {
             let manifest = &dataset.manifest().splits[&split];
             let bytes_per_token = manifest.text_bytes as f64 / (manifest.ledger.read as f64).max(1.0);
-            Self { name, blocks: blocks.min(reader.len()), reader: Arc::new(reader), bytes_per_token }
+            Self { name, blocks: reader.len().min(limit.unwrap_or(u64::MAX)), reader: reader.into(), bytes_per_token }
         }))
     }
 

@@ -204,14 +204,17 @@ impl Plan {
             let options = self.prepare_options(self.arguments.data.clone())?;
             return TrainingSet::live(Live::open(&options, self.arguments.streaming_cache)?);
         }
-        self.open_dataset().map(TrainingSet::prepared)
+        let dataset = self.open_dataset()?;
+        // Flags of a dataset that is made now are in its fingerprint; one that is given may be cut anew.
+        let block_size = self.arguments.data.block_size.filter(|_| self.arguments.dataset_dir.is_some());
+        TrainingSet::prepared(dataset, block_size)
     }
 
     fn open_dataset(&self) -> Result<Dataset> {
         let mut data = self.arguments.data.clone();
         if let Some(dir) = &self.arguments.dataset_dir {
             let dataset = Dataset::open(dir)?;
-            refuse_data_flags(&data, dataset.manifest().block_size)?;
+            refuse_data_flags(&data)?;
             return Ok(dataset);
         }
         if matches!(data.validation_text()?, ValidationText::Named(_)) {
@@ -229,8 +232,9 @@ impl Plan {
             (ValidationText::One(dir), Source::Live(_)) => vec![(None, dir)],
             (_, Source::Live(text)) => return Ok(EvaluationSet::held(text.validation.clone()).into_iter().collect()),
             (_, Source::Prepared(dataset)) => {
-                let blocks = self.blocks(dataset, Split::Validation);
-                return Ok(EvaluationSet::open(None, dataset, Split::Validation, blocks)?.into_iter().collect());
+                let limit = data.validation_blocks_limit();
+                let set = EvaluationSet::open(None, dataset, Split::Validation, training.block_size, limit)?;
+                return Ok(set.into_iter().collect());
             }
         };
         let mut opened = Vec::new();
@@ -245,8 +249,8 @@ impl Plan {
                 max_eval_samples: None,
                 ..data.clone()
             })?;
-            let blocks = prepared.manifest().splits.get(&Split::Train).map_or(0, |split| split.blocks);
-            let set = EvaluationSet::open(name.clone(), &prepared, Split::Train, blocks)?;
+            let block_size = prepared.manifest().block_size;
+            let set = EvaluationSet::open(name.clone(), &prepared, Split::Train, block_size, None)?;
             let shown = name.unwrap_or_else(|| "its text".to_owned());
             let empty = || Error::config("--validation_file_dir", format!("{shown} makes no block; give more text"));
             opened.push(set.ok_or_else(empty)?);
@@ -319,7 +323,7 @@ impl Plan {
         check_model_type(arguments.model_type.as_deref(), &config)?;
         #[cfg(feature = "cuda")]
         self.check_gpu_takes(&config)?;
-        if arguments.dataset_dir.is_none() { check_positions(&config, arguments.data.block_size) } else { Ok(()) }
+        if arguments.dataset_dir.is_none() { check_positions(&config, arguments.data.block_size()) } else { Ok(()) }
     }
 
     /// Checks what is asked of a checkpoint whose weights are quantised.
@@ -469,16 +473,6 @@ impl Plan {
             ));
         }
         check_positions(config, data.block_size)
-    }
-
-    /// Blocks of a split that are used.
-    pub fn blocks(&self, dataset: &Dataset, split: Split) -> u64 {
-        let there = dataset.manifest().splits.get(&split).map_or(0, |entry| entry.blocks);
-        let limit = match split {
-            Split::Train => self.arguments.data.train_blocks_limit(),
-            Split::Validation => self.arguments.data.validation_blocks_limit(),
-        };
-        there.min(limit.unwrap_or(u64::MAX))
     }
 
     /// Blocks of an epoch, of `blocks` training blocks.
@@ -777,15 +771,8 @@ fn both(one: &str, other: &str) -> Error {
 }
 
 /// With a finished dataset, flags that shape datasets would silently do nothing.
-fn refuse_data_flags(data: &DataArguments, block_size: usize) -> Result<()> {
+fn refuse_data_flags(data: &DataArguments) -> Result<()> {
     let default = DataArguments::default();
-    if data.block_size != block_size && data.block_size != default.block_size {
-        let reason = format!(
-            "is {}, the dataset has blocks of {block_size}; prepare one of that size (nothing is tokenized again)",
-            data.block_size
-        );
-        return Err(Error::config("--block_size", reason));
-    }
     let kept = DataArguments {
         block_size: data.block_size,
         max_train_samples: data.max_train_samples,
@@ -882,7 +869,7 @@ mod tests {
         assert!(error.contains("--model_name_or_path") && error.contains("--init_from_config"), "{error}");
         let data =
             DataArguments { sample_by: tokenmill_shared::config::SampleBy::Document, ..DataArguments::default() };
-        let error = refuse_data_flags(&data, 1024).unwrap_err().to_string();
+        let error = refuse_data_flags(&data).unwrap_err().to_string();
         assert!(error.contains("--sample_by"), "{error}");
     }
 }

@@ -35,16 +35,29 @@ pub enum Source {
 }
 
 impl TrainingSet {
-    /// A finished dataset.
-    pub fn prepared(dataset: Dataset) -> Self {
+    /// A finished dataset, in blocks of `block_size` if that is given.
+    ///
+    /// # Errors
+    /// A block size of 0.
+    pub fn prepared(dataset: Dataset, block_size: Option<usize>) -> Result<Self> {
         let manifest = dataset.manifest();
-        Self {
+        let mut fingerprint = manifest.head.fingerprint.clone();
+        let block_size = block_size.unwrap_or(manifest.block_size);
+        if block_size == 0 {
+            return Err(Error::config("--block_size", "cannot be 0; leave it out for that of the dataset"));
+        }
+        if block_size != manifest.block_size {
+            fingerprint = blake3::hash(format!("{fingerprint} {block_size}").as_bytes()).to_hex().to_string();
+            eprintln!("blocks of {} tokens are cut anew, into blocks of {block_size}", manifest.block_size);
+            say_dropped(&dataset);
+        }
+        Ok(Self {
             tokenizer_dir: dataset.tokenizer_dir(),
             largest_token_id: manifest.head.largest_token_id,
-            block_size: manifest.block_size,
-            fingerprint: manifest.head.fingerprint.clone(),
+            block_size,
+            fingerprint,
             source: Source::Prepared(Box::new(dataset)),
-        }
+        })
     }
 
     /// Raw text. Its first blocks are read and set aside for validation; the rest waits to be taken.
@@ -59,6 +72,14 @@ impl TrainingSet {
             fingerprint: live.fingerprint().to_owned(),
             source: Source::Live(Arc::new(LiveText::new(live)?)),
         })
+    }
+}
+
+/// Tokens that filled no block are not in the dataset, and cannot be in another cut of it.
+fn say_dropped(dataset: &Dataset) {
+    for (split, entry) in dataset.manifest().splits.iter().filter(|(_, entry)| entry.ledger.remainder > 0) {
+        let dropped = entry.ledger.remainder;
+        eprintln!("{dropped} tokens at the end of {split} are left out, because the dataset does not hold them");
     }
 }
 

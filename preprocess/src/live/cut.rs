@@ -42,7 +42,7 @@ pub(super) struct Cutter {
 
 impl Cutter {
     pub(super) fn new(setup: &Setup, dir: &Path, from: Position) -> Self {
-        let block_size = setup.data.block_size;
+        let block_size = setup.data.block_size();
         Self {
             block_size,
             width: setup.encoding.width,

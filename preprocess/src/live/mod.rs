@@ -133,7 +133,7 @@ impl Live {
 
     /// Ids in a block.
     pub fn block_size(&self) -> usize {
-        self.setup.data.block_size
+        self.setup.data.block_size()
     }
 
     /// The tokenizer that makes the ids.
@@ -322,7 +322,7 @@ fn fingerprint(setup: &Setup, inputs: &[Input], set_aside: u64) -> String {
     let tokens: &TokenSettings = token_settings;
     let settings = json!([
         FORMAT_VERSION,
-        data.block_size,
+        data.block_size(),
         tokens,
         rules,
         data.remainder,

@@ -51,7 +51,7 @@ impl Corpus {
             validation_split_percentage: 0.0,
             keep_linebreaks: false,
             append_eos: false,
-            block_size: 64,
+            block_size: Some(64),
             ..DataArguments::default()
         };
         let mut tuning = Tuning { partition_bytes: 2000, ..Tuning::default() };
@@ -113,7 +113,7 @@ fn the_blocks_are_those_that_prepare_makes() {
         (1 << 20, Remainder::Drop, 2000, true),
     ] {
         let options = corpus.options(|data, tuning| {
-            (data.block_size, data.remainder, data.append_eos) = (block_size, remainder, append_eos);
+            (data.block_size, data.remainder, data.append_eos) = (Some(block_size), remainder, append_eos);
             tuning.partition_bytes = partition_bytes;
         });
         corpus.remove_cache();
@@ -190,7 +190,7 @@ fn reading_waits_for_the_one_who_takes() {
     let file = |at: usize| (format!("{at:03}.txt"), line.repeat(12_000));
     let files: Vec<(String, String)> = (0..90).map(file).collect();
     let corpus = Corpus::new(&files.iter().map(|(name, text)| (name.as_str(), text.clone())).collect::<Vec<_>>());
-    let options = corpus.options(|data, tuning| (data.block_size, tuning.partition_bytes) = (4096, 1 << 20));
+    let options = corpus.options(|data, tuning| (data.block_size, tuning.partition_bytes) = (Some(4096), 1 << 20));
     let live = open(&options);
     let mut blocks = live.blocks(Position::default()).unwrap();
     blocks.next().unwrap().unwrap();

@@ -43,6 +43,9 @@ pub enum Remainder {
     Pad,
 }
 
+/// Tokens in a block where nothing else is said, as in MedicalGPT's `pretraining.py`.
+const BLOCK_SIZE: usize = 1024;
+
 impl Remainder {
     /// Whether a split of so many tokens ends in a padded block. One without a full block does, so that a split of any
     /// token is never empty.
@@ -74,9 +77,9 @@ pub struct DataArguments {
     /// Which documents those are: the first ones (head) or by content hash (hash)
     #[arg(long)]
     pub validation_split_mode: ValidationSplitMode,
-    /// Tokens in a block, the training sample
+    /// Tokens in a block, the training sample (default: 1024, or those of --dataset_dir, which is cut anew for others)
     #[arg(long, value_name = "TOKENS")]
-    pub block_size: usize,
+    pub block_size: Option<usize>,
     /// What one document is in a .txt file: line, paragraph or document
     #[arg(long)]
     pub sample_by: SampleBy,
@@ -130,7 +133,7 @@ impl Default for DataArguments {
             validation_file_dir: Vec::new(),
             validation_split_percentage: 1.0,
             validation_split_mode: ValidationSplitMode::Head,
-            block_size: 1024,
+            block_size: None,
             sample_by: SampleBy::Line,
             keep_linebreaks: true,
             use_fast_tokenizer: None,
@@ -188,6 +191,11 @@ impl DataArguments {
             }
         }
         Ok(if named.is_empty() { ValidationText::None } else { ValidationText::Named(named) })
+    }
+
+    /// Tokens in a block that is packed.
+    pub fn block_size(&self) -> usize {
+        self.block_size.unwrap_or(BLOCK_SIZE)
     }
 
     /// `max_train_samples` as a bound on blocks; −1 and 0 mean all of them, as for Hugging Face.

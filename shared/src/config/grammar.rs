@@ -195,7 +195,7 @@ mod tests {
         let arguments =
             data(&["--block-size", "8", "--block_size", "16", "--max_train_samples", "-1", "--sample_by", "document"])
                 .unwrap();
-        assert_eq!((arguments.block_size, arguments.max_train_samples), (16, Some(-1)));
+        assert_eq!((arguments.block_size, arguments.max_train_samples), (Some(16), Some(-1)));
         assert_eq!(arguments.sample_by, SampleBy::Document);
     }
 
@@ -220,7 +220,7 @@ mod tests {
         let words =
             ["--ddp_timeout", "30000", "--no_log_on_each_node", "--label_names", "labels", "--torch_compile", "False"];
         let more = ["--push-to-hub", "no", "--deepspeed", "none", "--local_rank", "-1", "--block_size", "8"];
-        assert_eq!(data(&[&words[..], &more[..]].concat()).unwrap().block_size, 8);
+        assert_eq!(data(&[&words[..], &more[..]].concat()).unwrap().block_size, Some(8));
         assert!(data(&["--hub_model_id", "org/x", "--hub_strategy"]).unwrap_err().to_string().contains("hub_strategy"));
     }
 

@@ -6,6 +6,7 @@ mod ledger;
 mod manifest;
 mod name;
 mod reader;
+mod recut;
 mod shard;
 mod verify;
 mod writer;
@@ -17,6 +18,7 @@ pub use manifest::{
 };
 pub use name::{FileName, ShardKind, ShardName, Split, TOKENIZER_DIR};
 pub use reader::SplitReader;
+pub use recut::Recut;
 pub use verify::{Report, verify};
 pub use writer::{DatasetWriter, INCOMPLETE, SplitWriter, WrittenSplit};
 
@@ -25,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 use index::Index;
 
+use crate::config::Remainder;
 use crate::{Error, Result, storage};
 
 /// A dataset on disk, its manifest and index checked.
@@ -92,6 +95,17 @@ impl Dataset {
             return Ok(None);
         }
         SplitReader::open(&self.dir, &self.manifest, &self.index, split).map(Some)
+    }
+
+    /// The same in blocks of `block_size`, above 0; see [`Recut`]. Of its own size the split itself.
+    pub fn recut(&self, split: Split, block_size: usize) -> Result<Option<Box<dyn BlockReader>>> {
+        let Some(reader) = self.split(split)? else { return Ok(None) };
+        if block_size == self.manifest.block_size {
+            return Ok(Some(Box::new(reader)));
+        }
+        let head = &self.manifest.head;
+        let remainder = serde_json::from_value(head.settings["remainder"].clone()).unwrap_or(Remainder::Drop);
+        Ok(Some(Box::new(Recut::new(reader, block_size, remainder, head.pad_token_id))))
     }
 }
 

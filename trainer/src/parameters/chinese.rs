@@ -46,7 +46,7 @@ pub const CHINESE: &[(&str, &str)] = &[
     ("validation_file_dir", "验证文本目录，格式相同；也可给出多个，各写作 名称=目录，分别评估"),
     ("validation_split_percentage", "没有 --validation_file_dir 时，训练文档中作为验证集的百分比"),
     ("validation_split_mode", "取哪些文档：最前面的（head），或按内容哈希（hash）"),
-    ("block_size", "一个数据块（训练样本）的 token 数"),
+    ("block_size", "一个数据块（训练样本）的 token 数（默认 1024，或 --dataset_dir 自己的；别的值会重新切分它）"),
     ("sample_by", ".txt 文件中什么算一篇文档：行、段落或整个文件"),
     ("keep_linebreaks", "保留 .txt 每行末尾的换行符"),
     (

@@ -292,11 +292,12 @@ impl Run {
     fn open_training(&mut self) -> Result<()> {
         match &self.data.source {
             Source::Prepared(dataset) => {
-                let blocks = self.plan.blocks(dataset, Split::Train);
-                let reader = dataset.split(Split::Train)?.filter(|reader| !reader.is_empty() && blocks > 0);
+                let reader = dataset.recut(Split::Train, self.data.block_size)?.filter(|reader| !reader.is_empty());
                 let none = "makes no training block; give more text or a smaller --block_size";
-                self.training = Some(Arc::new(reader.ok_or_else(|| Error::config("--train_file_dir", none))?));
-                self.blocks = Some(blocks);
+                let reader = reader.ok_or_else(|| Error::config("--train_file_dir", none))?;
+                let limit = self.plan.arguments.data.train_blocks_limit();
+                self.blocks = Some(reader.len().min(limit.unwrap_or(u64::MAX)));
+                self.training = Some(reader.into());
             }
             Source::Live(text) => {
                 let (known, limit) = (text.known_blocks, self.plan.arguments.data.train_blocks_limit());

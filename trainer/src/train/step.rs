@@ -188,7 +188,7 @@ mod tests {
                 train_file_dir: Some(path("text")),
                 cache_dir: Some(path("cache")),
                 validation_split_percentage: 0.0,
-                block_size: 8,
+                block_size: Some(8),
                 ..DataArguments::default()
             },
             output_dir: Some(path(output)),

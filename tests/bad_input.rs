@@ -31,7 +31,7 @@ fn unusable_text_is_refused_with_its_place() {
         ("only empty files", &[("a.txt", b"")], &[], 2, &["no document"]),
         ("block_size 0", &[("a.txt", b"a\n")], &["--block_size", "0"], 2, &["--block_size", "cannot be 0"]),
         ("an unknown flag", &[("a.txt", b"a\n")], &["--blok_size", "3"], 2, &["--blok_size", "--block_size"]),
-        ("a flag not built", &[("a.txt", b"a\n")], &["--packing", "false"], 2, &["--packing", "not built yet"]),
+        ("a flag not built", &[("a.txt", b"a\n")], &["--device_map", "cuda:0"], 2, &["--device_map", "not built yet"]),
         (
             "an empty split",
             &[("a.txt", b"a\n")],

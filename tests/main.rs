@@ -17,6 +17,7 @@ mod loading;
 mod means;
 mod numerics;
 mod old_checkpoints;
+mod packing;
 mod quantised;
 mod resume;
 mod reuse;

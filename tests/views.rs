@@ -10,7 +10,7 @@ fn blocks(reader: &dyn BlockReader) -> Vec<(Vec<u32>, usize, Vec<u32>)> {
     let block = |index| {
         let mut ids = Vec::new();
         reader.read_block(index, &mut ids).unwrap();
-        (ids, reader.valid_tokens(index), reader.document_starts(index).unwrap())
+        (ids, reader.valid_tokens(index).unwrap(), reader.document_starts(index).unwrap())
     };
     (0..reader.len()).map(block).collect()
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Command};
 use indicatif::HumanBytes;
 use serde_json::json;
-use tokenmill_shared::config::{DataArguments, HubArguments, parse};
+use tokenmill_shared::config::{Compat, DataArguments, HubArguments, parse};
 use tokenmill_shared::dataset::{self, Dataset, Split};
 use tokenmill_shared::{Error, Result, hub};
 
@@ -57,6 +57,10 @@ impl PrepareArguments {
         let flag = "--tokenizer_name_or_path";
         let tokenizer = self.tokenizer_name_or_path.clone().or_else(|| self.model_name_or_path.clone());
         let model = self.model_name_or_path.as_ref();
+        self.data.say_without_effect();
+        if self.data.is_compat(Compat::Hf457) {
+            eprintln!("--compat hf-4.57 has no effect here: it is for the losses of the trainer");
+        }
         Ok(PrepareOptions {
             data: self.data.clone(),
             hub: self.hub.clone(),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use indicatif::{HumanBytes, HumanCount};
 use serde_json::json;
-use tokenmill_shared::dataset::{BlockReader, Dataset, Split, SplitReader};
+use tokenmill_shared::dataset::{BlockReader, Dataset, Layout, Split, SplitReader};
 use tokenmill_shared::{Error, Result};
 
 use crate::tokenizer::Tokenizer;
@@ -33,7 +33,10 @@ pub fn describe(dataset: &Dataset) -> Vec<String> {
             HumanBytes(bytes)
         ));
         let ledger = &split.ledger;
-        if split.last_block_valid_tokens < manifest.block_size as u64 {
+        if manifest.layout == Layout::Blocks {
+            let ids = split.blocks * manifest.block_size as u64;
+            lines.push(format!("  of its ids {} are padding", HumanCount(ids - ledger.in_blocks)));
+        } else if split.last_block_valid_tokens < manifest.block_size as u64 {
             lines.push(format!("  the last block is padded after {} tokens", split.last_block_valid_tokens));
         }
         lines.push(format!(
@@ -61,13 +64,17 @@ pub fn block(dataset: &Dataset, split: Split, row: u64, decode: bool) -> Result<
     }
     let mut ids = Vec::new();
     reader.read_block(row, &mut ids)?;
+    let valid_tokens = reader.valid_tokens(row)?;
     let mut block = json!({
-        "split": split, "row": row, "valid_tokens": reader.valid_tokens(row),
+        "split": split, "row": row, "valid_tokens": valid_tokens,
         "document_starts": reader.document_starts(row)?, "input_ids": ids,
     });
+    if let Some(documents) = reader.documents(row)? {
+        block["documents"] = json!(documents);
+    }
     if decode {
         dataset.check_tokenizer()?;
-        block["text"] = text(&dataset.tokenizer_dir(), &ids[..reader.valid_tokens(row)])?.into();
+        block["text"] = text(&dataset.tokenizer_dir(), &ids[..valid_tokens])?.into();
     }
     Ok(block)
 }

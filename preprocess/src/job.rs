@@ -6,15 +6,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tokenmill_shared::config::{DataArguments, HubArguments, SampleBy, ValidationSplitMode, ValidationText};
-use tokenmill_shared::dataset::{FORMAT_VERSION, Split, TokenWidth};
+use tokenmill_shared::config::{
+    Compat, DataArguments, HubArguments, Packing, PackingStrategy, Remainder, SampleBy, ValidationSplitMode,
+    ValidationText,
+};
+use tokenmill_shared::dataset::{Split, TokenWidth};
 use tokenmill_shared::{Error, Result};
 
 use crate::decode;
 use crate::document::Rules;
 use crate::hub_dataset::{self, SplitFiles};
 use crate::model_config::{check_positions, model_eos};
-use crate::pack::Assign;
+use crate::pack::{self, Assign};
 use crate::plan::{Source, TokenSettings};
 use crate::scan::{self, ScanOptions};
 use crate::source::{self, Kind};
@@ -78,6 +81,8 @@ pub struct Job {
     pub sources: Vec<(Arc<Source>, Assign)>,
     /// The splits, with the blocks each may have at most.
     pub splits: Vec<(Split, Option<u64>)>,
+    /// How blocks are made of them.
+    pub packing: Packing,
     /// The id that fills a padded block.
     pub pad_token_id: u32,
     /// What the dataset is a function of, for people.
@@ -107,6 +112,8 @@ pub struct Setup {
     pub encoding: Arc<Encoding>,
     /// What token partitions are a function of besides documents.
     pub token_settings: TokenSettings,
+    /// How blocks are made of them.
+    pub packing: Packing,
     /// The id that fills a padded block.
     pub pad_token_id: u32,
     /// The root of the cache.
@@ -124,6 +131,8 @@ impl Setup {
     pub fn new(options: &PrepareOptions) -> Result<Self> {
         let mut data = options.data.clone();
         check_percentage(&data)?;
+        let packing = packing(&data)?;
+        data.append_eos = data.appends_eos();
         let tokenizer = Tokenizer::open(&options.tokenizer, data.use_fast_tokenizer)?;
         data.block_size = Some(allowed_block_size(data.block_size(), tokenizer.model_max_length)?);
         if let Some(model) = &options.model {
@@ -161,6 +170,7 @@ impl Setup {
             rules,
             encoding: Arc::new(encoding),
             token_settings,
+            packing,
             pad_token_id,
             cache_dir,
             store,
@@ -216,7 +226,8 @@ impl Job {
         }
         let settings = settings(&setup, divided, validation_text.is_some());
         let fingerprint = fingerprint(&settings, &sources, &setup);
-        let Setup { data, rules, encoding, token_settings, pad_token_id, cache_dir, store, pool, tuning } = setup;
+        let Setup { data, rules, encoding, token_settings, packing, pad_token_id, cache_dir, store, pool, tuning } =
+            setup;
         Ok(Self {
             data,
             rules,
@@ -224,6 +235,7 @@ impl Job {
             token_settings,
             sources,
             splits,
+            packing,
             pad_token_id,
             settings,
             fingerprint,
@@ -293,6 +305,19 @@ fn default_cache_dir() -> Result<PathBuf> {
     Ok(root.join("tokenmill"))
 }
 
+/// How blocks are made, if what that takes is there.
+fn packing(data: &DataArguments) -> Result<Packing> {
+    let packing = data.packing()?;
+    if packing != Packing::Concatenate && data.remainder == Remainder::Pad {
+        eprintln!("--remainder has no effect here: it is for documents that are packed one after the other");
+    }
+    if data.packing_strategy == PackingStrategy::BestFit && !data.token_cache {
+        let reason = "is false, and --packing_strategy best_fit measures all documents before it writes, from the cache; leave out one of them";
+        return Err(Error::config("--token_cache", reason));
+    }
+    Ok(packing)
+}
+
 fn check_percentage(data: &DataArguments) -> Result<()> {
     let percentage = data.validation_split_percentage;
     if !(0.0..100.0).contains(&percentage) {
@@ -322,6 +347,9 @@ fn eos(tokenizer: &Tokenizer, options: &PrepareOptions) -> Result<u32> {
         (None, Some(model)) => model_eos(model)?,
         (None, None) => None,
     };
+    // MedicalGPT falls back to the padding token.
+    let padding = || tokenizer.pad_token_id.filter(|_| options.data.is_compat(Compat::Medicalgpt));
+    let named = named.or_else(padding);
     named.ok_or_else(|| {
         let reason = format!(
             "needs an end-of-sequence token, and {} names none (eos_token in tokenizer_config.json); add it there or pass --append_eos false",
@@ -362,7 +390,7 @@ fn settings(setup: &Setup, divided: bool, has_validation: bool) -> Value {
     } else {
         Value::Null
     };
-    json!({
+    let mut settings = json!({
         "block_size": data.block_size(),
         "tokens": tokens,
         "documents": rules,
@@ -370,14 +398,21 @@ fn settings(setup: &Setup, divided: bool, has_validation: bool) -> Value {
         "remainder": data.remainder,
         "max_train_samples": data.train_blocks_limit(),
         "max_eval_samples": data.validation_blocks_limit(),
-    })
+    });
+    // A dataset that was packed before there was a choice is the same today.
+    if setup.packing != Packing::Concatenate {
+        settings["packing"] = json!(setup.packing);
+    }
+    settings
 }
 
 fn fingerprint(settings: &Value, sources: &[(Arc<Source>, Assign)], setup: &Setup) -> String {
     let Setup { encoding, pad_token_id, .. } = setup;
     let (tokenizer, width) = (&encoding.tokenizer, encoding.width);
     let mut hasher = blake3::Hasher::new();
-    hasher.update(json!([FORMAT_VERSION, settings, pad_token_id, width]).to_string().as_bytes());
+    hasher.update(
+        json!([pack::layout(setup.packing).format_version(), settings, pad_token_id, width]).to_string().as_bytes(),
+    );
     // All its files travel with the dataset, not only the one that makes ids.
     for (name, bytes) in &tokenizer.files {
         hasher.update(json!(["tokenizer", name, blake3::hash(bytes).to_hex().as_str()]).to_string().as_bytes());

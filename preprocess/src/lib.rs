@@ -27,6 +27,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use indicatif::HumanCount;
+use tokenmill_shared::config::Packing;
 use tokenmill_shared::dataset::{Dataset, DatasetWriter, MANIFEST, Manifest, ManifestHead};
 use tokenmill_shared::progress::{Progress, Unit};
 use tokenmill_shared::{Error, Result, storage};
@@ -37,7 +39,7 @@ pub use summary::{Prepared, Reuse, Status};
 
 use document::Flow;
 use job::Job;
-use pack::{Assign, Packer};
+use pack::{Assign, Measure, Packer};
 use pipeline::{Event, Pipeline};
 use plan::Source;
 use source::Kind;
@@ -50,25 +52,55 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
     if let Some(manifest) = already_there(&dir, &job)? {
         return Ok(Prepared::unchanged(dir, manifest, &job, began.elapsed()));
     }
-    let mut dataset = DatasetWriter::create(&dir, job.data.block_size(), job.encoding.width)?;
-    let mut packer = Packer::new(&dataset, &job.splits, job.data.block_size(), job.encoding.width)?;
-    let mut reuse = Reuse::default();
-    for (source, assign) in &job.sources {
-        packer.begin_source(*assign);
-        tokenize_and_pack(&job, source, *assign, &mut packer, &mut reuse)?;
-    }
+    let measured = if job.packing == Packing::BestFit { Some(measure(&job)?) } else { None };
+    let layout = pack::layout(job.packing);
+    let mut dataset = DatasetWriter::create(&dir, job.data.block_size(), job.encoding.width, layout)?;
+    let mut packer = Packer::new(&dataset, &job)?;
+    let anew = job.data.overwrite_cache && measured.is_none();
+    let packed = tokenize_and_pack(&job, anew, &mut packer)?;
+    let reuse = measured.unwrap_or(packed);
     let median_document_tokens = packer.median_document_tokens();
-    packer.finish(&mut dataset, job.data.remainder, job.pad_token_id)?;
+    packer.finish(&mut dataset)?;
     let manifest = commit(dataset, &job)?;
     explain::remember(&job)?;
     Ok(Prepared::written(dir, manifest, reuse, median_document_tokens, &job, began.elapsed()))
 }
 
+/// Packs without writing, and says how full blocks will be. All documents are in the store then.
+fn measure(job: &Job) -> Result<Reuse> {
+    let mut packer = Packer::measuring(job)?;
+    let reuse = tokenize_and_pack(job, job.data.overwrite_cache, &mut packer)?;
+    for (split, Measure { blocks, tokens }) in packer.finish_measuring()? {
+        let ids = blocks * job.data.block_size() as u64;
+        let padding = ids - tokens;
+        let percent = 100.0 * padding as f64 / (ids as f64).max(1.0);
+        eprintln!(
+            "{split}: {} blocks of {} will hold {} tokens and {} of padding ({percent:.2} %)",
+            HumanCount(blocks),
+            job.data.block_size(),
+            HumanCount(tokens),
+            HumanCount(padding)
+        );
+    }
+    Ok(reuse)
+}
+
+/// Runs all sources through the pipeline. If `anew`, also what the store holds is tokenized.
+fn tokenize_and_pack(job: &Job, anew: bool, packer: &mut Packer) -> Result<Reuse> {
+    let mut reuse = Reuse::default();
+    for (source, assign) in &job.sources {
+        packer.begin_source(*assign);
+        pack_source(job, source, *assign, anew, packer, &mut reuse)?;
+    }
+    Ok(reuse)
+}
+
 /// Runs one source through the pipeline: new partitions go to the store, all go to the packer.
-fn tokenize_and_pack(
+fn pack_source(
     job: &Job,
     source: &Arc<Source>,
     assign: Assign,
+    anew: bool,
     packer: &mut Packer,
     reuse: &mut Reuse,
 ) -> Result<()> {
@@ -82,7 +114,7 @@ fn tokenize_and_pack(
         partitions: source.each_partition(),
         rules: job.rules.clone(),
         encoding: Arc::clone(&job.encoding),
-        store: job.store.clone().filter(|_| !job.data.overwrite_cache),
+        store: job.store.clone().filter(|_| !anew),
         keep: job.store.clone(),
         read_bytes: job.read_bytes,
         pool: Arc::clone(&job.pool),

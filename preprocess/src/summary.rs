@@ -6,7 +6,7 @@ use std::time::Duration;
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 use serde_json::Value;
-use tokenmill_shared::dataset::Manifest;
+use tokenmill_shared::dataset::{Layout, Manifest};
 
 use crate::job::Job;
 use crate::pack::LONGEST_COUNTED;
@@ -143,6 +143,7 @@ impl Prepared {
                 HumanCount(rejected),
             ));
         }
+        lines.extend(self.padding());
         if let (Some(median), Some(share)) = (self.median_document_tokens, self.eos_share) {
             let at_least = if median >= LONGEST_COUNTED as u64 { "at least " } else { "" };
             lines.push(format!(
@@ -157,6 +158,18 @@ impl Prepared {
             lines.push(format!("written to {dir}"));
         }
         lines
+    }
+}
+
+impl Prepared {
+    /// How much of the blocks is padding, where any may have some.
+    fn padding(&self) -> Option<String> {
+        let manifest = &self.manifest;
+        let blocks: u64 = manifest.splits.values().map(|split| split.blocks).sum();
+        let tokens: u64 = manifest.splits.values().map(|split| split.ledger.in_blocks).sum();
+        let ids = (blocks * manifest.block_size as u64) as f64;
+        (manifest.layout == Layout::Blocks && blocks > 0)
+            .then(|| format!("padding is {:.2} % of all ids; it is never a label", 100.0 * (ids - tokens as f64) / ids))
     }
 }
 

@@ -19,6 +19,7 @@ import flags
 import hub
 import loading
 import old_checkpoints
+import packing
 import resuming
 import training
 import vocabulary
@@ -131,6 +132,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as directory:
         work = pathlib.Path(directory)
         datasets = {name: check_dataset(programs, work, name) for name in ("bytes", "pieces")}
+        packing.check(programs, work)
         flags.check(programs)
         loading.check(programs, work)
         check_checkpoint(programs, work, datasets["bytes"])

@@ -70,21 +70,6 @@ impl Dtype {
     }
 }
 
-/// A program whose behaviour is reproduced where ours differs on purpose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub enum Compat {
-    /// MedicalGPT's pretraining.py: FP4 for --load_in_4bit without --qlora, and nothing for --qlora alone
-    Medicalgpt,
-    /// The Trainer of transformers 4.46 to 4.57: the loss is the sum over the predicted labels divided by the number of
-    /// all, the first of each block included, in training and evaluation; with label smoothing the means of a step's
-    /// micro-batches are added up
-    #[value(name = "hf-4.57")]
-    #[serde(rename = "hf-4.57")]
-    Hf457,
-}
-
 /// How the rows of new tokens begin, in the embedding and in the head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -219,9 +204,6 @@ pub struct TrainerArguments {
     /// With --load_in_8bit, multiply integers as LLM.int8 does, outliers from this magnitude apart (theirs is 6)
     #[arg(long, value_name = "MAGNITUDE", help_heading = "Model")]
     pub int8_threshold: Option<f32>,
-    /// Do what these programs do where ours differs: medicalgpt, FP4 for --load_in_4bit without --qlora and nothing for --qlora alone; hf-4.57, the Trainer's means of losses from 4.46 to 4.57
-    #[arg(long, value_name = "PROGRAM", num_args = 1.., value_delimiter = ',', help_heading = "Model")]
-    pub compat: Vec<Compat>,
     /// Train LoRA adapters beside the frozen model (Hugging Face's default); false trains all parameters
     #[arg(long, help_heading = "Adapters")]
     pub use_peft: bool,
@@ -470,7 +452,6 @@ impl Default for TrainerArguments {
             load_in_4bit: false,
             qlora: false,
             int8_threshold: None,
-            compat: Vec::new(),
             use_peft: true,
             peft_path: None,
             target_modules: vec!["all".to_owned()],

@@ -106,7 +106,7 @@ pub fn read_batch(reader: &dyn BlockReader, blocks: &[u64]) -> Result<Batch> {
     for block in blocks {
         let begin = input_ids.len();
         reader.read_block(*block, &mut input_ids)?;
-        labels.extend(labels_of(&input_ids[begin..], reader.valid_tokens(*block)));
+        labels.extend(labels_of(&input_ids[begin..], reader.valid_tokens(*block)?));
     }
     Ok(Batch { input_ids, labels, batch_size: blocks.len(), seq_len: size })
 }

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tokenmill_preprocess::{Live, Output, PrepareOptions, Tuning, prepare};
-use tokenmill_shared::config::{DataArguments, HubArguments, ValidationText};
+use tokenmill_shared::config::{Compat, DataArguments, HubArguments, ValidationText};
 use tokenmill_shared::dataset::{Dataset, Split};
 use tokenmill_shared::{Error, Result, hub, progress};
 
-use crate::arguments::{Compat, Debug, LogLevel, Sampling, SaveStrategy, Shuffle, Strategy, TrainerArguments};
+use crate::arguments::{Debug, LogLevel, Sampling, SaveStrategy, Shuffle, Strategy, TrainerArguments};
 #[cfg(feature = "cuda")]
 use crate::cuda::Device;
 use crate::data::LossMean;
@@ -107,6 +107,7 @@ impl Plan {
         optim_args::parse(arguments.optim_args.as_deref(), arguments.optim, |line| eprintln!("{line}"))?;
         let quantisation = quantisation(&arguments)?;
         say_ignored_adapter_flags(&arguments);
+        arguments.data.say_without_effect();
         finite("--label_smoothing_factor", arguments.label_smoothing_factor, 0.0..1.0)?;
         finite("--neftune_noise_alpha", arguments.neftune_noise_alpha, 0.0..f64::INFINITY)?;
         if arguments.fp16 && arguments.bf16 {
@@ -215,6 +216,10 @@ impl Plan {
         if let Some(dir) = &self.arguments.dataset_dir {
             let dataset = Dataset::open(dir)?;
             refuse_data_flags(&data)?;
+            if data.is_compat(Compat::RunClm) && dataset.manifest().head.settings["packing"] != "run_clm" {
+                let reason = "is run_clm, and the dataset of --dataset_dir was packed otherwise; give it to `preprocess prepare`";
+                return Err(Error::config("--compat", reason));
+            }
             return Ok(dataset);
         }
         if matches!(data.validation_text()?, ValidationText::Named(_)) {
@@ -434,7 +439,7 @@ impl Plan {
 
     /// What a step's loss is the mean over.
     pub fn loss_mean(&self) -> LossMean {
-        match (self.arguments.compat.contains(&Compat::Hf457), self.arguments.label_smoothing_factor > 0.0) {
+        match (self.arguments.data.is_compat(Compat::Hf457), self.arguments.label_smoothing_factor > 0.0) {
             (false, _) => LossMean::Predicted,
             (true, false) => LossMean::AllLabels,
             (true, true) => LossMean::MicroBatches,
@@ -696,7 +701,7 @@ fn check_model_type(asked: Option<&str>, config: &Config) -> Result<()> {
 
 /// What the frozen weights are kept in. The combinations are those of MedicalGPT; what differs from it is said.
 fn quantisation(arguments: &TrainerArguments) -> Result<Option<Quantisation>> {
-    let compat = arguments.compat.contains(&Compat::Medicalgpt);
+    let compat = arguments.data.is_compat(Compat::Medicalgpt);
     let (eight, four, qlora) = (arguments.load_in_8bit, arguments.load_in_4bit, arguments.qlora);
     if eight && four {
         return Err(both("--load_in_8bit", "--load_in_4bit"));
@@ -778,6 +783,8 @@ fn refuse_data_flags(data: &DataArguments) -> Result<()> {
         max_train_samples: data.max_train_samples,
         max_eval_samples: data.max_eval_samples,
         cache_dir: data.cache_dir.clone(),
+        compat: data.compat.clone(),
+        group_by_length: data.group_by_length,
         preprocessing_num_workers: data.preprocessing_num_workers,
         ..default
     };
@@ -833,7 +840,7 @@ mod tests {
             let change = |arguments: &mut TrainerArguments| {
                 (arguments.load_in_8bit, arguments.load_in_4bit) = (eight, four);
                 (arguments.qlora, arguments.use_peft) = (qlora, use_peft);
-                arguments.compat = compat.into_iter().collect();
+                arguments.data.compat = compat.into_iter().collect();
             };
             plan(change).map(|plan| plan.quantisation.map(Quantisation::name)).map_err(|error| error.to_string())
         };

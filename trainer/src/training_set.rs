@@ -232,8 +232,8 @@ impl BlockReader for Held {
         self.blocks.len() as u64
     }
 
-    fn valid_tokens(&self, index: u64) -> usize {
-        self.blocks[index as usize].valid_tokens
+    fn valid_tokens(&self, index: u64) -> Result<usize> {
+        Ok(self.blocks[index as usize].valid_tokens)
     }
 
     fn read_block(&self, index: u64, out: &mut Vec<u32>) -> Result<()> {

@@ -19,8 +19,8 @@ use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokenmill_shared::config::{DataArguments, ValidationSplitMode, ValidationText};
-use tokenmill_shared::dataset::{FORMAT_VERSION, TokenWidth};
+use tokenmill_shared::config::{DataArguments, Packing, ValidationSplitMode, ValidationText};
+use tokenmill_shared::dataset::{Layout, TokenWidth};
 use tokenmill_shared::{Error, Result, storage};
 
 use self::cut::Cutter;
@@ -39,6 +39,9 @@ const AHEAD_TOKENS: usize = 1 << 18;
 
 /// Blocks set aside for validation where nothing else is said.
 const SET_ASIDE: u64 = 256;
+
+/// What a position says, a block number and the tokens before it, is enough where blocks are cut from one stream.
+const PACKED_OTHERWISE: &str = "cuts documents one after the other, and --packing, --packing_strategy or --compat asks for other blocks; leave out --streaming, or prepare the text first: `preprocess prepare`, and --dataset_dir";
 
 /// Where a block begins.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +116,9 @@ impl Live {
         let missing = || Error::config(FLAG, "is missing; give the directory that holds the text");
         let dir = data.train_file_dir.clone().ok_or_else(missing)?;
         let set_aside = set_aside(data)?;
+        if data.packing()? != Packing::Concatenate {
+            return Err(Error::config("--streaming", PACKED_OTHERWISE));
+        }
         let setup = Setup::new(options)?;
         let inputs = source::list(&dir, FLAG)?;
         let memory = Memory::open(&dir, &setup.scan_options())?;
@@ -321,7 +327,7 @@ fn fingerprint(setup: &Setup, inputs: &[Input], set_aside: u64) -> String {
     let Setup { data, rules, encoding, token_settings, pad_token_id, .. } = setup;
     let tokens: &TokenSettings = token_settings;
     let settings = json!([
-        FORMAT_VERSION,
+        Layout::Stream.format_version(),
         data.block_size(),
         tokens,
         rules,

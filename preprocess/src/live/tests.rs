@@ -89,7 +89,7 @@ fn prepared(options: &PrepareOptions) -> Vec<(Vec<u32>, usize, Vec<u32>, u64)> {
         reader.read_block(index, &mut ids).unwrap();
         let starts = reader.document_starts(index).unwrap();
         before += starts.len() as u64;
-        (ids, reader.valid_tokens(index), starts.clone(), before - starts.len() as u64)
+        (ids, reader.valid_tokens(index).unwrap(), starts.clone(), before - starts.len() as u64)
     };
     (0..reader.len()).map(block).collect()
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::boolean;
+use super::{Compat, PackingStrategy, boolean};
 use crate::{Error, Result, storage};
 
 /// What one document is in a plain-text file.
@@ -80,6 +80,18 @@ pub struct DataArguments {
     /// Tokens in a block, the training sample (default: 1024, or those of --dataset_dir, which is cut anew for others)
     #[arg(long, value_name = "TOKENS")]
     pub block_size: Option<usize>,
+    /// Several documents in a block; false: one document a block, truncated or padded
+    #[arg(long)]
+    pub packing: bool,
+    /// How documents are packed: one after the other and cut anywhere, or whole unless longer than a block (padding is said before anything is written)
+    #[arg(long)]
+    pub packing_strategy: PackingStrategy,
+    /// Do what these programs do where ours differs. run_clm and medicalgpt: the blocks that they make of 1000 documents at a time; medicalgpt also: FP4 for --load_in_4bit without --qlora and nothing for --qlora alone; hf-4.57: the Trainer's means of losses from 4.46 to 4.57
+    #[arg(long, value_name = "PROGRAM", num_args = 1.., value_delimiter = ',')]
+    pub compat: Vec<Compat>,
+    /// Blocks all have the same length; with --compat medicalgpt this says whether documents are packed, as it did there from 2024 to 2026
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_parser = boolean)]
+    pub group_by_length: Option<bool>,
     /// What one document is in a .txt file: line, paragraph or document
     #[arg(long)]
     pub sample_by: SampleBy,
@@ -134,6 +146,10 @@ impl Default for DataArguments {
             validation_split_percentage: 1.0,
             validation_split_mode: ValidationSplitMode::Head,
             block_size: None,
+            packing: true,
+            packing_strategy: PackingStrategy::Concatenate,
+            compat: Vec::new(),
+            group_by_length: None,
             sample_by: SampleBy::Line,
             keep_linebreaks: true,
             use_fast_tokenizer: None,

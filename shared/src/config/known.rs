@@ -56,7 +56,6 @@ impl Known {
 /// The table, in the order of TrainingArguments.
 pub const KNOWN: &[Known] = &[
     flag("device_map", Value, Refused(CPU)).off(&["", "none", "auto", "cpu"]),
-    flag("packing", Boolean, Refused(PACKING)).off(&["true"]),
     flag("trust_remote_code", Boolean, NoEffect(REMOTE_CODE)),
     flag("do_predict", Boolean, NoEffect(NO_TEST_SPLIT)),
     flag("prediction_loss_only", Boolean, NoEffect(RUNNING_SUMS)),
@@ -111,7 +110,6 @@ pub const KNOWN: &[Known] = &[
     flag("ddp_broadcast_buffers", Boolean, NoEffect(ONE_PROCESS)),
     flag("ddp_timeout", Value, NoEffect(NO_BARRIER)),
     flag("average_tokens_across_devices", Boolean, NoEffect(ONE_PROCESS)).off(&["true"]),
-    flag("group_by_length", Boolean, NoEffect(EQUAL_LENGTHS)),
     flag("length_column_name", Value, NoEffect(EQUAL_LENGTHS)).off(&["length"]),
     flag("push_to_hub", Boolean, Refused(HUB)),
     flag("hub_model_id", Value, NoEffect(WITHOUT_HUB)),
@@ -163,7 +161,6 @@ const LOW_RANK: Text = text(
 );
 const CPU: Text =
     text("not built yet: training is on the CPU; give cpu or auto", "尚未实现：目前在 CPU 上训练；请用 cpu 或 auto");
-const PACKING: Text = text("not built yet: documents are always packed; remove it", "尚未实现：目前总是打包；请去掉");
 const REMOTE_CODE: Text = text("no code of a checkpoint is ever run", "从不运行检查点里的代码");
 const NO_TEST_SPLIT: Text = text("pretraining has no test split", "预训练没有测试集");
 const RUNNING_SUMS: Text =

@@ -6,8 +6,10 @@ mod file;
 mod grammar;
 mod hub;
 mod known;
+mod packing;
 
 pub use data::{DataArguments, Remainder, SampleBy, ValidationSplitMode, ValidationText};
 pub use grammar::{boolean, parse, with_grammar};
 pub use hub::{HubArguments, Secret};
 pub use known::{KNOWN, Known, Takes, Text, Verdict, known};
+pub use packing::{Compat, Packing, PackingStrategy};

@@ -16,7 +16,10 @@ pub trait BlockReader: std::fmt::Debug + Send + Sync {
     }
 
     /// How many ids of block `index` are tokens; the rest is padding and never a label.
-    fn valid_tokens(&self, index: u64) -> usize;
+    ///
+    /// # Errors
+    /// As [`read_block`](Self::read_block).
+    fn valid_tokens(&self, index: u64) -> Result<usize>;
 
     /// Appends the `block_size` ids of block `index`, which must be below [`len`](Self::len), to `out`.
     ///
@@ -24,9 +27,20 @@ pub trait BlockReader: std::fmt::Debug + Send + Sync {
     /// The bytes are not those that were written, naming file and place; `out` is then unchanged.
     fn read_block(&self, index: u64, out: &mut Vec<u32>) -> Result<()>;
 
-    /// The offsets in block `index` at which documents begin, ascending.
+    /// The offsets in block `index` at which documents begin, ascending. Where blocks have documents of their own
+    /// ([`Layout::Blocks`](super::Layout::Blocks)) what goes on from another block begins as well.
     ///
     /// # Errors
     /// As [`read_block`](Self::read_block).
     fn document_starts(&self, index: u64) -> Result<Vec<u32>>;
+
+    /// Which documents these are, counted in the split from 0; `None` where blocks are cut from a stream, whose documents
+    /// are those that begin, one after the other.
+    ///
+    /// # Errors
+    /// As [`read_block`](Self::read_block).
+    fn documents(&self, index: u64) -> Result<Option<Vec<u64>>> {
+        let _ = index;
+        Ok(None)
+    }
 }

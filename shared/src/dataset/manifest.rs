@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::{FileName, Ledger, ShardKind, ShardName, Split};
 use crate::{Error, Result, storage};
 
-/// The version this program writes; it reads every version up to it.
-pub const FORMAT_VERSION: u32 = 1;
+/// The newest version: this program reads every one up to it. What it writes says the oldest that can be read by, see
+/// [`Layout::format_version`].
+pub const FORMAT_VERSION: u32 = 2;
 
 /// The file's name in the dataset's directory.
 pub const MANIFEST: &str = "manifest.json";
@@ -64,6 +65,32 @@ impl TokenWidth {
     }
 }
 
+/// How the blocks of a split come about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// Its documents are one stream of ids, cut every `block_size`: only the last block may be padded.
+    #[default]
+    Stream,
+    /// Every block has documents of its own, and may be padded; the sidecar says how many of its ids are tokens and of
+    /// which documents they are.
+    Blocks,
+}
+
+impl Layout {
+    /// The oldest format version that has it. A stream is written as ever, so that older programs read it.
+    pub fn format_version(self) -> u32 {
+        match self {
+            Self::Stream => 1,
+            Self::Blocks => 2,
+        }
+    }
+
+    fn is_stream(&self) -> bool {
+        *self == Self::Stream
+    }
+}
+
 /// A file of the dataset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
@@ -94,7 +121,8 @@ pub struct SplitManifest {
     pub documents: u64,
     /// UTF-8 bytes of those documents' text, for bits per byte.
     pub text_bytes: u64,
-    /// Ids of the last block that are tokens; fewer than `block_size` only when it is padded.
+    /// Ids of the last block that are tokens; fewer than `block_size` only when it is padded. Of [`Layout::Blocks`] the
+    /// others may be padded too.
     pub last_block_valid_tokens: u64,
     /// The account of its tokens.
     pub ledger: Ledger,
@@ -128,6 +156,9 @@ pub struct Manifest {
     pub block_size: usize,
     /// Width of an id on disk.
     pub token_width: TokenWidth,
+    /// How blocks come about; not in version 1, which has streams only.
+    #[serde(default, skip_serializing_if = "Layout::is_stream")]
+    pub layout: Layout,
     /// Fingerprint, tokenizer facts, settings.
     #[serde(flatten)]
     pub head: ManifestHead,
@@ -204,6 +235,9 @@ impl Manifest {
         if self.block_size == 0 || i32::try_from(self.block_size).is_err() {
             return Some(format!("block_size is {}", self.block_size));
         }
+        if self.format_version < self.layout.format_version() {
+            return Some(format!("format version {} has no such layout", self.format_version));
+        }
         self.splits.iter().find_map(|(split, entry)| Some(format!("split {split}: {}", entry.contradiction(self)?)))
     }
 }
@@ -216,8 +250,14 @@ impl SplitManifest {
         let block_size = manifest.block_size as u64;
         let valid = self.last_block_valid_tokens;
         let ids = u128::from(self.blocks) * u128::from(block_size);
-        let padded = u128::from(self.ledger.in_blocks) + u128::from(block_size.saturating_sub(valid));
-        if !(1..=block_size).contains(&valid) || ids != padded {
+        let possible = match manifest.layout {
+            Layout::Stream => {
+                let padded = u128::from(self.ledger.in_blocks) + u128::from(block_size.saturating_sub(valid));
+                (1..=block_size).contains(&valid) && ids == padded
+            }
+            Layout::Blocks => valid <= block_size && u128::from(self.ledger.in_blocks) <= ids,
+        };
+        if !possible {
             return Some(format!("{} blocks cannot hold {} tokens", self.blocks, self.ledger.in_blocks));
         }
         for (place, shard) in self.shards.iter().enumerate() {

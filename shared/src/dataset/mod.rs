@@ -1,6 +1,7 @@
 #![doc = include_str!("../docs/format.md")]
 
 mod block_reader;
+mod block_writer;
 mod index;
 mod ledger;
 mod manifest;
@@ -8,19 +9,24 @@ mod name;
 mod reader;
 mod recut;
 mod shard;
+mod split_files;
+mod split_writer;
 mod verify;
 mod writer;
 
 pub use block_reader::BlockReader;
+pub use block_writer::BlockWriter;
 pub use ledger::Ledger;
 pub use manifest::{
-    FORMAT_VERSION, FileEntry, MANIFEST, Manifest, ManifestHead, ShardEntry, SplitManifest, TokenWidth,
+    FORMAT_VERSION, FileEntry, Layout, MANIFEST, Manifest, ManifestHead, ShardEntry, SplitManifest, TokenWidth,
 };
 pub use name::{FileName, ShardKind, ShardName, Split, TOKENIZER_DIR};
 pub use reader::SplitReader;
 pub use recut::Recut;
+pub use split_files::WrittenSplit;
+pub use split_writer::SplitWriter;
 pub use verify::{Report, verify};
-pub use writer::{DatasetWriter, INCOMPLETE, SplitWriter, WrittenSplit};
+pub use writer::{DatasetWriter, INCOMPLETE};
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -98,14 +104,25 @@ impl Dataset {
     }
 
     /// The same in blocks of `block_size`, above 0; see [`Recut`]. Of its own size the split itself.
+    ///
+    /// # Errors
+    /// The dataset's blocks are not cut from a stream.
     pub fn recut(&self, split: Split, block_size: usize) -> Result<Option<Box<dyn BlockReader>>> {
         let Some(reader) = self.split(split)? else { return Ok(None) };
         if block_size == self.manifest.block_size {
             return Ok(Some(Box::new(reader)));
         }
         let head = &self.manifest.head;
+        if self.manifest.layout == Layout::Blocks {
+            let reason = format!(
+                "cannot be {block_size}: the blocks of {} have documents of their own and are of {}; prepare it in the other size, which tokenizes nothing",
+                self.dir.display(),
+                self.manifest.block_size
+            );
+            return Err(Error::config("--block_size", reason));
+        }
         let remainder = serde_json::from_value(head.settings["remainder"].clone()).unwrap_or(Remainder::Drop);
-        Ok(Some(Box::new(Recut::new(reader, block_size, remainder, head.pad_token_id))))
+        Ok(Some(Box::new(Recut::new(reader, block_size, remainder, head.pad_token_id)?)))
     }
 }
 

@@ -9,14 +9,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use arrow_array::Array;
 use arrow_array::cast::AsArray;
-use arrow_array::types::UInt32Type;
+use arrow_array::types::{UInt32Type, UInt64Type};
+use arrow_array::{Array, ArrowPrimitiveType, RecordBatch};
 use arrow_ipc::reader::StreamReader;
 
 use super::index::{BatchEntry, Index};
 use super::shard::{self, ALIGNMENT};
-use super::{BlockReader, Manifest, ShardEntry, ShardKind, ShardName, Split};
+use super::{BlockReader, Layout, Manifest, ShardEntry, ShardKind, ShardName, Split};
 use crate::{Error, Result, storage};
 
 /// The blocks of one split, readable from many threads.
@@ -26,6 +26,7 @@ pub struct SplitReader {
     block_size: usize,
     width: super::TokenWidth,
     blocks: u64,
+    layout: Layout,
     last_block_valid_tokens: usize,
     data: Vec<Shard>,
     documents: Vec<Shard>,
@@ -71,10 +72,11 @@ impl SplitReader {
             block_size: manifest.block_size,
             width: manifest.token_width,
             blocks: entry.blocks,
+            layout: manifest.layout,
             last_block_valid_tokens: entry.last_block_valid_tokens as usize,
             data: shards(ShardKind::Data, block_bytes)?,
             documents: shards(ShardKind::Documents, 0)?,
-            documents_schema: shard::schema_message(&shard::documents_schema()),
+            documents_schema: shard::schema_message(&shard::documents_schema(manifest.layout)),
             recent: Recent::default(),
         })
     }
@@ -120,6 +122,20 @@ impl SplitReader {
     }
 }
 
+impl SplitReader {
+    /// What the sidecar says of block `index`.
+    fn of_sidecar<T>(&self, index: u64, read: impl Fn(&RecordBatch, usize) -> Option<T>) -> Result<T> {
+        self.with_batch(&self.documents, index, |message, _, row| {
+            // Our own bytes by their checksum; still, arrow's reader may panic, and a reader shall not.
+            let found = catch_unwind(AssertUnwindSafe(|| {
+                let stream = self.documents_schema.as_slice().chain(message);
+                read(&StreamReader::try_new(stream, None).ok()?.next()?.ok()?, row)
+            }));
+            found.ok()?
+        })
+    }
+}
+
 impl BlockReader for SplitReader {
     fn len(&self) -> u64 {
         self.blocks
@@ -129,8 +145,16 @@ impl BlockReader for SplitReader {
         self.block_size
     }
 
-    fn valid_tokens(&self, index: u64) -> usize {
-        if index + 1 == self.blocks { self.last_block_valid_tokens } else { self.block_size }
+    fn valid_tokens(&self, index: u64) -> Result<usize> {
+        match self.layout {
+            Layout::Stream if index + 1 == self.blocks => Ok(self.last_block_valid_tokens),
+            Layout::Stream => Ok(self.block_size),
+            Layout::Blocks => self.of_sidecar(index, |batch, row| {
+                let valid = batch.column(2).as_primitive_opt::<UInt32Type>()?;
+                let valid = (row < valid.len()).then(|| valid.value(row) as usize)?;
+                (valid <= self.block_size).then_some(valid)
+            }),
+        }
     }
 
     fn read_block(&self, index: u64, out: &mut Vec<u32>) -> Result<()> {
@@ -145,20 +169,26 @@ impl BlockReader for SplitReader {
     }
 
     fn document_starts(&self, index: u64) -> Result<Vec<u32>> {
-        self.with_batch(&self.documents, index, |message, _, row| {
-            // Our own bytes by their checksum; still, arrow's reader may panic, and a reader shall not.
-            let starts = catch_unwind(AssertUnwindSafe(|| {
-                let stream = self.documents_schema.as_slice().chain(message);
-                let batch = StreamReader::try_new(stream, None).ok()?.next()?.ok()?;
-                let starts = batch.column(0).as_list_opt::<i32>()?;
-                let starts = (row < starts.len()).then(|| starts.value(row))?;
-                Some(starts.as_primitive_opt::<UInt32Type>()?.values().to_vec())
-            }));
-            let starts = starts.ok()??;
+        self.of_sidecar(index, |batch, row| {
+            let starts = list::<UInt32Type>(batch, 0, row)?;
             let inside = starts.last().is_none_or(|last| (*last as usize) < self.block_size);
             (starts.is_sorted_by(|a, b| a < b) && inside).then_some(starts)
         })
     }
+
+    fn documents(&self, index: u64) -> Result<Option<Vec<u64>>> {
+        match self.layout {
+            Layout::Stream => Ok(None),
+            Layout::Blocks => self.of_sidecar(index, |batch, row| list::<UInt64Type>(batch, 1, row)).map(Some),
+        }
+    }
+}
+
+/// The values of a list.
+fn list<T: ArrowPrimitiveType>(batch: &RecordBatch, column: usize, row: usize) -> Option<Vec<T::Native>> {
+    let lists = batch.column(column).as_list_opt::<i32>()?;
+    let values = (row < lists.len()).then(|| lists.value(row))?;
+    Some(values.as_primitive_opt::<T>()?.values().to_vec())
 }
 
 impl Shard {

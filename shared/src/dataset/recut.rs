@@ -21,12 +21,14 @@ pub struct Recut {
 impl Recut {
     /// `reader` in blocks of `block_size`; what fills none at the end is treated as `remainder` says, and padding is
     /// `pad_token_id`.
-    pub(super) fn new(reader: SplitReader, block_size: usize, remainder: Remainder, pad_token_id: u32) -> Self {
-        let last = reader.len().checked_sub(1);
-        let tokens = last.map_or(0, |last| last * reader.block_size() as u64 + reader.valid_tokens(last) as u64);
+    pub(super) fn new(reader: SplitReader, block_size: usize, remainder: Remainder, pad_token_id: u32) -> Result<Self> {
+        let tokens = match reader.len().checked_sub(1) {
+            Some(last) => last * reader.block_size() as u64 + reader.valid_tokens(last)? as u64,
+            None => 0,
+        };
         let size = block_size as u64;
         let blocks = tokens / size + u64::from(remainder.pads(tokens, size));
-        Self { reader, block_size, tokens, blocks, pad_token_id }
+        Ok(Self { reader, block_size, tokens, blocks, pad_token_id })
     }
 
     /// The tokens of block `index`, as positions in the stream.
@@ -52,9 +54,9 @@ impl BlockReader for Recut {
         self.blocks
     }
 
-    fn valid_tokens(&self, index: u64) -> usize {
+    fn valid_tokens(&self, index: u64) -> Result<usize> {
         let range = self.range(index);
-        (range.end - range.start) as usize
+        Ok((range.end - range.start) as usize)
     }
 
     fn read_block(&self, index: u64, out: &mut Vec<u32>) -> Result<()> {

@@ -1,21 +1,22 @@
 //! Writing one file of a split: an Arrow IPC stream, hashed and indexed as it is written.
 //!
-//! A shard holds one column, `input_ids: FixedSizeList<UInt16|UInt32, block_size>`; its sidecar one column,
-//! `document_starts: List<UInt32>`, for each block the offsets at which documents begin. Neither has nulls,
+//! A shard holds one column, `input_ids: FixedSizeList<UInt16|UInt32, block_size>`; its sidecar
+//! `document_starts: List<UInt32>`, for each block the offsets at which documents begin, and where blocks have documents
+//! of their own `documents: List<UInt64>`, which these are, and `valid_tokens: UInt32`. Neither has nulls,
 //! schema metadata or compression, so `datasets.load_from_disk` maps the ids without copying.
 //! Source: Arrow columnar format, "IPC streaming format".
 
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow_array::builder::{ListBuilder, UInt32Builder};
+use arrow_array::builder::{ListBuilder, UInt32Builder, UInt64Builder};
 use arrow_array::{ArrayRef, FixedSizeListArray, RecordBatch, UInt16Array, UInt32Array};
 use arrow_buffer::{Buffer, ScalarBuffer};
 use arrow_ipc::writer::StreamWriter;
 use arrow_schema::{DataType, Field, Schema};
 
 use super::index::BatchEntry;
-use super::{FileEntry, ShardEntry, ShardKind, ShardName, Split, TokenWidth};
+use super::{FileEntry, Layout, ShardEntry, ShardKind, ShardName, Split, TokenWidth};
 use crate::Result;
 use crate::storage::TemporaryFile;
 
@@ -36,10 +37,30 @@ pub(super) fn data_schema(block_size: usize, width: TokenWidth) -> Arc<Schema> {
     Arc::new(Schema::new(vec![Field::new("input_ids", DataType::FixedSizeList(item, size), false)]))
 }
 
+/// What a sidecar says of one block.
+#[derive(Debug, Clone, Default)]
+pub(super) struct SidecarRow {
+    /// Offsets at which documents begin.
+    pub starts: Vec<u32>,
+    /// Which documents these are; of [`Layout::Blocks`] only, as the next.
+    pub documents: Vec<u64>,
+    /// Ids that are tokens.
+    pub valid_tokens: u32,
+}
+
+fn item(data_type: DataType) -> Arc<Field> {
+    Arc::new(Field::new("item", data_type, false))
+}
+
 /// The schema of documents sidecars.
-pub(super) fn documents_schema() -> Arc<Schema> {
-    let item = Arc::new(Field::new("item", DataType::UInt32, false));
-    Arc::new(Schema::new(vec![Field::new("document_starts", DataType::List(item), false)]))
+pub(super) fn documents_schema(layout: Layout) -> Arc<Schema> {
+    let list = |name: &str, of| Field::new(name, DataType::List(item(of)), false);
+    let mut fields = vec![list("document_starts", DataType::UInt32)];
+    if layout == Layout::Blocks {
+        fields.push(list("documents", DataType::UInt64));
+        fields.push(Field::new("valid_tokens", DataType::UInt32, false));
+    }
+    Arc::new(Schema::new(fields))
 }
 
 /// The bytes with which a stream of this schema begins.
@@ -61,15 +82,24 @@ pub(super) fn data_batch(block_size: usize, width: TokenWidth, ids: Vec<u8>) -> 
     RecordBatch::try_new(data_schema(block_size, width), vec![Arc::new(blocks)]).expect("the column is of the schema")
 }
 
-/// The document starts of each block as a record batch.
-pub(super) fn documents_batch(starts: &[Vec<u32>]) -> RecordBatch {
-    let item = Arc::new(Field::new("item", DataType::UInt32, false));
-    let mut builder = ListBuilder::new(UInt32Builder::new()).with_field(item);
-    for block in starts {
-        builder.values().append_slice(block);
-        builder.append(true);
+/// What is said of each block as a record batch.
+pub(super) fn documents_batch(rows: &[SidecarRow], layout: Layout) -> RecordBatch {
+    let mut starts = ListBuilder::new(UInt32Builder::new()).with_field(item(DataType::UInt32));
+    for row in rows {
+        starts.values().append_slice(&row.starts);
+        starts.append(true);
     }
-    RecordBatch::try_new(documents_schema(), vec![Arc::new(builder.finish())]).expect("the column is of the schema")
+    let mut columns: Vec<ArrayRef> = vec![Arc::new(starts.finish())];
+    if layout == Layout::Blocks {
+        let mut documents = ListBuilder::new(UInt64Builder::new()).with_field(item(DataType::UInt64));
+        for row in rows {
+            documents.values().append_slice(&row.documents);
+            documents.append(true);
+        }
+        columns.push(Arc::new(documents.finish()));
+        columns.push(Arc::new(UInt32Array::from_iter_values(rows.iter().map(|row| row.valid_tokens))));
+    }
+    RecordBatch::try_new(documents_schema(layout), columns).expect("the columns are of the schema")
 }
 
 /// One file being written.
@@ -139,11 +169,18 @@ pub(super) struct ShardPair {
 }
 
 impl ShardPair {
-    pub(super) fn create(dir: &Path, split: Split, number: u32, block_size: usize, width: TokenWidth) -> Result<Self> {
+    pub(super) fn create(
+        dir: &Path,
+        split: Split,
+        number: u32,
+        block_size: usize,
+        width: TokenWidth,
+        layout: Layout,
+    ) -> Result<Self> {
         let name = |kind| ShardName { kind, number };
         Ok(Self {
             data: ShardFile::create(dir, split, name(ShardKind::Data), &data_schema(block_size, width))?,
-            documents: ShardFile::create(dir, split, name(ShardKind::Documents), &documents_schema())?,
+            documents: ShardFile::create(dir, split, name(ShardKind::Documents), &documents_schema(layout))?,
         })
     }
 }

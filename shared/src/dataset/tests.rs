@@ -37,14 +37,14 @@ fn commit(mut writer: DatasetWriter) -> Manifest {
 
 /// A dataset with one split.
 fn make(dir: &Path, block_size: usize, tokens: u32, width: TokenWidth, remainder: Remainder) -> Manifest {
-    let mut writer = DatasetWriter::create(dir, block_size, width).unwrap();
+    let mut writer = DatasetWriter::create(dir, block_size, width, Layout::Stream).unwrap();
     fill(&mut writer, Split::Train, tokens, width, remainder);
     commit(writer)
 }
 
 /// A dataset with both splits, the first in 7 shards of 2 record batches.
 fn make_large(dir: &Path) -> Manifest {
-    let writer = DatasetWriter::create(dir, 4096, TokenWidth::U32).unwrap();
+    let writer = DatasetWriter::create(dir, 4096, TokenWidth::U32, Layout::Stream).unwrap();
     let mut writer = writer.with_shard_bytes(512 << 10);
     fill(&mut writer, Split::Train, 14 * 65_536 + 5_000, TokenWidth::U32, Remainder::Pad);
     fill(&mut writer, Split::Validation, 100, TokenWidth::U32, Remainder::Drop);
@@ -132,14 +132,14 @@ fn the_remainder_is_dropped_or_padded_and_short_splits_are_padded() {
 fn other_content_is_refused_and_an_unfinished_dataset_is_written_anew() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("thesis.txt"), b"mine").unwrap();
-    let refused = DatasetWriter::create(dir.path(), 8, TokenWidth::U16).unwrap_err();
+    let refused = DatasetWriter::create(dir.path(), 8, TokenWidth::U16, Layout::Stream).unwrap_err();
     assert!(refused.to_string().contains("thesis.txt"), "{refused}");
 
     let dir = tempfile::tempdir().unwrap();
     make(&dir.path().join("a"), 8, 100, TokenWidth::U16, Remainder::Drop);
     let unfinished = dir.path().join("b");
-    let writer = DatasetWriter::create(&unfinished, 8, TokenWidth::U16).unwrap();
-    let busy = DatasetWriter::create(&unfinished, 8, TokenWidth::U16).unwrap_err();
+    let writer = DatasetWriter::create(&unfinished, 8, TokenWidth::U16, Layout::Stream).unwrap();
+    let busy = DatasetWriter::create(&unfinished, 8, TokenWidth::U16, Layout::Stream).unwrap_err();
     assert!(busy.to_string().contains("another process"), "{busy}");
     drop(writer);
     std::fs::create_dir_all(unfinished.join("train")).unwrap();
@@ -155,10 +155,10 @@ fn a_newer_format_is_refused_by_version() {
     let dir = tempfile::tempdir().unwrap();
     make(dir.path(), 8, 100, TokenWidth::U16, Remainder::Drop);
     let path = dir.path().join(MANIFEST);
-    let text = std::fs::read_to_string(&path).unwrap().replacen("\"format_version\": 1", "\"format_version\": 2", 1);
+    let text = std::fs::read_to_string(&path).unwrap().replacen("\"format_version\": 1", "\"format_version\": 3", 1);
     std::fs::write(&path, text).unwrap();
     let error = Dataset::open(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("version 2"), "{error}");
+    assert!(error.contains("version 3"), "{error}");
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn many_shards_read_by_many_threads_are_one_stream() {
         let mut ids = Vec::new();
         reader.read_block(block, &mut ids).unwrap();
         let begin = block as u32 * 4096;
-        let valid = reader.valid_tokens(block);
+        let valid = reader.valid_tokens(block).unwrap();
         assert!(ids[..valid].iter().copied().eq(begin..begin + valid as u32), "block {block}");
         assert!(ids.len() == 4096 && ids[valid..].iter().all(|id| *id == 0), "block {block}");
         let starts: Vec<_> = (0..valid as u32).filter(|offset| (begin + offset).is_multiple_of(10)).collect();
@@ -199,7 +199,7 @@ fn many_shards_read_by_many_threads_are_one_stream() {
         }
     });
     assert_eq!(verify(dir.path()).unwrap().wrong, Vec::<String>::new());
-    assert_eq!(dataset.split(Split::Validation).unwrap().unwrap().valid_tokens(0), 100);
+    assert_eq!(dataset.split(Split::Validation).unwrap().unwrap().valid_tokens(0).unwrap(), 100);
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn a_split_without_a_token_has_an_empty_shard() {
 fn settings_with_any_number_are_read_back() {
     // 2^-1074 and its like are numbers that a fast JSON parser may round differently than it printed them.
     let dir = tempfile::tempdir().unwrap();
-    let mut writer = DatasetWriter::create(dir.path(), 8, TokenWidth::U16).unwrap();
+    let mut writer = DatasetWriter::create(dir.path(), 8, TokenWidth::U16, Layout::Stream).unwrap();
     fill(&mut writer, Split::Train, 100, TokenWidth::U16, Remainder::Drop);
     let numbers: Vec<f64> = (0..20_000u64).map(|index| f64::from_bits(crate::random::mix(index) >> 2)).collect();
     let head = ManifestHead {
@@ -236,7 +236,7 @@ fn settings_with_any_number_are_read_back() {
 #[test]
 fn what_another_unfinished_dataset_left_is_removed_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
-    let mut writer = DatasetWriter::create(dir.path(), 8, TokenWidth::U32).unwrap();
+    let mut writer = DatasetWriter::create(dir.path(), 8, TokenWidth::U32, Layout::Stream).unwrap();
     fill(&mut writer, Split::Train, 100, TokenWidth::U32, Remainder::Drop);
     fill(&mut writer, Split::Validation, 100, TokenWidth::U32, Remainder::Drop);
     writer.add_tokenizer_file("merges.txt", b"x").unwrap();
@@ -253,7 +253,7 @@ fn a_committed_dataset_is_never_written_to() {
     make(dir.path(), 8, 100, TokenWidth::U16, Remainder::Drop);
     // As a writer finds it that was killed, or asked for the lock, between manifest and marker.
     std::fs::write(dir.path().join(INCOMPLETE), b"").unwrap();
-    let refused = DatasetWriter::create(dir.path(), 8, TokenWidth::U16).unwrap_err();
+    let refused = DatasetWriter::create(dir.path(), 8, TokenWidth::U16, Layout::Stream).unwrap_err();
     assert!(refused.to_string().contains("already holds a dataset"), "{refused}");
     let report = verify(dir.path()).unwrap();
     assert!(report.wrong.is_empty() && report.unknown.is_empty());
@@ -267,7 +267,7 @@ fn of_two_writers_one_wins() {
         let won = std::thread::scope(|scope| {
             let race = || {
                 barrier.wait();
-                DatasetWriter::create(dir.path(), 8, TokenWidth::U16).map(|mut writer| {
+                DatasetWriter::create(dir.path(), 8, TokenWidth::U16, Layout::Stream).map(|mut writer| {
                     fill(&mut writer, Split::Train, 100, TokenWidth::U16, Remainder::Drop);
                     commit(writer)
                 })
@@ -351,7 +351,7 @@ proptest! {
     #[test]
     fn damage_anywhere_is_found(file in 0usize..13, at in any::<prop::sample::Index>(), bit in 0u8..8, truncate in any::<bool>()) {
         let dir = tempfile::tempdir().unwrap();
-        let mut writer = DatasetWriter::create(dir.path(), 8, TokenWidth::U16).unwrap().with_shard_bytes(1);
+        let mut writer = DatasetWriter::create(dir.path(), 8, TokenWidth::U16, Layout::Stream).unwrap().with_shard_bytes(1);
         fill(&mut writer, Split::Train, 203, TokenWidth::U16, Remainder::Drop);
         fill(&mut writer, Split::Validation, 50, TokenWidth::U16, Remainder::Pad);
         commit(writer);

@@ -92,7 +92,7 @@ fn check_blocks(dir: &Path, manifest: &Manifest, report: &mut Report) {
             }
         };
         let largest = manifest.head.largest_token_id;
-        let (mut first_beyond, mut beyond) = (None, 0u64);
+        let (mut first_beyond, mut beyond, mut tokens) = (None, 0u64, 0);
         for block in 0..reader.len() {
             ids.clear();
             if let Err(error) = reader.read_block(block, &mut ids) {
@@ -101,6 +101,14 @@ fn check_blocks(dir: &Path, manifest: &Manifest, report: &mut Report) {
                 first_beyond.get_or_insert((block, *id));
                 beyond += 1;
             }
+            match reader.valid_tokens(block) {
+                Ok(valid) => tokens += valid as u64,
+                Err(error) => report.wrong.push(error.to_string()),
+            }
+        }
+        let in_blocks = manifest.splits[split].ledger.in_blocks;
+        if tokens != in_blocks && report.wrong.is_empty() {
+            report.wrong.push(format!("split {split} has {tokens} tokens in its blocks, the ledger says {in_blocks}"));
         }
         if let Some((block, id)) = first_beyond {
             report.wrong.push(format!(

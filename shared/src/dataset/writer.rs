@@ -9,20 +9,16 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::index::{self, BatchEntry, INDEX};
-use super::manifest::{FORMAT_VERSION, MANIFEST};
-use super::shard::{self, ShardPair};
+use super::manifest::MANIFEST;
+use super::split_files::{SplitFiles, WrittenSplit};
 use super::{
-    FileEntry, FileName, Ledger, Manifest, ManifestHead, ShardEntry, ShardKind, ShardName, Split, SplitManifest,
-    TOKENIZER_DIR, TokenWidth,
+    BlockWriter, FileEntry, FileName, Layout, Ledger, Manifest, ManifestHead, ShardKind, ShardName, Split,
+    SplitManifest, SplitWriter, TOKENIZER_DIR, TokenWidth,
 };
-use crate::config::Remainder;
 use crate::{Error, Result, storage};
 
 /// The marker of a dataset that is being written.
 pub const INCOMPLETE: &str = ".tokenmill-incomplete";
-
-/// Record batches hold at most this many bytes of ids (one block, if that is larger): the unit of checking.
-const BATCH_BYTES: usize = 256 << 10;
 
 /// Shards are about this large.
 const SHARD_BYTES: usize = 256 << 20;
@@ -33,6 +29,7 @@ pub struct DatasetWriter {
     dir: PathBuf,
     block_size: usize,
     width: TokenWidth,
+    layout: Layout,
     splits: BTreeMap<Split, SplitManifest>,
     index: Vec<BatchEntry>,
     files: BTreeMap<FileName, FileEntry>,
@@ -45,7 +42,7 @@ impl DatasetWriter {
     ///
     /// # Errors
     /// The directory holds other content, or another process is writing there.
-    pub fn create(dir: &Path, block_size: usize, width: TokenWidth) -> Result<Self> {
+    pub fn create(dir: &Path, block_size: usize, width: TokenWidth, layout: Layout) -> Result<Self> {
         if block_size == 0 || i32::try_from(block_size).is_err() {
             return Err(Error::config("--block_size", format!("cannot be {block_size}; use 1 to 2147483647")));
         }
@@ -68,6 +65,7 @@ impl DatasetWriter {
             dir: dir.to_owned(),
             block_size,
             width,
+            layout,
             splits: BTreeMap::new(),
             index: Vec::new(),
             files: BTreeMap::new(),
@@ -83,26 +81,20 @@ impl DatasetWriter {
         self
     }
 
-    /// Starts a split. Several may be written at once.
+    /// Starts a split of [`Layout::Stream`]. Several may be written at once.
     pub fn split(&self, split: Split) -> Result<SplitWriter> {
-        storage::create_dir_all(&self.dir.join(split.as_str()))?;
-        let block_bytes = self.block_size * self.width.bytes();
-        let batch_blocks = (BATCH_BYTES / block_bytes).max(1);
-        let shard_blocks = (self.shard_bytes / block_bytes / batch_blocks).max(1) * batch_blocks;
-        Ok(SplitWriter {
-            dir: self.dir.clone(),
-            split,
-            block_size: self.block_size,
-            width: self.width,
-            batch_bytes: batch_blocks * block_bytes,
-            shard_blocks: shard_blocks as u64,
-            pending: Vec::with_capacity(batch_blocks * block_bytes),
-            starts: Vec::new(),
-            flushed_blocks: 0,
-            open: None,
-            shards: Vec::new(),
-            index: Vec::new(),
-        })
+        assert_eq!(self.layout, Layout::Stream, "the dataset was created for blocks");
+        Ok(SplitWriter::new(self.files(split)?))
+    }
+
+    /// Starts a split of [`Layout::Blocks`], with the id that fills what is not tokens.
+    pub fn split_of_blocks(&self, split: Split, pad_token_id: u32) -> Result<BlockWriter> {
+        assert_eq!(self.layout, Layout::Blocks, "the dataset was created for a stream");
+        Ok(BlockWriter::new(self.files(split)?, pad_token_id))
+    }
+
+    fn files(&self, split: Split) -> Result<SplitFiles> {
+        SplitFiles::create(&self.dir, split, self.block_size, self.width, self.layout, self.shard_bytes)
     }
 
     /// Takes over a finished split.
@@ -159,10 +151,11 @@ impl DatasetWriter {
         let index = index::to_bytes(&self.index);
         storage::replace(&self.dir.join(INDEX), &index)?;
         let mut manifest = Manifest {
-            format_version: FORMAT_VERSION,
+            format_version: self.layout.format_version(),
             written_by: format!("tokenmill {}", env!("CARGO_PKG_VERSION")),
             block_size: self.block_size,
             token_width: self.width,
+            layout: self.layout,
             head,
             splits: self.splits,
             index: entry_of(&index),
@@ -220,135 +213,4 @@ fn remove_unfinished(dir: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// A split being written: one stream of ids, cut into blocks as it comes.
-pub struct SplitWriter {
-    dir: PathBuf,
-    split: Split,
-    block_size: usize,
-    width: TokenWidth,
-    batch_bytes: usize,
-    shard_blocks: u64,
-    /// Ids of the record batch being filled.
-    pending: Vec<u8>,
-    /// For each block begun in `pending`, where documents begin.
-    starts: Vec<Vec<u32>>,
-    flushed_blocks: u64,
-    open: Option<ShardPair>,
-    shards: Vec<ShardEntry>,
-    index: Vec<BatchEntry>,
-}
-
-/// A split on disk, not yet part of a manifest.
-#[derive(Debug)]
-pub struct WrittenSplit {
-    split: Split,
-    blocks: u64,
-    in_blocks: u64,
-    remainder: u64,
-    last_block_valid_tokens: u64,
-    shards: Vec<ShardEntry>,
-    index: Vec<BatchEntry>,
-}
-
-impl SplitWriter {
-    /// Tokens pushed so far.
-    pub fn tokens(&self) -> u64 {
-        self.flushed_blocks * self.block_size as u64 + (self.pending.len() / self.width.bytes()) as u64
-    }
-
-    /// Notes that the next token begins a document.
-    pub fn begin_document(&mut self) {
-        let position = self.pending.len() / self.width.bytes();
-        let block = position / self.block_size;
-        if self.starts.len() <= block {
-            self.starts.resize(block + 1, Vec::new());
-        }
-        let starts = &mut self.starts[block];
-        let offset = (position % self.block_size) as u32;
-        // A document without tokens begins where the next one does: noted once.
-        if starts.last() != Some(&offset) {
-            starts.push(offset);
-        }
-    }
-
-    /// Appends ids, little-endian in the dataset's width.
-    pub fn push(&mut self, mut ids: &[u8]) -> Result<()> {
-        debug_assert!(ids.len().is_multiple_of(self.width.bytes()));
-        while !ids.is_empty() {
-            let (now, later) = ids.split_at(ids.len().min(self.batch_bytes - self.pending.len()));
-            self.pending.extend_from_slice(now);
-            ids = later;
-            if self.pending.len() == self.batch_bytes {
-                self.flush()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends the split. What fills no block is dropped, or padded with `pad_token_id`; a split without one
-    /// full block pads one, so that a split of any token is never empty.
-    pub fn finish(mut self, remainder: Remainder, pad_token_id: u32) -> Result<WrittenSplit> {
-        let tokens = self.tokens();
-        let block_bytes = self.block_size * self.width.bytes();
-        let left = (tokens % self.block_size as u64) as usize;
-        let pad = remainder.pads(tokens, self.block_size as u64);
-        if pad {
-            let padding = vec![pad_token_id; self.block_size - left];
-            self.width.encode(&padding, &mut self.pending);
-        } else {
-            self.pending.truncate(self.pending.len() / block_bytes * block_bytes);
-        }
-        self.starts.truncate(self.pending.len() / block_bytes);
-        if !self.pending.is_empty() {
-            self.flush()?;
-        }
-        if self.open.is_none() && self.shards.is_empty() {
-            self.open_shard()?; // `datasets` wants a file even for a split without rows
-        }
-        self.close_shard()?;
-        let dropped = if pad { 0 } else { left as u64 };
-        Ok(WrittenSplit {
-            split: self.split,
-            blocks: self.flushed_blocks,
-            in_blocks: tokens - dropped,
-            remainder: dropped,
-            last_block_valid_tokens: if pad { left as u64 } else { self.block_size as u64 },
-            shards: self.shards,
-            index: self.index,
-        })
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        let ids = std::mem::replace(&mut self.pending, Vec::with_capacity(self.batch_bytes));
-        let blocks = ids.len() / (self.block_size * self.width.bytes());
-        self.starts.resize(blocks, Vec::new());
-        let starts = std::mem::take(&mut self.starts);
-        if self.open.is_none() {
-            self.open_shard()?;
-        }
-        let pair = self.open.as_mut().expect("just opened");
-        self.index.push(pair.data.write(&shard::data_batch(self.block_size, self.width, ids))?);
-        self.index.push(pair.documents.write(&shard::documents_batch(&starts))?);
-        self.flushed_blocks += blocks as u64;
-        if pair.data.blocks() >= self.shard_blocks {
-            self.close_shard()?;
-        }
-        Ok(())
-    }
-
-    fn open_shard(&mut self) -> Result<()> {
-        let number = (self.shards.len() / 2) as u32;
-        self.open = Some(ShardPair::create(&self.dir, self.split, number, self.block_size, self.width)?);
-        Ok(())
-    }
-
-    fn close_shard(&mut self) -> Result<()> {
-        if let Some(pair) = self.open.take() {
-            self.shards.push(pair.data.finish()?);
-            self.shards.push(pair.documents.finish()?);
-        }
-        Ok(())
-    }
 }

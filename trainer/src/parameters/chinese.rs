@@ -23,10 +23,6 @@ pub const CHINESE: &[(&str, &str)] = &[
         "int8_threshold",
         "与 --load_in_8bit 同用：像 LLM.int8 那样做整数乘法，绝对值达到此值的离群列单独计算（其默认值为 6）",
     ),
-    (
-        "compat",
-        "在有意不同之处按这些程序行事：medicalgpt，没有 --qlora 的 --load_in_4bit 用 FP4，单独的 --qlora 不起作用；hf-4.57，按 transformers 4.46 至 4.57 的 Trainer 求损失的平均",
-    ),
     ("use_peft", "在冻结的模型旁训练 LoRA 适配器（Hugging Face 的默认值）；false 表示训练全部参数"),
     ("peft_path", "从这个适配器继续：PEFT 的目录或 hub 上的名称；以它自己的设置为准"),
     ("target_modules", "哪些投影带适配器：all、名称列表，或匹配完整名称的正则表达式"),
@@ -47,6 +43,19 @@ pub const CHINESE: &[(&str, &str)] = &[
     ("validation_split_percentage", "没有 --validation_file_dir 时，训练文档中作为验证集的百分比"),
     ("validation_split_mode", "取哪些文档：最前面的（head），或按内容哈希（hash）"),
     ("block_size", "一个数据块（训练样本）的 token 数（默认 1024，或 --dataset_dir 自己的；别的值会重新切分它）"),
+    ("packing", "一个数据块放多篇文档；false：一块一篇，截断或补齐"),
+    (
+        "packing_strategy",
+        "怎样打包：首尾相接、满块就切（concatenate），或除非比一块还长否则保持完整（best_fit，写之前先报告补齐的比例）",
+    ),
+    (
+        "compat",
+        "在有意不同之处按这些程序行事。run_clm 和 medicalgpt：每次取 1000 篇文档做数据块；medicalgpt 还包括：没有 --qlora 的 --load_in_4bit 用 FP4，单独的 --qlora 不起作用；hf-4.57：按 transformers 4.46 至 4.57 的 Trainer 求损失的平均",
+    ),
+    (
+        "group_by_length",
+        "数据块都等长，无需分组；与 --compat medicalgpt 同用时决定是否打包，与其 2024 至 2026 年的脚本一样",
+    ),
     ("sample_by", ".txt 文件中什么算一篇文档：行、段落或整个文件"),
     ("keep_linebreaks", "保留 .txt 每行末尾的换行符"),
     (

@@ -1,7 +1,8 @@
 /* Ends or fails a program at its N-th write, fsync, rename, mkdir or unlink: preloaded into the real binaries.
  *
  * FAULT_AT=N     the call to hit, counted from 1 (0: only count)
- * FAULT_MODE     kill (SIGKILL before the call), enospc or eio (fail this call and all later writes)
+ * FAULT_MODE     kill (SIGKILL before the call), enospc or eio (fail this call and all later writes);
+ *                nolock or nocreate: a file system that locks nothing, or creates what is there, says yes and goes on
  * FAULT_LOG      a file that gets the calls at exit, one letter each (w, f, r, m, u) and a newline, or
  *                "hit <call>\n" when the fault fires
  * FAULT_UNDER    only calls on files below this directory count
@@ -11,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -95,6 +97,22 @@ int mkdir(const char *path, mode_t mode) {
   REAL(int, "mkdir", const char *, mode_t);
   if (below(path)) FAIL_IF("mkdir");
   return real(path, mode);
+}
+static int is_mode(const char *name) {
+  const char *mode = getenv("FAULT_MODE");
+  return mode && !strcmp(mode, name);
+}
+int flock(int fd, int operation) {
+  REAL(int, "flock", int, int);
+  return is_mode("nolock") ? 0 : real(fd, operation);
+}
+int open64(const char *path, int flags, ...) {
+  REAL(int, "open64", const char *, int, ...);
+  va_list more;
+  va_start(more, flags);
+  mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, mode_t) : 0;
+  va_end(more);
+  return real(path, is_mode("nocreate") ? flags & ~O_EXCL : flags, mode);
 }
 int unlink(const char *path) {
   REAL(int, "unlink", const char *);

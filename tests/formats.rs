@@ -1,11 +1,12 @@
 //! Every kind of file, compressed or not, gives the same documents; and what a block says can be looked at.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
 use arrow_array::{RecordBatch, StringArray};
-use tokenmill_tests::{Place, binaries, digest, lines, run};
+use tokenmill_tests::{Place, binaries, data, digest, lines, run};
 
 fn gzip_members(parts: &[&[u8]]) -> Vec<u8> {
     let mut all = Vec::new();
@@ -98,5 +99,45 @@ fn every_token_is_accounted_for() {
         if output == "c" {
             assert_eq!(json["manifest"]["splits"]["train"]["blocks"], 3);
         }
+    }
+}
+
+/// Datasets of every format version there was, as the program of that time wrote them: `data/datasets/make.sh`.
+#[test]
+fn datasets_of_every_version_are_read_and_newer_ones_are_not() {
+    // The first of seven lines is for validation, and the second is blank.
+    for (version, flags, first) in
+        [(1u32, &[][..], "\n<|endoftext|>磨坊"), (2, &["--packing", "false"], "\n<|endoftext|>\n")]
+    {
+        let place = Place::new();
+        let old = data(&format!("datasets/version-{version}"));
+        let json: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(old.join("manifest.json")).unwrap()).unwrap();
+        assert_eq!(json["format_version"], version);
+        run(Command::new(&binaries().preprocess).arg("verify").arg(&old)).ok();
+        let shown = run(Command::new(&binaries().preprocess).arg("inspect").arg(&old).args(["--row", "0", "--decode"]));
+        let shown = shown.ok().stdout;
+        assert!(shown.starts_with(first), "{shown}");
+        // The same text makes the same blocks today.
+        place.write("text/a.txt", std::fs::read(data("datasets/text/a.txt")).unwrap());
+        let split = ["--validation_split_percentage", "20"];
+        run(&mut place.prepare("now", &[&split[..], flags].concat())).ok();
+        let of = |dir: &Path| {
+            let mut files = digest(dir);
+            files.remove(Path::new("manifest.json")); // says which program wrote it
+            files
+        };
+        assert_eq!(of(&place.path("now")), of(&old));
+        std::os::unix::fs::symlink(&old, place.path("old")).unwrap();
+        run(&mut place.train("old", "out", &["--max_steps", "2", "--save_strategy", "no"])).ok();
+
+        // A newer one is refused by its version, by both programs.
+        let manifest = place.path("now/manifest.json");
+        let text = std::fs::read_to_string(&manifest).unwrap();
+        let newer = text.replacen(&format!("\"format_version\": {version}"), "\"format_version\": 17", 1);
+        std::fs::write(&manifest, newer).unwrap();
+        let says = ["format version 17", "reads up to 2", "newer tokenmill"];
+        run(Command::new(&binaries().preprocess).arg("inspect").arg(place.path("now"))).fails(2, &says);
+        run(&mut place.train("now", "out-2", &["--max_steps", "2"])).fails(2, &says);
     }
 }

@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 
 use tokenmill_tests::{Ended, Place, digest, lines, root, run};
 
-/// The preloaded library, compiled once a run.
-fn shim() -> &'static Path {
+/// The preloaded library of `fault.c`, compiled once a run.
+pub(crate) fn shim() -> &'static Path {
     static BUILT: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = BUILT.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();

@@ -5,6 +5,7 @@
 mod adapters;
 mod added_tokens;
 mod bad_input;
+mod cache;
 mod damage;
 mod dependencies;
 mod exactness;

@@ -133,6 +133,7 @@ fn what_cannot_be_known_beforehand_is_refused_with_the_remedy() {
         ("--max_steps 2 --save_strategy epoch", &["--save_strategy", "--max_train_samples"]),
         ("--max_steps 2 --ignore_data_skip true", &["--ignore_data_skip", "remove it"]),
         ("--max_steps 2 --validation_split_percentage 1", &["256", "--max_eval_samples"]),
+        ("--max_steps 2 --packing false", &["--streaming", "--packing", "--dataset_dir"]),
         ("--num_train_epochs 1", &["--num_train_epochs", "--max_steps"]),
     ] {
         run(&mut live(&place, "out", more, &[])).fails(2, parts);

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Command};
 use indicatif::HumanBytes;
@@ -12,16 +13,17 @@ use tokenmill_shared::dataset::{self, Dataset, Split};
 use tokenmill_shared::{Error, Result, hub};
 
 use crate::explain::explain;
-use crate::job::{Job, Output, PrepareOptions, Tuning};
+use crate::job::{Job, Output, PrepareOptions, Tuning, default_cache_dir};
 use crate::tokenizer::extend::{ExtendArguments, extend};
-use crate::{inspect, prepare};
+use crate::{cache, inspect, prepare};
 
-const USAGE: &str = "usage: preprocess prepare|explain|inspect|verify|tokenizer …
+const USAGE: &str = "usage: preprocess prepare|explain|inspect|verify|cache|tokenizer …
   prepare --tokenizer_name_or_path DIR --train_file_dir DIR --block_size N --output_dir DIR
                       text to packed blocks; only what is new is tokenized
   explain <the same>  which partitions would be reused, and why not the others
   inspect DATASET     what is in a dataset; --split train --row 0 --decode shows a block
   verify DATASET      reads every byte and names what is wrong
+  cache list|prune    what is kept for reuse; --older_than 30d, --max_size 20G make room
   tokenizer extend --tokenizer_name_or_path DIR --train_file_dir DIR --output_dir DIR
                       new pieces for a tokenizer, from a corpus or a --word_list
 Each takes --help.";
@@ -112,6 +114,7 @@ pub fn run(argv: Vec<OsString>) -> Result<()> {
         "explain" => run_explain(rest),
         "inspect" => run_inspect(rest),
         "verify" => run_verify(rest),
+        "cache" => run_cache(rest),
         "tokenizer" => run_tokenizer(rest),
         "-h" | "--help" | "help" => {
             println!("{USAGE}");
@@ -214,6 +217,55 @@ fn run_verify(argv: Vec<OsString>) -> Result<()> {
         dir,
         format!("{} things are wrong; prepare the dataset again into a new directory", report.wrong.len()),
     ))
+}
+
+#[derive(Debug, Default, Args)]
+#[command(rename_all = "snake_case")]
+struct CacheArguments {
+    /// The cache (default: $XDG_CACHE_HOME/tokenmill or ~/.cache/tokenmill)
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// prune: what was not used for this long
+    #[arg(long, value_name = "TIME", value_parser = cache::duration)]
+    older_than: Option<Duration>,
+    /// prune: what was used longest ago, until the cache is no larger
+    #[arg(long, value_name = "SIZE", value_parser = cache::bytes)]
+    max_size: Option<u64>,
+    /// Print JSON on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+fn run_cache(argv: Vec<OsString>) -> Result<()> {
+    let name = argv.get(1).and_then(|word| word.to_str()).unwrap_or_default().to_owned();
+    let (name, about) = match name.as_str() {
+        "list" => ("list", "What the cache holds, and when it was last used."),
+        "prune" => ("prune", "Makes room in the cache. What a running job needs stays; the rest can be made again."),
+        _ => return Err(Error::config("cache", format!("has the commands list and prune, not {name:?}"))),
+    };
+    let command = Command::new(name).bin_name(format!("preprocess cache {name}")).about(about);
+    let arguments: CacheArguments = parse(command, argv.into_iter().skip(1))?;
+    let cache_dir = arguments.cache_dir.map_or_else(default_cache_dir, Ok)?;
+    if name == "list" {
+        let entries = cache::list(&cache_dir)?;
+        if arguments.json {
+            print_json(&entries);
+        } else {
+            print_lines(&cache::lines(&entries));
+        }
+        return Ok(());
+    }
+    let criteria = cache::criteria(arguments.older_than, arguments.max_size)?;
+    let pruned = cache::prune(&cache_dir, criteria)?;
+    if arguments.json {
+        print_json(&pruned);
+    }
+    let freed = pruned.removed.iter().map(|entry| entry.bytes).sum();
+    eprintln!("{} removed, {}; {} are left", pruned.removed.len(), HumanBytes(freed), HumanBytes(pruned.left_bytes));
+    if !pruned.in_use.is_empty() {
+        eprintln!("{} stay, because a job that is running may need them", pruned.in_use.len());
+    }
+    Ok(())
 }
 
 fn run_tokenizer(argv: Vec<OsString>) -> Result<()> {

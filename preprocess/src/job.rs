@@ -296,7 +296,7 @@ fn texts(data: &DataArguments, hub: &HubArguments) -> Result<(Text, Option<Text>
 }
 
 /// `$XDG_CACHE_HOME/tokenmill` or `~/.cache/tokenmill`.
-fn default_cache_dir() -> Result<PathBuf> {
+pub fn default_cache_dir() -> Result<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let root = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
     let root = root.ok_or_else(|| {

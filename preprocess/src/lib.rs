@@ -1,5 +1,6 @@
 #![doc = include_str!("docs/preparing.md")]
 
+mod cache;
 pub mod command;
 mod decode;
 mod document;
@@ -31,6 +32,7 @@ use indicatif::HumanCount;
 use tokenmill_shared::config::Packing;
 use tokenmill_shared::dataset::{Dataset, DatasetWriter, MANIFEST, Manifest, ManifestHead};
 use tokenmill_shared::progress::{Progress, Unit};
+use tokenmill_shared::storage::Lock;
 use tokenmill_shared::{Error, Result, storage};
 
 pub use job::{Output, PrepareOptions, Tuning};
@@ -48,13 +50,25 @@ use source::Kind;
 pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
     let began = Instant::now();
     let job = Job::new(options)?;
-    let (dir, _lock) = output_dir(&job, &options.output)?;
+    let _alone = tokenizing_alone(&job)?;
+    let (dir, _writing) = output_dir(&job, &options.output)?;
+    let in_use = match &options.output {
+        Output::Cache => Some(Arc::new(cache::in_use(&dir)?)),
+        Output::Directory(_) => None,
+    };
+    let unchanged = |dir, manifest| Prepared {
+        in_use: in_use.clone(),
+        ..Prepared::unchanged(dir, manifest, &job, began.elapsed())
+    };
     if let Some(manifest) = already_there(&dir, &job)? {
-        return Ok(Prepared::unchanged(dir, manifest, &job, began.elapsed()));
+        return Ok(unchanged(dir, manifest));
     }
     let measured = if job.packing == Packing::BestFit { Some(measure(&job)?) } else { None };
     let layout = pack::layout(job.packing);
-    let mut dataset = DatasetWriter::create(&dir, job.data.block_size(), job.encoding.width, layout)?;
+    let Some(mut dataset) = DatasetWriter::create(&dir, job.data.block_size(), job.encoding.width, layout)? else {
+        let manifest = already_there(&dir, &job)?.expect("the other process has written it");
+        return Ok(unchanged(dir, manifest));
+    };
     let mut packer = Packer::new(&dataset, &job)?;
     let anew = job.data.overwrite_cache && measured.is_none();
     let packed = tokenize_and_pack(&job, anew, &mut packer)?;
@@ -63,7 +77,8 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
     packer.finish(&mut dataset)?;
     let manifest = commit(dataset, &job)?;
     explain::remember(&job)?;
-    Ok(Prepared::written(dir, manifest, reuse, median_document_tokens, &job, began.elapsed()))
+    let written = Prepared::written(dir, manifest, reuse, median_document_tokens, &job, began.elapsed());
+    Ok(Prepared { in_use, ..written })
 }
 
 /// Packs without writing, and says how full blocks will be. All documents are in the store then.
@@ -179,8 +194,31 @@ fn commit(mut dataset: DatasetWriter, job: &Job) -> Result<Manifest> {
     })
 }
 
+/// A lock on the texts that are to be tokenized, so that of several processes one tokenizes them and the others wait and
+/// reuse it; that of a killed process is free. `None` if all of it is in the store.
+fn tokenizing_alone(job: &Job) -> Result<Option<Lock>> {
+    let Some(store) = &job.store else { return Ok(None) };
+    let mut missing = job.data.overwrite_cache;
+    let mut texts = blake3::Hasher::new();
+    for partition in job.partitions() {
+        texts.update(partition.fingerprint.as_bytes());
+        missing = missing || !store.contains(&partition.fingerprint)?;
+    }
+    if !missing {
+        return Ok(None);
+    }
+    let locks = job.cache_dir.join("locks");
+    storage::create_dir_all(&locks)?;
+    let path = locks.join(format!("{}.lock", &texts.finalize().to_hex()[..32]));
+    if let Some(lock) = storage::lock_file(&path, false)? {
+        return Ok(Some(lock));
+    }
+    eprintln!("another process is tokenizing the same text; waiting for it");
+    storage::lock_file(&path, true)
+}
+
 /// Where the dataset goes. In the cache, concurrent runs of the same job wait for the first.
-fn output_dir(job: &Job, output: &Output) -> Result<(PathBuf, Option<storage::Lock>)> {
+fn output_dir(job: &Job, output: &Output) -> Result<(PathBuf, Option<Lock>)> {
     match output {
         Output::Directory(dir) => Ok((dir.clone(), None)),
         Output::Cache => {

@@ -1,12 +1,14 @@
 //! What a run of `prepare` did, for people and for programs.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 use serde_json::Value;
 use tokenmill_shared::dataset::{Layout, Manifest};
+use tokenmill_shared::storage::Lock;
 
 use crate::job::Job;
 use crate::pack::LONGEST_COUNTED;
@@ -68,6 +70,9 @@ pub struct Prepared {
     pub lines_look_like_pieces: bool,
     /// Wall time in seconds.
     pub seconds: f64,
+    /// Of a dataset in the cache: as long as this is held, it is not pruned.
+    #[serde(skip)]
+    pub in_use: Option<Arc<Lock>>,
 }
 
 /// Lines shorter than this at the median are rarely texts of their own.
@@ -87,6 +92,7 @@ impl Prepared {
             eos_share: None,
             lines_look_like_pieces: false,
             seconds: took.as_secs_f64(),
+            in_use: None,
         }
     }
 

@@ -5,11 +5,13 @@
 mod gpu;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tokenmill_preprocess::{Live, Output, PrepareOptions, Tuning, prepare};
 use tokenmill_shared::config::{Compat, DataArguments, HubArguments, ValidationText};
 use tokenmill_shared::dataset::{Dataset, Split};
+use tokenmill_shared::storage::Lock;
 use tokenmill_shared::{Error, Result, hub, progress};
 
 use crate::arguments::{Debug, LogLevel, Sampling, SaveStrategy, Shuffle, Strategy, TrainerArguments};
@@ -46,6 +48,8 @@ pub struct Plan {
     /// With `--dataloader_drop_last`, blocks that fill no micro-batch of this size are left out of an epoch: that asked
     /// for, whatever size is found to fit.
     drop_last_size: u64,
+    /// Datasets of the cache that are read: none is pruned meanwhile.
+    in_use: Mutex<Vec<Arc<Lock>>>,
     /// The GPU that is trained on, if not the CPU.
     #[cfg(feature = "cuda")]
     gpu: Option<std::sync::Arc<Device>>,
@@ -161,6 +165,7 @@ impl Plan {
             named,
             arguments,
             new_tokens: None,
+            in_use: Mutex::default(),
             #[cfg(feature = "cuda")]
             gpu: None,
         })
@@ -266,6 +271,7 @@ impl Plan {
     fn prepared(&self, data: DataArguments) -> Result<Dataset> {
         let prepared = prepare(&self.prepare_options(data)?)?;
         prepared.lines().iter().for_each(|line| eprintln!("{line}"));
+        self.in_use.lock().unwrap_or_else(PoisonError::into_inner).extend(prepared.in_use);
         Dataset::open(&prepared.dataset_dir)
     }
 

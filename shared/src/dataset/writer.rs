@@ -38,30 +38,40 @@ pub struct DatasetWriter {
 }
 
 impl DatasetWriter {
-    /// Starts a dataset in `dir`, which must be absent, empty, or hold an unfinished dataset.
+    /// Starts a dataset in `dir`, which must be absent, empty, or hold an unfinished dataset. Waits for another process that
+    /// is writing there; `None` if there is a dataset then.
     ///
     /// # Errors
-    /// The directory holds other content, or another process is writing there.
-    pub fn create(dir: &Path, block_size: usize, width: TokenWidth, layout: Layout) -> Result<Self> {
+    /// The directory holds other content.
+    pub fn create(dir: &Path, block_size: usize, width: TokenWidth, layout: Layout) -> Result<Option<Self>> {
         if block_size == 0 || i32::try_from(block_size).is_err() {
             return Err(Error::config("--block_size", format!("cannot be {block_size}; use 1 to 2147483647")));
         }
         storage::create_dir_all(dir)?;
-        let marker = dir.join(INCOMPLETE);
-        if storage::stat(&marker)?.is_none() {
-            refuse_other_content(dir)?;
+        let (marker, manifest) = (dir.join(INCOMPLETE), dir.join(MANIFEST));
+        if storage::stat(&marker)?.is_none()
+            && let Err(refused) = refuse_other_content(dir)
+            // Unless what is there is of a writer that came or went since.
+            && storage::stat(&marker)?.is_none()
+            && storage::stat(&manifest)?.is_none()
+        {
+            return Err(refused);
         }
-        let refused = |reason: &str| Error::config(dir.display().to_string(), reason);
-        let lock = storage::lock_file(&marker, false)?.ok_or_else(|| {
-            refused("another process is writing a dataset here; wait for it or choose another directory")
-        })?;
+        let lock = match storage::lock_file(&marker, false)? {
+            Some(lock) => Some(lock),
+            None => {
+                eprintln!("another process is writing a dataset in {}; waiting for it", dir.display());
+                storage::lock_file(&marker, true)?
+            }
+        };
         // Asked under the lock: another writer may have finished since. What is committed is never touched.
-        if storage::stat(&dir.join(MANIFEST))?.is_some() {
+        if storage::stat(&manifest)?.is_some() {
             storage::remove_file(&marker)?;
-            return Err(refused("already holds a dataset; choose another directory"));
+            return Ok(None);
         }
+        storage::probe(dir)?;
         remove_unfinished(dir)?;
-        Ok(Self {
+        Ok(Some(Self {
             dir: dir.to_owned(),
             block_size,
             width,
@@ -70,8 +80,8 @@ impl DatasetWriter {
             index: Vec::new(),
             files: BTreeMap::new(),
             shard_bytes: SHARD_BYTES,
-            lock,
-        })
+            lock: lock.expect("it was waited for"),
+        }))
     }
 
     /// The same dataset in smaller shards.

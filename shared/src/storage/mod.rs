@@ -7,12 +7,18 @@
 #![allow(clippy::disallowed_methods)]
 
 mod append;
+mod disk;
+mod lock;
+mod probe;
 mod publish;
 mod read;
 mod walk;
 
 pub use append::AppendFile;
-pub use publish::{Lock, TemporaryDirectory, TemporaryFile, lock_file, remove_stale_temporaries, replace};
+pub use disk::{Disk, disk};
+pub use lock::{Lock, lock_file, lock_file_shared};
+pub use probe::probe;
+pub use publish::{TemporaryDirectory, TemporaryFile, remove_stale_temporaries, replace};
 pub use read::{File, Stat, hash_file, open, read, read_at_most, stat};
 pub use walk::{Entry, files_in, list_directories, list_files};
 
@@ -64,6 +70,12 @@ pub fn link(path: &Path, target: &Path) -> Result<()> {
     let temporary = publish::temporary_name(path);
     std::os::unix::fs::symlink(target, &temporary).map_err(Error::storage("link", path))?;
     rename(&temporary, path)
+}
+
+/// Sets the time of the last change of the file at `path` to now, so that what is used can be told from what is not.
+/// Read-only files have it set too. One that is gone or another's stays as it is.
+pub fn touch(path: &Path) {
+    let _ = std::fs::File::open(path).and_then(|file| file.set_modified(std::time::SystemTime::now()));
 }
 
 /// Makes what was written to the file at `path` durable.

@@ -185,33 +185,6 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     file.publish()
 }
 
-/// A lock held until it is dropped or the process ends.
-#[derive(Debug)]
-pub struct Lock {
-    _file: std::fs::File,
-}
-
-/// Locks `path` (created if absent and then durable, never removed), waiting for another holder if `wait`;
-/// `None` if it is held and `wait` is false.
-pub fn lock_file(path: &Path, wait: bool) -> Result<Option<Lock>> {
-    let file = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)
-        .map_err(Error::storage("open", path))?;
-    sync_dir(&parent_of(path))?;
-    if wait {
-        file.lock().map_err(Error::storage("lock", path))?;
-        return Ok(Some(Lock { _file: file }));
-    }
-    match file.try_lock() {
-        Ok(()) => Ok(Some(Lock { _file: file })),
-        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-        Err(std::fs::TryLockError::Error(error)) => Err(Error::storage("lock", path)(error)),
-    }
-}
-
 /// Removes what killed writers left in `dir`: names of our form whose lock is free. Returns what it removed.
 pub fn remove_stale_temporaries(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut removed = Vec::new();

@@ -1,0 +1,45 @@
+//! A probe of the file system: whether it keeps what publishing and locking rely on.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::publish::temporary_name;
+use crate::{Error, Result};
+
+/// Tries in `dir` what the programs rely on: a name is created once, a lock excludes another, a rename replaces a file
+/// at once. Some network and user-space file systems answer yes and do nothing; data would be lost later.
+///
+/// # Errors
+/// The first that does not hold, with what to do; or that `dir` cannot be written to.
+pub fn probe(dir: &Path) -> Result<()> {
+    let [one, other] = [temporary_name(&dir.join("one")), temporary_name(&dir.join("other"))];
+    let found = try_out(&one, &other);
+    // Nothing is lost if this fails: the next start removes what is of this form.
+    let _ = (std::fs::remove_file(&one), std::fs::remove_file(&other));
+    match found.map_err(Error::storage("write to", dir))? {
+        None => Ok(()),
+        Some(lacking) => Err(Error::config(
+            dir.display().to_string(),
+            format!("lies on a file system where {lacking}; choose a directory on a local disk"),
+        )),
+    }
+}
+
+fn try_out(one: &Path, other: &Path) -> std::io::Result<Option<&'static str>> {
+    let create = |path| std::fs::OpenOptions::new().write(true).create_new(true).open(path);
+    let (first, second) = (create(one)?, create(other)?);
+    if create(one).is_ok() {
+        return Ok(Some("a file that is there can be created again"));
+    }
+    if first.lock().is_err() {
+        return Ok(Some("files cannot be locked"));
+    }
+    if std::fs::OpenOptions::new().write(true).open(one)?.try_lock().is_ok() {
+        return Ok(Some("a lock does not keep others out"));
+    }
+    if std::fs::rename(other, one).is_err() {
+        return Ok(Some("a file cannot take the place of another"));
+    }
+    let replaced = std::fs::metadata(one)?.ino() == second.metadata()?.ino() && !other.exists();
+    Ok((!replaced).then_some("a file that takes the place of another does not do so at once"))
+}

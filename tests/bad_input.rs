@@ -13,8 +13,14 @@ fn unusable_text_is_refused_with_its_place() {
     let zst = zstd::encode_all(lines(200, 1).as_bytes(), 3).unwrap();
     let truncated_zst = &zst[..zst.len() / 2];
     let cases: &[Case<'_>] = &[
-        ("no matching file", &[("a.csv", b"x")], &[], 2, &["--train_file_dir", ".jsonl"]),
-        ("invalid UTF-8", &[("a.txt", b"fine\nb\xffd\n")], &[], 3, &["a.txt:2 (byte 6)", "UTF-8", "iconv"]),
+        ("no matching file", &[("a.pdf", b"x")], &[], 2, &["--train_file_dir", ".jsonl"]),
+        (
+            "invalid UTF-8",
+            &[("a.txt", b"fine\nb\xffd\n")],
+            &[],
+            3,
+            &["a.txt:2 (byte 6)", "UTF-8", "--encoding", "iconv"],
+        ),
         (
             "malformed JSON line",
             &[("a.jsonl", b"{\"text\": \"a\"}\n{\"text\": \n")],

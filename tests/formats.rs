@@ -27,6 +27,31 @@ fn parquet(texts: &[&str]) -> Vec<u8> {
     writer.into_inner().unwrap()
 }
 
+/// An Arrow stream, or an Arrow file, of several batches.
+fn arrow(texts: &[&str], file: bool) -> Vec<u8> {
+    let batch = |texts: &[&str]| {
+        let ids = Arc::new(StringArray::from_iter_values(texts.iter().map(|_| "id")));
+        let column = Arc::new(StringArray::from_iter_values(texts));
+        RecordBatch::try_from_iter([("id", ids as _), ("text", column as _)]).unwrap()
+    };
+    let batches: Vec<RecordBatch> = texts.chunks(7).map(batch).collect();
+    let schema = batches[0].schema();
+    if file {
+        let mut writer = arrow_ipc::writer::FileWriter::try_new(Vec::new(), &schema).unwrap();
+        batches.iter().for_each(|batch| writer.write(batch).unwrap());
+        return writer.into_inner().unwrap();
+    }
+    let mut writer = arrow_ipc::writer::StreamWriter::try_new(Vec::new(), &schema).unwrap();
+    batches.iter().for_each(|batch| writer.write(batch).unwrap());
+    writer.into_inner().unwrap()
+}
+
+/// Rows with every text in quotes.
+fn rows(texts: &[&str], delimiter: char) -> Vec<u8> {
+    let row = |text: &&str| format!("id{delimiter}\"{}\"\n", text.replace('"', "\"\""));
+    format!("id{delimiter}text\n{}", texts.iter().map(row).collect::<String>()).into_bytes()
+}
+
 #[test]
 fn the_same_documents_in_any_format_and_compression_give_the_same_blocks() {
     let text = lines(60, 4);
@@ -41,6 +66,10 @@ fn the_same_documents_in_any_format_and_compression_give_the_same_blocks() {
         ("a.json", json.into_bytes()),
         ("a.json", jsonl.into_bytes()),
         ("a.parquet", parquet(&documents)),
+        ("a.arrow", arrow(&documents, false)),
+        ("a.arrow", arrow(&documents, true)),
+        ("a.csv", rows(&documents, ',')),
+        ("a.tsv", rows(&documents, '\t')),
     ] {
         let middle = content.len() / 2;
         let frames = [&content[..middle], &content[middle..]];

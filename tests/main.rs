@@ -13,6 +13,7 @@ mod flags;
 mod formats;
 mod golden;
 mod hub;
+mod inputs;
 mod kills;
 mod loading;
 mod means;

@@ -186,12 +186,13 @@ fn choose(dataset: &str, names: &[String], configs: &[Config], wanted: Option<&s
     };
     let unreadable = splits.train.iter().chain(&splits.validation).find(|name| source::recognise(name).is_none());
     if let Some(name) = unreadable {
-        return refuse(format!("has {name}; .txt, .jsonl, .json and .parquet are read, also .gz or .zst of these"));
+        return refuse(format!("has {name}; what is read is {}", source::READ));
     }
     if splits.train.is_empty() {
         return refuse(format!(
-            "has no training text among its {} files that can be read: .txt, .jsonl, .json or .parquet, also .gz or .zst",
-            names.len()
+            "has no training text among its {} files that can be read: {}",
+            names.len(),
+            source::READ
         ));
     }
     Ok(splits)
@@ -327,10 +328,10 @@ mod tests {
     fn what_cannot_be_read_is_refused_with_the_reason() {
         let refused = |names: &str, header: &str, wanted| chosen(names, header, wanted).unwrap_err().to_string();
         assert!(refused("poems.py data.jsonl", "", None).contains("refs/convert/parquet"));
-        assert!(refused("a.csv b.csv", "", None).contains("no training text"));
+        assert!(refused("a.pdf b.pdf", "", None).contains("no training text"));
         assert!(refused("a.jsonl", "", Some("en")).contains("none called en"));
-        let card = "configs:\n- config_name: a\n  data_files: a.csv";
-        assert!(refused("a.csv", card, None).contains("a.csv"));
+        let card = "configs:\n- config_name: a\n  data_files: a.pdf";
+        assert!(refused("a.pdf", card, None).contains("a.pdf"));
         assert!(refused("a.txt", "configs: 7", None).contains("README.md"));
     }
 }

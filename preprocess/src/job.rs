@@ -1,25 +1,27 @@
 //! From what was asked to what will be done: tokenizer loaded, inputs listed and scanned, partitions and
 //! fingerprints known, contradictions refused. Nothing is tokenized or written here but scan memories.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use serde_json::{Value, json};
 use tokenmill_shared::config::{
-    Compat, DataArguments, HubArguments, Packing, PackingStrategy, Remainder, SampleBy, ValidationSplitMode,
+    self, Compat, DataArguments, HubArguments, Packing, PackingStrategy, Remainder, SampleBy, ValidationSplitMode,
     ValidationText,
 };
 use tokenmill_shared::dataset::{Split, TokenWidth};
 use tokenmill_shared::{Error, Result};
 
 use crate::decode;
-use crate::document::Rules;
+use crate::document::{Reason, Rules};
+use crate::encoding::TextEncoding;
 use crate::hub_dataset::{self, SplitFiles};
 use crate::model_config::{check_positions, model_eos};
 use crate::pack::{self, Assign};
 use crate::plan::{Source, TokenSettings};
-use crate::scan::{self, ScanOptions};
+use crate::scan::{self, BadRecords, Rejected, ScanOptions};
 use crate::source::{self, Kind};
 use crate::store::Store;
 use crate::tokenize::Encoding;
@@ -147,11 +149,7 @@ impl Setup {
             add_special_tokens: data.add_special_tokens,
             eos_token_id: append,
         };
-        let rules = Rules {
-            sample_by: data.sample_by,
-            keep_linebreaks: data.keep_linebreaks,
-            text_field: data.text_field.clone(),
-        };
+        let rules = Rules::new(&data)?;
         let cache_dir = match &data.cache_dir {
             Some(dir) => dir.clone(),
             None => default_cache_dir()?,
@@ -180,13 +178,18 @@ impl Setup {
     }
 
     /// What scans depend on besides files.
-    pub fn scan_options(&self) -> ScanOptions<'_> {
+    pub fn scan_options<'a>(&'a self, bad_records: &'a AtomicU64) -> ScanOptions<'a> {
         ScanOptions {
             rules: &self.rules,
             partition_bytes: self.tuning.partition_bytes,
             read_bytes: self.tuning.read_bytes,
             cache_dir: self.data.token_cache.then_some(self.cache_dir.as_path()),
             rehash: self.data.rehash,
+            bad_records: BadRecords {
+                policy: self.data.on_bad_record,
+                limit: self.data.bad_records_limit(),
+                found: bad_records,
+            },
         }
     }
 }
@@ -196,7 +199,8 @@ impl Job {
     pub fn new(options: &PrepareOptions) -> Result<Self> {
         let (train_text, validation_text) = texts(&options.data, &options.hub)?;
         let setup = Setup::new(options)?;
-        let (data, scan_options) = (&setup.data, setup.scan_options());
+        let bad_records = AtomicU64::new(0);
+        let (data, scan_options) = (&setup.data, setup.scan_options(&bad_records));
         let mut files_scanned = (0, 0);
         let mut open = |text: &Text, split: Option<Split>| {
             let Text { dir, flag, only } = text;
@@ -255,6 +259,33 @@ impl Job {
     /// The partitions of all sources, in order.
     pub fn partitions(&self) -> impl Iterator<Item = &crate::plan::Partition> {
         self.sources.iter().flat_map(|(source, _)| &source.partitions)
+    }
+
+    /// Records that were left out, of all files; the first of a reason is that of the first file that has one.
+    pub fn rejected(&self) -> BTreeMap<Reason, Rejected> {
+        let mut all: BTreeMap<Reason, Rejected> = BTreeMap::new();
+        for rejected in self.sources.iter().flat_map(|(source, _)| &source.scans).flat_map(|scan| &scan.rejected) {
+            let new = || Rejected { count: 0, ..rejected.clone() };
+            all.entry(rejected.reason).or_insert_with(new).count += rejected.count;
+        }
+        all
+    }
+
+    /// Files that were found in another encoding than UTF-8, where that was to be found out.
+    pub fn encodings(&self) -> BTreeMap<&'static str, Vec<PathBuf>> {
+        let mut found: BTreeMap<&'static str, Vec<PathBuf>> = BTreeMap::new();
+        if self.rules.encoding != config::Encoding::Auto {
+            return found;
+        }
+        for (source, _) in &self.sources {
+            for (input, scan) in source.inputs.iter().zip(&source.scans) {
+                let encoding = scan.segments.first().map(|segment| segment.start.encoding).unwrap_or_default();
+                if encoding != TextEncoding::Utf8 {
+                    found.entry(encoding.name()).or_default().push(input.relative.clone());
+                }
+            }
+        }
+        found
     }
 
     /// Whether lines of text files are documents.
@@ -422,6 +453,10 @@ fn fingerprint(settings: &Value, sources: &[(Arc<Source>, Assign)], setup: &Setu
         // Where a file ends matters to `hash` assignment, so it is part of the function.
         for (input, scan) in source.inputs.iter().zip(&source.scans) {
             hasher.update(json!([input.kind, scan.documents(), scan.blake3]).to_string().as_bytes());
+            // The manifest counts them.
+            for rejected in &scan.rejected {
+                hasher.update(json!(["rejected", rejected.reason, rejected.count]).to_string().as_bytes());
+            }
         }
     }
     hasher.finalize().to_hex().to_string()

@@ -4,18 +4,17 @@ mod cache;
 pub mod command;
 mod decode;
 mod document;
+mod encoding;
 mod explain;
 mod hub_dataset;
 mod inspect;
 mod job;
-mod json;
-mod lines;
 pub mod live;
 mod model_config;
 mod pack;
-mod parquet;
 mod pipeline;
 mod plan;
+mod quarantine;
 mod scan;
 mod source;
 mod store;
@@ -29,7 +28,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use indicatif::HumanCount;
-use tokenmill_shared::config::Packing;
+use tokenmill_shared::config::{OnBadRecord, Packing};
 use tokenmill_shared::dataset::{Dataset, DatasetWriter, MANIFEST, Manifest, ManifestHead};
 use tokenmill_shared::progress::{Progress, Unit};
 use tokenmill_shared::storage::Lock;
@@ -52,13 +51,15 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
     let job = Job::new(options)?;
     let _alone = tokenizing_alone(&job)?;
     let (dir, _writing) = output_dir(&job, &options.output)?;
+    let keeps_bad = job.data.on_bad_record == OnBadRecord::Quarantine && !job.rejected().is_empty();
+    let quarantine = keeps_bad.then(|| quarantine::write(&job, &dir)).transpose()?;
     let in_use = match &options.output {
         Output::Cache => Some(Arc::new(cache::in_use(&dir)?)),
         Output::Directory(_) => None,
     };
     let unchanged = |dir, manifest| Prepared {
         in_use: in_use.clone(),
-        ..Prepared::unchanged(dir, manifest, &job, began.elapsed())
+        ..Prepared::unchanged(dir, manifest, &job, quarantine.clone(), began.elapsed())
     };
     if let Some(manifest) = already_there(&dir, &job)? {
         return Ok(unchanged(dir, manifest));
@@ -77,8 +78,7 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
     packer.finish(&mut dataset)?;
     let manifest = commit(dataset, &job)?;
     explain::remember(&job)?;
-    let written = Prepared::written(dir, manifest, reuse, median_document_tokens, &job, began.elapsed());
-    Ok(Prepared { in_use, ..written })
+    Ok(unchanged(dir, manifest).written(reuse, median_document_tokens, &job))
 }
 
 /// Packs without writing, and says how full blocks will be. All documents are in the store then.
@@ -191,6 +191,7 @@ fn commit(mut dataset: DatasetWriter, job: &Job) -> Result<Manifest> {
         eos_token_id: job.encoding.append,
         pad_token_id: job.pad_token_id,
         settings: job.settings.clone(),
+        rejected_records: job.rejected().into_iter().map(|(reason, found)| (reason.name(), found.count)).collect(),
     })
 }
 

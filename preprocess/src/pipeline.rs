@@ -10,10 +10,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use futures::{StreamExt, stream};
-use tokenmill_shared::{Error, Location, Result};
+use tokenmill_shared::{Error, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::document::{self, Flow, Rules};
+use crate::document::{self, Flow, Rules, Usable};
 use crate::plan::{Part, Partition};
 use crate::scan::{self, DocumentsHasher};
 use crate::source::Input;
@@ -176,7 +176,7 @@ impl Keeping {
 fn encode(encoding: &Encoding, batch: &TextBatch, input: &Input) -> Result<Frame> {
     catch_unwind(AssertUnwindSafe(|| encoding.encode(batch, input))).unwrap_or_else(|_| {
         let reason = "the tokenizer failed on its documents (see above); report this with the tokenizer";
-        Err(Error::input(Location::file(&input.path), reason))
+        Err(Error::input(input.at(), reason))
     })
 }
 
@@ -237,7 +237,7 @@ impl Reader {
             let mut batch = TextBatch::default();
             let mut gone = None;
             let mut left = segment.documents;
-            let mut each = |found: document::Document<'_>| {
+            let each = |found: document::Document<'_>| {
                 hasher.update(found.text);
                 batch.push(found.text, found.record);
                 left -= 1;
@@ -249,7 +249,7 @@ impl Reader {
                 }
                 Ok(if left == 0 { Flow::Stop } else { Flow::Continue })
             };
-            document::for_each(input, &self.rules, segment.start, self.read_bytes, &mut each)?;
+            document::for_each(input, &self.rules, segment.start, self.read_bytes, &mut Usable(each))?;
             if let Some(reason) = gone {
                 return Err(reason);
             }

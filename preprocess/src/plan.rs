@@ -177,6 +177,7 @@ mod tests {
         let stat = Stat { device: 0, inode: 0, size: 0, mtime_ns: 0, ctime_ns: 0 };
         let input = |index: usize| Input {
             path: format!("{index}").into(),
+            name: format!("{index}").into(),
             relative: format!("{index}").into(),
             stat,
             kind: Kind::Text,
@@ -185,7 +186,7 @@ mod tests {
         let scan = |text: &String| {
             let blake3 = blake3::hash(text.as_bytes()).to_hex().to_string();
             let segment = Segment { start: Start::default(), documents: 1, text_bytes: 1000, blake3: blake3.clone() };
-            FileScan { blake3, segments: vec![segment] }
+            FileScan { blake3, segments: vec![segment], rejected: Vec::new() }
         };
         let settings = TokenSettings {
             tokenizer: "t".into(),

@@ -7,15 +7,17 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use tokenmill_shared::config::OnBadRecord;
 use tokenmill_shared::progress::{Progress, Unit};
 use tokenmill_shared::storage::{self, Stat};
 use tokenmill_shared::{Error, Result};
 
-use crate::document::{self, Flow, Rules, Start};
+use crate::document::{self, Bad, Document, Flow, Reason, Rules, Sink, Start};
 use crate::source::{Input, Kind};
 
 /// A run of documents of one file, at most one partition long.
@@ -38,6 +40,28 @@ pub struct FileScan {
     pub blake3: String,
     /// Its segments in order; one, unless it is large; none, if it holds no document.
     pub segments: Vec<Segment>,
+    /// Records that were left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rejected: Vec<Rejected>,
+}
+
+/// Records that were left out for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejected {
+    /// Which.
+    pub reason: Reason,
+    /// How many.
+    pub count: u64,
+    /// The first of them: its place and what is wrong with it.
+    pub first: String,
+}
+
+/// Counts one more record in `all`.
+fn reject(all: &mut Vec<Rejected>, reason: Reason, error: &Error) {
+    match all.iter_mut().find(|rejected| rejected.reason == reason) {
+        Some(rejected) => rejected.count += 1,
+        None => all.push(Rejected { reason, count: 1, first: error.to_string() }),
+    }
 }
 
 impl FileScan {
@@ -49,6 +73,11 @@ impl FileScan {
     /// UTF-8 bytes of their text.
     pub fn text_bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.text_bytes).sum()
+    }
+
+    /// Records that were left out.
+    pub fn rejected(&self) -> u64 {
+        self.rejected.iter().map(|rejected| rejected.count).sum()
     }
 }
 
@@ -82,6 +111,34 @@ pub struct ScanOptions<'a> {
     pub cache_dir: Option<&'a Path>,
     /// Read again whatever is remembered.
     pub rehash: bool,
+    /// What becomes of records that cannot be used.
+    pub bad_records: BadRecords<'a>,
+}
+
+/// What becomes of records that cannot be used.
+#[derive(Debug, Clone, Copy)]
+pub struct BadRecords<'a> {
+    /// Whether any may be left out.
+    pub policy: OnBadRecord,
+    /// How many, over all files.
+    pub limit: Option<u64>,
+    /// How many were so far.
+    pub found: &'a AtomicU64,
+}
+
+impl BadRecords<'_> {
+    /// Takes note of records that are left out, the last of them with `error`.
+    fn note(&self, input: &Input, count: u64, error: &str) -> Result<()> {
+        let found = self.found.fetch_add(count, Ordering::Relaxed) + count;
+        match self.limit {
+            Some(limit) if found > limit => {
+                let reason =
+                    format!("more than {limit} records cannot be used (--max_bad_records), one of them {error}");
+                Err(Error::input(input.at(), reason))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -100,6 +157,8 @@ pub struct Memory {
     /// Where it is kept, if it is.
     path: Option<PathBuf>,
     files: BTreeMap<String, Remembered>,
+    /// Whether a file with bad records is one that must be read again, to fail on them.
+    fails_on_bad: bool,
     opened_ns: i128,
     grown: bool,
 }
@@ -111,13 +170,15 @@ impl Memory {
         let recall = |path: &Path| serde_json::from_slice(&storage::read(path).ok()?).ok();
         let files = path.as_deref().filter(|_| !options.rehash).and_then(recall).unwrap_or_default();
         let opened_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i128);
-        Ok(Self { path, files, opened_ns, grown: false })
+        let fails_on_bad = options.bad_records.policy == OnBadRecord::Fail;
+        Ok(Self { path, files, fails_on_bad, opened_ns, grown: false })
     }
 
     /// The scan of a file that is as it was.
     pub fn get(&self, input: &Input) -> Option<&FileScan> {
         let entry = self.files.get(input.relative.to_str()?)?;
-        (entry.stat == input.stat).then_some(&entry.scan)
+        let counts = !self.fails_on_bad || entry.scan.rejected.is_empty();
+        (entry.stat == input.stat && counts).then_some(&entry.scan)
     }
 
     /// Remembers a scan, unless the file is so new that a change could go unseen.
@@ -144,6 +205,13 @@ impl Memory {
 /// order and how many files were read for it.
 pub fn scan(dir: &Path, inputs: &[Input], options: &ScanOptions<'_>) -> Result<(Vec<FileScan>, usize)> {
     let mut memory = Memory::open(dir, options)?;
+    for input in inputs {
+        if let Some(known) = memory.get(input)
+            && let Some(last) = known.rejected.last()
+        {
+            options.bad_records.note(input, known.rejected(), &last.first)?;
+        }
+    }
     let unknown: Vec<&Input> = inputs.iter().filter(|input| memory.get(input).is_none()).collect();
     let progress = Progress::new("scanning", Unit::Bytes, Some(unknown.iter().map(|input| input.stat.size).sum()));
     let found: Vec<Result<FileScan>> = unknown
@@ -173,7 +241,7 @@ fn memory_path(cache: &Path, dir: &Path, options: &ScanOptions<'_>) -> Result<Pa
     let scans = cache.join("scans");
     storage::create_dir_all(&scans)?;
     let dir = storage::canonicalize(dir)?;
-    let key = serde_json::json!([1, dir.to_string_lossy(), options.rules, options.partition_bytes]).to_string();
+    let key = serde_json::json!([2, dir.to_string_lossy(), options.rules, options.partition_bytes]).to_string();
     Ok(scans.join(format!("{}.json", &blake3::hash(key.as_bytes()).to_hex()[..32])))
 }
 
@@ -183,9 +251,9 @@ fn scan_file(input: &Input, options: &ScanOptions<'_>) -> Result<FileScan> {
         segments.push(segment);
         Ok(Flow::Continue)
     })?;
-    let Rest { blake3, last } = rest.expect("it was not stopped");
+    let Rest { blake3, last, rejected } = rest.expect("it was not stopped");
     segments.extend(last);
-    Ok(FileScan { blake3, segments })
+    Ok(FileScan { blake3, segments, rejected })
 }
 
 /// What is left of a file after its last cut.
@@ -194,61 +262,138 @@ pub struct Rest {
     pub blake3: String,
     /// The last segment; `None` if there is no document.
     pub last: Option<Segment>,
+    /// Records that were left out.
+    pub rejected: Vec<Rejected>,
 }
+
+/// Takes a segment that is cut.
+type Cut<'a> = dyn FnMut(Segment) -> Result<Flow> + 'a;
 
 /// Scans the documents of a file from `start` on. Each segment goes to `cut` once a document follows it; `None` if that
 /// wants no more.
-pub fn scan_from(
-    input: &Input,
-    start: Start,
-    options: &ScanOptions<'_>,
-    cut: &mut dyn FnMut(Segment) -> Result<Flow>,
-) -> Result<Option<Rest>> {
-    let mut whole = DocumentsHasher::default();
-    let mut open: Option<(Segment, DocumentsHasher)> = None;
-    let (mut next, mut full, mut stopped) = (start, false, false);
-    document::for_each(input, options.rules, start, options.read_bytes, &mut |found| {
-        if full
-            && let Some(segment) = open.take().map(close)
-            && cut(segment)? == Flow::Stop
-        {
-            stopped = true;
-            return Ok(Flow::Stop);
-        }
-        let (segment, hasher) = open.get_or_insert_with(|| {
-            let segment = Segment { start: next, documents: 0, text_bytes: 0, blake3: String::new() };
-            (segment, DocumentsHasher::default())
-        });
-        whole.update(found.text);
-        hasher.update(found.text);
-        segment.documents += 1;
-        segment.text_bytes += found.text.len() as u64;
-        next = Start { at: found.end, records: found.record };
-        let length = match input.kind {
-            Kind::Text | Kind::JsonLines => found.end.saturating_sub(segment.start.at),
-            Kind::Json | Kind::Parquet => segment.text_bytes,
-        };
-        full = length >= options.partition_bytes;
-        Ok(Flow::Continue)
-    })?;
+pub fn scan_from(input: &Input, start: Start, options: &ScanOptions<'_>, cut: &mut Cut<'_>) -> Result<Option<Rest>> {
+    let start = if start.is_beginning() { Start::of(input, options.rules, options.read_bytes)? } else { start };
+    let mut scanning = Scanning {
+        input,
+        options,
+        cut,
+        whole: DocumentsHasher::default(),
+        open: None,
+        next: start,
+        full: false,
+        stopped: false,
+        rejected: Vec::new(),
+    };
+    document::for_each(input, options.rules, start, options.read_bytes, &mut scanning)?;
+    let Scanning { whole, open, stopped, rejected, .. } = scanning;
     if stopped {
         return Ok(None);
     }
     if storage::stat(&input.path)? != Some(input.stat) {
         return Err(changed(input));
     }
-    Ok(Some(Rest { blake3: whole.finish(), last: open.map(close) }))
+    Ok(Some(Rest { blake3: whole.finish(), last: open.map(close), rejected }))
+}
+
+/// A file being scanned.
+struct Scanning<'a, 'c> {
+    input: &'a Input,
+    options: &'a ScanOptions<'a>,
+    cut: &'a mut Cut<'c>,
+    whole: DocumentsHasher,
+    /// The segment that documents are added to.
+    open: Option<(Segment, DocumentsHasher)>,
+    /// Where the next document begins.
+    next: Start,
+    /// Whether the open segment is long enough.
+    full: bool,
+    stopped: bool,
+    rejected: Vec<Rejected>,
+}
+
+impl Sink for Scanning<'_, '_> {
+    fn document(&mut self, found: Document<'_>) -> Result<Flow> {
+        if self.full
+            && let Some(segment) = self.open.take().map(close)
+            && (self.cut)(segment)? == Flow::Stop
+        {
+            self.stopped = true;
+            return Ok(Flow::Stop);
+        }
+        let start = self.next;
+        let (segment, hasher) = self.open.get_or_insert_with(|| {
+            let segment = Segment { start, documents: 0, text_bytes: 0, blake3: String::new() };
+            (segment, DocumentsHasher::default())
+        });
+        self.whole.update(found.text);
+        hasher.update(found.text);
+        segment.documents += 1;
+        segment.text_bytes += found.text.len() as u64;
+        self.next = Start { at: found.end, records: found.record, ..start };
+        let length = match self.input.kind {
+            Kind::Text | Kind::JsonLines | Kind::Csv | Kind::Tsv => found.end.saturating_sub(segment.start.at),
+            Kind::Json | Kind::Parquet | Kind::Arrow => segment.text_bytes,
+        };
+        self.full = length >= self.options.partition_bytes;
+        Ok(Flow::Continue)
+    }
+
+    fn bad(&mut self, bad: Bad<'_>) -> Result<Flow> {
+        if self.options.bad_records.policy == OnBadRecord::Fail {
+            return Err(*bad.error);
+        }
+        self.options.bad_records.note(self.input, 1, &bad.error.to_string())?;
+        reject(&mut self.rejected, bad.reason, &bad.error);
+        Ok(Flow::Continue)
+    }
 }
 
 /// The error for a file that did not hold still.
 pub fn changed(input: &Input) -> Error {
-    Error::input(
-        tokenmill_shared::Location::file(&input.path),
-        "changed while it was being read; run the command again when it is at rest",
-    )
+    Error::input(input.at(), "changed while it was being read; run the command again when it is at rest")
 }
 
 fn close((mut segment, hasher): (Segment, DocumentsHasher)) -> Segment {
     segment.blake3 = hasher.finish();
     segment
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokenmill_shared::config::DataArguments;
+
+    #[test]
+    fn what_is_remembered_of_bad_records_does_not_let_them_pass() {
+        let dir = tempfile::tempdir().unwrap();
+        storage::replace(&dir.path().join("a.jsonl"), b"{\"text\": \"a\"}\nbad\nbad\n").unwrap();
+        let mut inputs = crate::source::list(dir.path(), "--train_file_dir").unwrap();
+        let old = inputs[0].stat.ctime_ns - 2 * RACY_NS;
+        inputs[0].stat.ctime_ns = old;
+        let rules = Rules::new(&DataArguments::default()).unwrap();
+        let cache = tempfile::tempdir().unwrap();
+        let found = AtomicU64::new(0);
+        let options = |policy, limit| ScanOptions {
+            rules: &rules,
+            partition_bytes: 1 << 20,
+            read_bytes: 100,
+            cache_dir: Some(cache.path()),
+            rehash: false,
+            bad_records: BadRecords { policy, limit, found: &found },
+        };
+        let memory = |policy| Memory::open(dir.path(), &options(policy, None)).unwrap();
+        let rejected = vec![Rejected { reason: Reason::InvalidJson, count: 2, first: "a.jsonl:2: is bad".to_owned() }];
+        let scan = FileScan { blake3: String::new(), segments: Vec::new(), rejected };
+        let mut writing = memory(OnBadRecord::Skip);
+        writing.put(&inputs[0], &scan);
+        writing.save(&inputs).unwrap();
+        assert_eq!(memory(OnBadRecord::Skip).get(&inputs[0]), Some(&scan));
+        assert_eq!(memory(OnBadRecord::Fail).get(&inputs[0]), None);
+        // They count as if they had just been found.
+        let known = super::scan(dir.path(), &inputs, &options(OnBadRecord::Skip, Some(2))).unwrap();
+        assert_eq!((known.0, known.1), (vec![scan], 0));
+        found.store(0, Ordering::Relaxed);
+        let error = super::scan(dir.path(), &inputs, &options(OnBadRecord::Skip, Some(1))).unwrap_err().to_string();
+        assert!(error.contains("--max_bad_records") && error.contains("is bad"), "{error}");
+    }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tokenmill_shared::storage::{self, Stat};
-use tokenmill_shared::{Error, Result};
+use tokenmill_shared::{Error, Location, Result};
 
 /// How a file's content becomes records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -17,8 +17,14 @@ pub enum Kind {
     JsonLines,
     /// `.json`: an array of objects, or objects one after another.
     Json,
-    /// `.parquet`: a column of strings.
+    /// `.parquet`: columns of strings.
     Parquet,
+    /// `.csv`: rows, of which the first names the columns.
+    Csv,
+    /// `.tsv`: the same with tabs.
+    Tsv,
+    /// `.arrow`: record batches, as a stream or a file.
+    Arrow,
 }
 
 /// How a file is compressed.
@@ -30,6 +36,10 @@ pub enum Compression {
     Gzip,
     /// `.zst`, one frame or several.
     Zstd,
+    /// `.bz2`, one stream or several.
+    Bzip2,
+    /// `.xz`, one stream or several.
+    Xz,
 }
 
 /// One input file.
@@ -37,6 +47,8 @@ pub enum Compression {
 pub struct Input {
     /// The path to open.
     pub path: PathBuf,
+    /// What it is called in messages.
+    pub name: PathBuf,
     /// Its path relative to the directory that was given.
     pub relative: PathBuf,
     /// What the file system said when it was listed.
@@ -45,6 +57,16 @@ pub struct Input {
     pub kind: Kind,
     /// How it is compressed.
     pub compression: Compression,
+}
+
+/// What is read, in words.
+pub const READ: &str = ".txt, .jsonl, .json, .csv, .tsv, .parquet or .arrow (also .gz, .zst, .bz2 or .xz of these)";
+
+impl Input {
+    /// The whole file as a place.
+    pub fn at(&self) -> Location {
+        Location::file(&self.name)
+    }
 }
 
 /// Every input below `dir`, in input order. `flag` is named in errors.
@@ -65,13 +87,12 @@ pub fn list(dir: &Path, flag: &str) -> Result<Vec<Input>> {
         .into_iter()
         .filter_map(|entry| {
             let (kind, compression) = recognise(entry.relative.to_str()?)?;
-            Some(Input { path: entry.path, relative: entry.relative, stat: entry.stat, kind, compression })
+            let name = entry.path.clone();
+            Some(Input { path: entry.path, name, relative: entry.relative, stat: entry.stat, kind, compression })
         })
         .collect();
     if inputs.is_empty() {
-        let reason = format!(
-            "{shown} holds no .txt, .jsonl, .json or .parquet file (also .gz or .zst of these) among its {found} files"
-        );
+        let reason = format!("{shown} holds no {READ} file among its {found} files");
         return Err(Error::config(flag, reason));
     }
     Ok(inputs)
@@ -83,6 +104,8 @@ pub fn recognise(name: &str) -> Option<(Kind, Compression)> {
     let (stem, compression) = match name.rsplit_once('.') {
         Some((stem, "gz")) => (stem, Compression::Gzip),
         Some((stem, "zst")) => (stem, Compression::Zstd),
+        Some((stem, "bz2")) => (stem, Compression::Bzip2),
+        Some((stem, "xz")) => (stem, Compression::Xz),
         _ => (name.as_str(), Compression::None),
     };
     let kind = match stem.rsplit_once('.')?.1 {
@@ -90,6 +113,9 @@ pub fn recognise(name: &str) -> Option<(Kind, Compression)> {
         "jsonl" => Kind::JsonLines,
         "json" => Kind::Json,
         "parquet" => Kind::Parquet,
+        "csv" => Kind::Csv,
+        "tsv" => Kind::Tsv,
+        "arrow" => Kind::Arrow,
         _ => return None,
     };
     Some((kind, compression))
@@ -105,7 +131,10 @@ mod tests {
         assert_eq!(recognise("B.JSONL.GZ"), Some((Kind::JsonLines, Compression::Gzip)));
         assert_eq!(recognise("x.parquet.zst"), Some((Kind::Parquet, Compression::Zstd)));
         assert_eq!(recognise("x.json"), Some((Kind::Json, Compression::None)));
-        for other in ["x.gz", "x.csv", "txt", "x.txt.bz2", "readme"] {
+        assert_eq!(recognise("x.csv.bz2"), Some((Kind::Csv, Compression::Bzip2)));
+        assert_eq!(recognise("x.TSV.xz"), Some((Kind::Tsv, Compression::Xz)));
+        assert_eq!(recognise("x.arrow"), Some((Kind::Arrow, Compression::None)));
+        for other in ["x.gz", "x.pdf", "txt", "x.txt.rar", "readme"] {
             assert_eq!(recognise(other), None, "{other}");
         }
     }

@@ -1,5 +1,6 @@
 //! What a run of `prepare` did, for people and for programs.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use tokenmill_shared::storage::Lock;
 
 use crate::job::Job;
 use crate::pack::LONGEST_COUNTED;
+use crate::scan::Rejected;
 
 /// Whether anything was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -62,6 +64,12 @@ pub struct Prepared {
     pub files: usize,
     /// UTF-8 bytes of all documents.
     pub text_bytes: u64,
+    /// Files that `--encoding auto` found in another encoding than UTF-8, by its name.
+    pub encodings: BTreeMap<&'static str, Vec<PathBuf>>,
+    /// Records that were left out, by reason.
+    pub bad_records: Vec<Rejected>,
+    /// The file that holds them, with `--on_bad_record quarantine`.
+    pub quarantine: Option<PathBuf>,
     /// Median tokens of a document, if documents were packed now.
     pub median_document_tokens: Option<u64>,
     /// Share of all tokens that are appended end-of-sequence tokens, at most.
@@ -75,11 +83,20 @@ pub struct Prepared {
     pub in_use: Option<Arc<Lock>>,
 }
 
+/// Files that are named where many are alike.
+const SHOWN_FILES: usize = 5;
+
 /// Lines shorter than this at the median are rarely texts of their own.
 const SHORT_LINE_TOKENS: u64 = 48;
 
 impl Prepared {
-    pub(crate) fn unchanged(dataset_dir: PathBuf, manifest: Manifest, job: &Job, took: Duration) -> Self {
+    pub(crate) fn unchanged(
+        dataset_dir: PathBuf,
+        manifest: Manifest,
+        job: &Job,
+        quarantine: Option<PathBuf>,
+        took: Duration,
+    ) -> Self {
         Self {
             dataset_dir,
             status: Status::NothingToDo,
@@ -88,6 +105,9 @@ impl Prepared {
             files_scanned: job.files_scanned.0,
             files: job.files_scanned.1,
             text_bytes: job.text_bytes(),
+            encodings: job.encodings(),
+            bad_records: job.rejected().into_values().collect(),
+            quarantine,
             median_document_tokens: None,
             eos_share: None,
             lines_look_like_pieces: false,
@@ -96,26 +116,37 @@ impl Prepared {
         }
     }
 
-    pub(crate) fn written(
-        dataset_dir: PathBuf,
-        manifest: Manifest,
-        reuse: Reuse,
-        median: u64,
-        job: &Job,
-        took: Duration,
-    ) -> Self {
-        let (documents, tokens) = manifest
-            .splits
-            .values()
-            .fold((0, 0), |(documents, tokens), split| (documents + split.documents, tokens + split.ledger.read));
+    /// The same where the dataset is new.
+    pub(crate) fn written(self, reuse: Reuse, median: u64, job: &Job) -> Self {
+        let splits = self.manifest.splits.values();
+        let (documents, tokens) =
+            splits.fold((0, 0), |(documents, tokens), split| (documents + split.documents, tokens + split.ledger.read));
         Self {
             status: Status::Written,
             reuse,
             median_document_tokens: Some(median),
-            eos_share: manifest.head.eos_token_id.map(|_| documents as f64 / (tokens as f64).max(1.0)),
+            eos_share: self.manifest.head.eos_token_id.map(|_| documents as f64 / (tokens as f64).max(1.0)),
             lines_look_like_pieces: job.documents_are_lines() && median < SHORT_LINE_TOKENS,
-            ..Self::unchanged(dataset_dir, manifest, job, took)
+            ..self
         }
+    }
+
+    /// What was found out about the input and is not as usual.
+    fn input_lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (encoding, files) in &self.encodings {
+            let more = if files.len() > SHOWN_FILES { ", …" } else { "" };
+            let names: Vec<_> = files.iter().take(SHOWN_FILES).map(|file| file.display().to_string()).collect();
+            lines.push(format!("{} of {} files are {encoding}: {}{more}", files.len(), self.files, names.join(", ")));
+        }
+        for bad in &self.bad_records {
+            let count = HumanCount(bad.count);
+            lines.push(format!("left out: {count} records ({}), the first {}", bad.reason.name(), bad.first));
+        }
+        if let Some(path) = &self.quarantine {
+            lines.push(format!("the records that were left out are in {}", path.display()));
+        }
+        lines
     }
 
     /// The result in a few lines.
@@ -135,6 +166,7 @@ impl Prepared {
         let known = self.files - self.files_scanned;
         let others = if known > 0 { format!("; {known} were known by size and times") } else { String::new() };
         lines.push(format!("scanned {} of {} files{others}", self.files_scanned, self.files));
+        lines.extend(self.input_lines());
         for (name, split) in &self.manifest.splits {
             let ledger = &split.ledger;
             let rejected: u64 = ledger.rejected.values().sum();

@@ -63,7 +63,7 @@ impl Encoding {
             let before = ids.len();
             encoder.encode(text, self.add_special_tokens, &mut ids).map_err(|why| {
                 Error::input(
-                    Location::record(&input.path, *record),
+                    Location::record(&input.name, *record),
                     format!("cannot be tokenized ({why}); remove the document"),
                 )
             })?;

@@ -3,7 +3,7 @@
 //! They are those that a plan of the whole directory would have, since what comes after a file changes none before it.
 
 use std::panic::resume_unwind;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -26,6 +26,8 @@ pub(super) struct Finder {
     pub made: Arc<Made>,
     /// File and place where the first of them begins.
     pub from: (usize, Start),
+    /// Records that were left out so far.
+    pub bad_records: AtomicU64,
 }
 
 /// Nobody wants more.
@@ -80,7 +82,7 @@ impl Finder {
     ) -> Result<Result<(), Unwanted>> {
         let input = &self.inputs[file];
         let known = self.memory().get(input).cloned();
-        let whole = from == Start::default();
+        let whole = from.is_beginning();
         if let Some(scan) = known {
             if scan.segments.len() <= 1 && whole {
                 return Ok(wanted(grouping.file(file, &scan)));
@@ -92,16 +94,16 @@ impl Finder {
         }
         self.made.scanned_files.fetch_add(1, Ordering::Relaxed);
         let mut segments = Vec::new();
-        let options = self.setup.scan_options();
+        let options = self.setup.scan_options(&self.bad_records);
         let rest = scan::scan_from(input, from, &options, &mut |segment| {
             segments.push(segment.clone());
             let sent = wanted(grouping.end_group()).and_then(|()| wanted(Some(grouping.segment(file, segment))));
             Ok(if sent.is_ok() { Flow::Continue } else { Flow::Stop })
         })?;
-        let Some(Rest { blake3, last }) = rest else { return Ok(Err(Unwanted)) };
+        let Some(Rest { blake3, last, rejected }) = rest else { return Ok(Err(Unwanted)) };
         let is_cut = !segments.is_empty() || !whole;
         segments.extend(last.clone());
-        let scan = FileScan { blake3, segments };
+        let scan = FileScan { blake3, segments, rejected };
         if whole {
             self.memory().put(input, &scan);
         }

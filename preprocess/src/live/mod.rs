@@ -19,7 +19,7 @@ use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokenmill_shared::config::{DataArguments, Packing, ValidationSplitMode, ValidationText};
+use tokenmill_shared::config::{DataArguments, OnBadRecord, Packing, ValidationSplitMode, ValidationText};
 use tokenmill_shared::dataset::{Layout, TokenWidth};
 use tokenmill_shared::{Error, Result, storage};
 
@@ -115,13 +115,17 @@ impl Live {
         }
         let missing = || Error::config(FLAG, "is missing; give the directory that holds the text");
         let dir = data.train_file_dir.clone().ok_or_else(missing)?;
+        if data.on_bad_record == OnBadRecord::Quarantine {
+            let reason = "keeps bad records beside a dataset, and --streaming makes none; use skip";
+            return Err(Error::config("--on_bad_record", format!("quarantine {reason}")));
+        }
         let set_aside = set_aside(data)?;
         if data.packing()? != Packing::Concatenate {
             return Err(Error::config("--streaming", PACKED_OTHERWISE));
         }
         let setup = Setup::new(options)?;
         let inputs = source::list(&dir, FLAG)?;
-        let memory = Memory::open(&dir, &setup.scan_options())?;
+        let memory = Memory::open(&dir, &setup.scan_options(&AtomicU64::new(0)))?;
         let fingerprint = fingerprint(&setup, &inputs, set_aside);
         let (inputs, memory) = (Arc::new(inputs), Arc::new(Mutex::new(memory)));
         Ok(Self { setup: Arc::new(setup), dir, inputs, memory, set_aside, keep, fingerprint, made: Arc::default() })
@@ -214,6 +218,7 @@ impl Live {
             memory: Arc::clone(&self.memory),
             made: Arc::clone(&self.made),
             from: (from.file, from.start),
+            bad_records: AtomicU64::new(0),
         };
         self.blocks_of(finder.partitions(), from)
     }

@@ -43,6 +43,55 @@ pub enum Remainder {
     Pad,
 }
 
+/// How text files are encoded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
+pub enum Encoding {
+    /// By a byte order mark, or else by the first bytes that tell: UTF-8, GB18030 or UTF-16, each file by itself.
+    #[serde(rename = "auto")]
+    Auto,
+    /// UTF-8.
+    #[default]
+    #[serde(rename = "utf-8", alias = "utf8")]
+    #[value(name = "utf-8", alias = "utf8")]
+    Utf8,
+    /// GB18030, with GBK and GB2312 in it.
+    #[serde(rename = "gb18030", alias = "gbk", alias = "gb2312")]
+    #[value(name = "gb18030", aliases = ["gbk", "gb2312"])]
+    Gb18030,
+    /// UTF-16, in the order that a byte order mark says, or else low byte first.
+    #[serde(rename = "utf-16", alias = "utf16")]
+    #[value(name = "utf-16", alias = "utf16")]
+    Utf16,
+}
+
+/// What becomes of bytes that are not in a file's encoding; Python's names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum EncodingErrors {
+    /// The record is bad.
+    #[default]
+    Strict,
+    /// U+FFFD stands for them.
+    Replace,
+    /// They are left out.
+    Ignore,
+}
+
+/// What becomes of records that cannot be used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum OnBadRecord {
+    /// The first one ends the run.
+    #[default]
+    Fail,
+    /// They are left out, counted and reported.
+    Skip,
+    /// The same, and they are written into a file beside the dataset.
+    Quarantine,
+}
+
 /// Tokens in a block where nothing else is said, as in MedicalGPT's `pretraining.py`.
 const BLOCK_SIZE: usize = 1024;
 
@@ -65,7 +114,7 @@ pub struct DataArguments {
     /// Which configuration of that dataset
     #[arg(long, value_name = "NAME")]
     pub dataset_config_name: Option<String>,
-    /// Directory of training text: **/*.txt, *.jsonl, *.json, *.parquet, each also .gz or .zst
+    /// Directory of training text: **/*.txt, .jsonl, .json, .csv, .tsv, .parquet, .arrow, also .gz, .zst, .bz2 or .xz
     #[arg(long, value_name = "DIR")]
     pub train_file_dir: Option<PathBuf>,
     /// Directory of validation text, of the same kinds; or several sets, each name=DIR, evaluated apart
@@ -101,9 +150,24 @@ pub struct DataArguments {
     /// true: tokenizer.json; false: the SentencePiece model if there is one (default: tokenizer.json if there is one)
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_parser = boolean)]
     pub use_fast_tokenizer: Option<bool>,
-    /// The field or column that holds the text in .jsonl, .json and .parquet
+    /// The field or column that holds the text of records; /a/b for a nested one
     #[arg(long, value_name = "NAME")]
     pub text_field: String,
+    /// Several fields and what stands between them, in place of --text_field: '{title}\n{text}'
+    #[arg(long, value_name = "TEMPLATE")]
+    pub text_template: Option<String>,
+    /// How text is encoded: auto finds it out for every file
+    #[arg(long)]
+    pub encoding: Encoding,
+    /// Bytes that are not in that encoding: a bad record (strict), U+FFFD (replace) or nothing (ignore)
+    #[arg(long)]
+    pub encoding_errors: EncodingErrors,
+    /// Records that cannot be used: fail, skip, or quarantine (skip, and keep them in a file)
+    #[arg(long)]
+    pub on_bad_record: OnBadRecord,
+    /// How many records may be left out so before the run fails after all (-1: any number)
+    #[arg(long, value_name = "RECORDS")]
+    pub max_bad_records: i64,
     /// Add the special tokens that calling the Hugging Face tokenizer adds (Llama-2: BOS)
     #[arg(long)]
     pub add_special_tokens: bool,
@@ -154,6 +218,11 @@ impl Default for DataArguments {
             keep_linebreaks: true,
             use_fast_tokenizer: None,
             text_field: "text".to_owned(),
+            text_template: None,
+            encoding: Encoding::Utf8,
+            encoding_errors: EncodingErrors::Strict,
+            on_bad_record: OnBadRecord::Fail,
+            max_bad_records: 1000,
             add_special_tokens: true,
             append_eos: true,
             remainder: Remainder::Drop,
@@ -212,6 +281,11 @@ impl DataArguments {
     /// Tokens in a block that is packed.
     pub fn block_size(&self) -> usize {
         self.block_size.unwrap_or(BLOCK_SIZE)
+    }
+
+    /// `max_bad_records` as a bound; none for a negative number.
+    pub fn bad_records_limit(&self) -> Option<u64> {
+        u64::try_from(self.max_bad_records).ok()
     }
 
     /// `max_train_samples` as a bound on blocks; −1 and 0 mean all of them, as for Hugging Face.

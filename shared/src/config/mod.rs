@@ -8,7 +8,9 @@ mod hub;
 mod known;
 mod packing;
 
-pub use data::{DataArguments, Remainder, SampleBy, ValidationSplitMode, ValidationText};
+pub use data::{
+    DataArguments, Encoding, EncodingErrors, OnBadRecord, Remainder, SampleBy, ValidationSplitMode, ValidationText,
+};
 pub use grammar::{boolean, parse, with_grammar};
 pub use hub::{HubArguments, Secret};
 pub use known::{KNOWN, Known, Takes, Text, Verdict, known};

@@ -143,6 +143,9 @@ pub struct ManifestHead {
     pub pad_token_id: u32,
     /// The settings the dataset is a function of, for people; no path, time or machine.
     pub settings: serde_json::Value,
+    /// Records of the input that were left out because they cannot be used, by reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rejected_records: BTreeMap<String, u64>,
 }
 
 /// What a dataset is.

@@ -31,6 +31,7 @@ fn commit(mut writer: DatasetWriter) -> Manifest {
         eos_token_id: None,
         pad_token_id: 0,
         settings: serde_json::json!({}),
+        rejected_records: BTreeMap::new(),
     };
     writer.commit(head).unwrap()
 }
@@ -226,6 +227,7 @@ fn settings_with_any_number_are_read_back() {
         eos_token_id: Some(1),
         pad_token_id: 0,
         settings: serde_json::json!({ "numbers": numbers }),
+        rejected_records: BTreeMap::new(),
     };
     writer.commit(head).unwrap();
     Dataset::open(dir.path()).unwrap();

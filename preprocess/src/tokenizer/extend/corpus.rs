@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use rayon::prelude::*;
-use tokenmill_shared::config::SampleBy;
+use tokenmill_shared::config::DataArguments;
 use tokenmill_shared::{Error, Location, Result};
 
 use crate::decode::READ_BYTES;
-use crate::document::{self, Flow, Rules, Start};
+use crate::document::{self, Document, Flow, Rules, Start};
 use crate::source::{self, Input};
 
 /// Text in a batch: enough for all threads, little in memory.
@@ -22,7 +22,8 @@ pub(super) struct Corpus {
 impl Corpus {
     /// Lists the files below `dir`; `flag` is named in errors.
     pub(super) fn open(dir: &Path, flag: &str, text_field: &str) -> Result<Self> {
-        let rules = Rules { sample_by: SampleBy::Line, keep_linebreaks: false, text_field: text_field.to_owned() };
+        let data = DataArguments { keep_linebreaks: false, text_field: text_field.to_owned(), ..Default::default() };
+        let rules = Rules::new(&data)?;
         Ok(Self { inputs: source::list(dir, flag)?, rules })
     }
 
@@ -41,7 +42,7 @@ impl Corpus {
                 let mapped: Vec<_> = batch.par_iter().map(|(text, record)| (map(text), *record)).collect();
                 for (result, record) in mapped {
                     let made = result.map_err(|why| {
-                        let at = Location::record(&input.path, record);
+                        let at = Location::record(&input.name, record);
                         Error::input(at, format!("cannot be tokenized ({why}); remove the document"))
                     })?;
                     reduce(made);
@@ -49,7 +50,8 @@ impl Corpus {
                 batch.clear();
                 Ok(())
             };
-            document::for_each(input, &self.rules, Start::default(), READ_BYTES, &mut |document| {
+            let start = Start::of(input, &self.rules, READ_BYTES)?;
+            document::for_each(input, &self.rules, start, READ_BYTES, &mut |document: Document<'_>| {
                 bytes += document.text.len();
                 batch.push((document.text.to_owned(), document.record));
                 if bytes >= BATCH_BYTES {

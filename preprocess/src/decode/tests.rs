@@ -1,0 +1,119 @@
+//! Streams that are cut, damaged, or far larger than they look.
+
+use std::io::Write;
+
+use super::*;
+
+const FORMATS: [&str; 4] = ["gz", "zst", "bz2", "xz"];
+
+fn compress(format: &str, content: &[u8]) -> Vec<u8> {
+    match format {
+        "gz" => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+            encoder.write_all(content).unwrap();
+            encoder.finish().unwrap()
+        }
+        "zst" => zstd::encode_all(content, 19).unwrap(),
+        "bz2" => {
+            let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::best());
+            encoder.write_all(content).unwrap();
+            encoder.finish().unwrap()
+        }
+        _ => {
+            let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 6);
+            encoder.write_all(content).unwrap();
+            encoder.finish().unwrap()
+        }
+    }
+}
+
+/// The decompressed bytes of a file of that format and content.
+fn read(format: &str, file: &[u8], limits: Limits) -> Result<Vec<u8>> {
+    let dir = tempfile::tempdir().unwrap();
+    storage::replace(&dir.path().join(format!("a.txt.{format}")), file).unwrap();
+    let input = crate::source::list(dir.path(), "--train_file_dir").unwrap().remove(0);
+    let mut reader = open_within(&input, 1000, limits)?;
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok(bytes),
+            Ok(read) => bytes.extend_from_slice(&buffer[..read]),
+            Err(error) => return Err(explain(&input, bytes.len() as u64, error)),
+        }
+    }
+}
+
+#[test]
+fn all_members_are_read_and_every_truncation_is_an_error() {
+    let parts = ["the mill grinds\n".repeat(20), "磨坊\n".to_owned()];
+    for format in FORMATS {
+        let first = compress(format, parts[0].as_bytes());
+        let whole = [first.clone(), compress(format, parts[1].as_bytes())].concat();
+        let limits = Limits::default();
+        assert_eq!(read(format, &whole, limits).unwrap(), parts.concat().as_bytes(), "{format}");
+        for length in 0..whole.len() {
+            let found = read(format, &whole[..length], limits);
+            if length == first.len() {
+                // No decoder can see this one: it is a whole file of its own.
+                assert_eq!(found.unwrap(), parts[0].as_bytes(), "{format}");
+                continue;
+            }
+            let error = found.unwrap_err();
+            assert_eq!(error.exit_code(), 3, "{format} {length}");
+            assert!(error.to_string().contains("fetch the file again"), "{format} {length}: {error}");
+        }
+    }
+}
+
+#[test]
+fn streams_that_are_none_are_named_as_damaged() {
+    for format in FORMATS {
+        let error = read(format, b"plain text, whatever it is called\n", Limits::default()).unwrap_err().to_string();
+        let name =
+            [("gz", "gzip"), ("zst", "zstd"), ("bz2", "bzip2"), ("xz", "xz")].map(|(key, name)| (key == format, name));
+        let name = name.into_iter().find(|(is, _)| *is).unwrap().1;
+        assert!(error.contains(name) && error.contains("fetch the file again"), "{format}: {error}");
+    }
+}
+
+/// Bombs of 1 to some hundred (gzip, at its best) up to some ten thousand: refused near the first bytes that are too many.
+#[test]
+fn what_grows_too_far_is_refused_while_it_grows() {
+    let zeros = vec![b'a'; 40 << 20];
+    for format in FORMATS {
+        let bomb = compress(format, &zeros);
+        assert!(zeros.len() / bomb.len() > 900, "{format}: 1 to {}", zeros.len() / bomb.len());
+        let error = read(format, &bomb, Limits::default()).map(|bytes| bytes.len()).unwrap_err();
+        assert!(matches!(error, Error::Limit { limit: 200, .. }), "{format}: {error}");
+        assert!(error.to_string().contains("decompress it beforehand"), "{error}");
+        let small = compress(format, &zeros[..16 << 20]);
+        assert_eq!(read(format, &small, Limits::default()).unwrap().len(), 16 << 20, "{format}: small ones may");
+        let limits = Limits { bytes: 1 << 20, ..Limits::default() };
+        let error = read(format, &small, limits).map(|bytes| bytes.len()).unwrap_err();
+        assert!(matches!(error, Error::Limit { found, .. } if found < (1 << 20) + 5000), "{format}: {error}");
+    }
+}
+
+#[test]
+fn a_window_of_too_much_memory_is_refused() {
+    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.long_distance_matching(true).unwrap();
+    encoder.window_log(31).unwrap();
+    encoder.write_all(&vec![b'a'; 1 << 20]).unwrap();
+    let error = read("zst", &encoder.finish().unwrap(), Limits::default()).unwrap_err().to_string();
+    assert!(error.contains("more memory than the limit"), "{error}");
+
+    let mut options = liblzma::stream::LzmaOptions::new_preset(0).unwrap();
+    options.dict_size(1 << 30);
+    let mut filters = liblzma::stream::Filters::new();
+    filters.lzma2(&options);
+    let stream = liblzma::stream::Stream::new_stream_encoder(&filters, liblzma::stream::Check::Crc32);
+    // The encoder itself needs ten times the window; where it gets it, the decoder must refuse.
+    if let Ok(stream) = stream {
+        let mut encoder = liblzma::write::XzEncoder::new_stream(Vec::new(), stream);
+        encoder.write_all(b"text").unwrap();
+        let error = read("xz", &encoder.finish().unwrap(), Limits::default()).unwrap_err().to_string();
+        assert!(error.contains("more memory than the limit"), "{error}");
+    }
+}

@@ -1,0 +1,257 @@
+//! From decompressed bytes to documents: the text semantics of Hugging Face's `text`, `json`, `csv`, `parquet` and `arrow`
+//! loaders.
+//!
+//! - `.txt` is read as Python's text mode reads it: `\r\n` and `\r` become `\n`, nothing else ends a line, a byte
+//!   order mark stays under `--encoding utf-8`. `line`: blank lines are documents; with `keep_linebreaks` each line
+//!   keeps its `\n`. `paragraph`: split on `\n\n`, empty ones left out. `document`: the whole file.
+//! - All others: the fields of every record that `--text_field` or `--text_template` names; blank lines are not records.
+//!
+//! A record that cannot be used goes to [`Sink::bad`], which decides whether to go on.
+
+mod arrow;
+mod columns;
+mod csv;
+mod fields;
+mod json;
+mod lines;
+mod parquet;
+mod text;
+
+use serde::{Deserialize, Serialize};
+use tokenmill_shared::config::{DataArguments, Encoding, EncodingErrors, SampleBy};
+use tokenmill_shared::{Error, Location, Result};
+
+pub use self::fields::Fields;
+pub use self::lines::LINE_LIMIT;
+
+use crate::encoding::{self, TextEncoding};
+use crate::source::{Input, Kind};
+
+/// What makes documents of a file's bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rules {
+    /// What a document is in a `.txt` file.
+    pub sample_by: SampleBy,
+    /// Whether lines keep their `\n`.
+    pub keep_linebreaks: bool,
+    /// The field or column that holds the text.
+    pub text_field: String,
+    /// Fields and what stands between them, in place of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_template: Option<String>,
+    /// How text is encoded.
+    #[serde(default, skip_serializing_if = "is_utf8")]
+    pub encoding: Encoding,
+    /// What becomes of bytes that are none in it.
+    #[serde(default, skip_serializing_if = "is_strict")]
+    pub encoding_errors: EncodingErrors,
+}
+
+fn is_utf8(encoding: &Encoding) -> bool {
+    *encoding == Encoding::Utf8
+}
+
+fn is_strict(errors: &EncodingErrors) -> bool {
+    *errors == EncodingErrors::Strict
+}
+
+impl Rules {
+    /// The rules that the data parameters say.
+    ///
+    /// # Errors
+    /// Fields that cannot be read as such.
+    pub fn new(data: &DataArguments) -> Result<Self> {
+        let rules = Self {
+            sample_by: data.sample_by,
+            keep_linebreaks: data.keep_linebreaks,
+            text_field: data.text_field.clone(),
+            text_template: data.text_template.clone(),
+            encoding: data.encoding,
+            encoding_errors: data.encoding_errors,
+        };
+        rules.fields()?;
+        Ok(rules)
+    }
+
+    fn fields(&self) -> Result<Fields> {
+        Fields::parse(&self.text_field, self.text_template.as_deref())
+    }
+}
+
+/// One document.
+#[derive(Debug)]
+pub struct Document<'a> {
+    /// Its text.
+    pub text: &'a str,
+    /// Line, record or row number, from 1.
+    pub record: u64,
+    /// Where the next document begins: a byte offset in the decompressed file, or a row for parquet and arrow.
+    pub end: u64,
+}
+
+/// Where to begin in a file: at a document border seen before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// Byte offset in the decompressed file, or row for parquet and arrow.
+    pub at: u64,
+    /// Records before it.
+    pub records: u64,
+    /// How the file is encoded.
+    #[serde(default)]
+    pub encoding: TextEncoding,
+}
+
+impl Start {
+    /// The beginning of a file: its encoding is found, and a byte order mark that is no text lies before it.
+    pub fn of(input: &Input, rules: &Rules, read_bytes: usize) -> Result<Self> {
+        let strip_utf8 = match input.kind {
+            Kind::Parquet | Kind::Arrow => return Ok(Self::default()),
+            Kind::Text => false,
+            Kind::JsonLines | Kind::Json | Kind::Csv | Kind::Tsv => true,
+        };
+        let (encoding, at) = encoding::find(input, rules.encoding, strip_utf8, read_bytes)?;
+        Ok(Self { at, records: 0, encoding })
+    }
+
+    /// Whether nothing of the file lies before it but a byte order mark.
+    pub fn is_beginning(&self) -> bool {
+        self.records == 0
+    }
+}
+
+/// Whether to go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// To the next document.
+    Continue,
+    /// No further.
+    Stop,
+}
+
+/// Why a record cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// Bytes that are not in the file's encoding.
+    InvalidEncoding,
+    /// A line that is no JSON object.
+    InvalidJson,
+    /// A row with more fields than the header, or with a quote that is not closed.
+    InvalidRow,
+    /// No field of the name that is asked for.
+    MissingField,
+    /// A field that holds null, a number or something else that is no text.
+    NotText,
+    /// More bytes than [`LINE_LIMIT`].
+    TooLong,
+}
+
+impl Reason {
+    /// Its name in a manifest.
+    pub fn name(self) -> String {
+        serde_json::json!(self).as_str().unwrap_or_default().to_owned()
+    }
+}
+
+/// A record that cannot be used.
+#[derive(Debug)]
+pub struct Bad<'a> {
+    /// Why.
+    pub reason: Reason,
+    /// The same with place and remedy.
+    pub error: Box<Error>,
+    /// Its bytes, where the format has records that can be told apart by bytes.
+    pub bytes: Option<&'a [u8]>,
+}
+
+impl Bad<'static> {
+    /// A record that has no bytes of its own.
+    fn whole(reason: Reason, error: Error) -> Self {
+        Self { reason, error: Box::new(error), bytes: None }
+    }
+}
+
+/// Takes what is found in a file, in order. A closure takes documents and fails on the first record that cannot be used.
+pub trait Sink {
+    /// Takes a document.
+    fn document(&mut self, document: Document<'_>) -> Result<Flow>;
+
+    /// Takes a record that cannot be used: goes on without it, or fails with its error.
+    fn bad(&mut self, bad: Bad<'_>) -> Result<Flow> {
+        Err(*bad.error)
+    }
+}
+
+impl<F: FnMut(Document<'_>) -> Result<Flow>> Sink for F {
+    fn document(&mut self, document: Document<'_>) -> Result<Flow> {
+        self(document)
+    }
+}
+
+/// Takes documents, and passes over records that cannot be used: those were counted when the file was scanned.
+pub struct Usable<F>(pub F);
+
+impl<F: FnMut(Document<'_>) -> Result<Flow>> Sink for Usable<F> {
+    fn document(&mut self, document: Document<'_>) -> Result<Flow> {
+        (self.0)(document)
+    }
+
+    fn bad(&mut self, _: Bad<'_>) -> Result<Flow> {
+        Ok(Flow::Continue)
+    }
+}
+
+/// Hands every document of `input` from `start` on to `sink`, in order.
+///
+/// # Errors
+/// Those of `sink`, and everything that is wrong with the file beyond single records, with record and byte.
+pub fn for_each(input: &Input, rules: &Rules, start: Start, read_bytes: usize, sink: &mut dyn Sink) -> Result<()> {
+    let reading = Reading { input, rules, fields: rules.fields()?, start, read_bytes };
+    match input.kind {
+        Kind::Parquet => parquet::for_each(&reading, sink),
+        Kind::Arrow => arrow::for_each(&reading, sink),
+        Kind::Csv => csv::for_each(&reading, b',', sink),
+        Kind::Tsv => csv::for_each(&reading, b'\t', sink),
+        Kind::JsonLines => json::lines(&reading, sink),
+        Kind::Json => json::stream(&reading, sink),
+        Kind::Text => match rules.sample_by {
+            SampleBy::Line => text::lines(&reading, sink),
+            SampleBy::Paragraph => text::paragraphs(&reading, sink),
+            SampleBy::Document => text::whole_file(&reading, sink),
+        },
+    }
+}
+
+/// A file being read.
+struct Reading<'a> {
+    input: &'a Input,
+    rules: &'a Rules,
+    fields: Fields,
+    start: Start,
+    read_bytes: usize,
+}
+
+/// How to go on without a bad record, for errors of records.
+const PASS_OVER: &str = "or pass over such records with --on_bad_record skip";
+
+/// The error for bytes that are not in the encoding of their file.
+pub fn invalid_encoding(at: Location) -> Error {
+    let reason = format!(
+        "invalid UTF-8 (or other --encoding); give the file's with --encoding, such as auto or gb18030, convert it (for example with iconv), let --encoding_errors replace mend it, {PASS_OVER}"
+    );
+    Error::input(at, reason)
+}
+
+/// The error for a document above [`LINE_LIMIT`].
+fn too_long(at: Location, found: u64) -> Error {
+    Error::Limit {
+        at,
+        what: "a document's size in bytes",
+        found,
+        limit: LINE_LIMIT as u64,
+        remedy: "cut it into smaller ones (for .txt, --sample_by line or paragraph may do), or pass over such with --on_bad_record skip",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,148 @@
+//! Text as users have it: old encodings, nested and joined fields, and records that cannot be used.
+
+use std::io::Write;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use tokenmill_tests::{Place, binaries, digest, lines, run};
+
+/// What a Chinese reader has in GBK.
+const NOVEL: &str = "\u{3000}\u{3000}第一回　甄士隐梦幻识通灵　贾雨村风尘怀闺秀\n此开卷第一回也。\n";
+
+fn gb18030(text: &str) -> Vec<u8> {
+    encoding_rs::GB18030.encode(text).0.into_owned()
+}
+
+fn utf16(text: &str) -> Vec<u8> {
+    "\u{feff}".encode_utf16().chain(text.encode_utf16()).flat_map(u16::to_le_bytes).collect()
+}
+
+#[test]
+fn old_encodings_give_the_blocks_of_utf_8_and_are_reported() {
+    let place = Place::new();
+    let text = NOVEL.repeat(20) + &lines(20, 3);
+    place.write("text/a.txt", &text);
+    place.write("text/b.txt", &text);
+    place.write("text/c/d.txt.gz", {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    });
+    run(&mut place.prepare("expected", &[])).ok();
+    place.write("text/a.txt", gb18030(&text));
+    place.write("text/b.txt", utf16(&text));
+    run(&mut place.prepare("strict", &[])).fails(3, &["a.txt:1 (byte 0)", "--encoding", "gb18030"]);
+    let found = run(&mut place.prepare("auto", &["--encoding", "auto"])).ok();
+    assert!(found.stderr.contains("1 of 3 files are gb18030: a.txt"), "{}", found.stderr);
+    assert_eq!(found.json()["encodings"], json!({"gb18030": ["a.txt"], "utf-16-le": ["b.txt"]}));
+    assert_eq!(digest(&place.path("auto/train")), digest(&place.path("expected/train")));
+    place.write("text/b.txt", gb18030(&text));
+    std::fs::remove_file(place.path("text/c/d.txt.gz")).unwrap();
+    place.write("text/c/d.txt", gb18030(&text));
+    run(&mut place.prepare("said", &["--encoding", "gbk"])).ok();
+    assert_eq!(digest(&place.path("said/train")), digest(&place.path("expected/train")));
+}
+
+#[test]
+fn fields_are_found_by_pointers_and_joined_by_templates() {
+    let place = Place::new();
+    let record =
+        |number: u32| json!({"meta": {"title": format!("Title {number}")}, "parts": ["one", "two"], "text": "body"});
+    let records: String = (0..60).map(|number| record(number).to_string() + "\n").collect();
+    let joined: String =
+        (0..60).map(|number| json!({"text": format!("# Title {number}\nbody (two)")}).to_string() + "\n").collect();
+    place.write("text/a.jsonl", joined);
+    run(&mut place.prepare("expected", &[])).ok();
+    place.write("text/a.jsonl", records);
+    let template = r"# {/meta/title}\n{text} ({/parts/1})";
+    run(&mut place.prepare("found", &["--text_template", template])).ok();
+    assert_eq!(digest(&place.path("found/train")), digest(&place.path("expected/train")));
+    run(&mut place.prepare("x", &["--text_field", "/meta/name"]))
+        .fails(3, &["a.jsonl:1", "/meta/name", "--text_field"]);
+    run(&mut place.prepare("x", &["--text_template", "{title"])).fails(2, &["--text_template", "not closed"]);
+    let mut inspect = Command::new(&binaries().preprocess);
+    let inspected = run(inspect.arg("inspect").arg(place.path("found")).args(["--json", "true"])).ok();
+    assert_eq!(inspected.json()["settings"]["documents"]["text_template"], template);
+}
+
+#[test]
+fn bad_records_fail_are_left_out_or_kept_aside() {
+    let place = Place::new();
+    let good: Vec<String> = lines(60, 8).lines().map(|line| json!({"text": line}).to_string() + "\n").collect();
+    place.write("text/a.jsonl", good.concat());
+    run(&mut place.prepare("expected", &[])).ok();
+    let bad: [&[u8]; 4] =
+        [b"{\"text\": \"cut\n", b"{\"text\": \"\xff\"}\n", b"{\"body\": \"no\"}\n", b"{\"text\": null}\n"];
+    let mut mixed = Vec::new();
+    for (number, line) in good.iter().enumerate() {
+        if let Some(bad) = bad.get(number / 10).filter(|_| number % 10 == 0) {
+            mixed.extend_from_slice(bad);
+        }
+        mixed.extend_from_slice(line.as_bytes());
+    }
+    place.write("text/a.jsonl", &mixed);
+    run(&mut place.prepare("failed", &[])).fails(3, &["a.jsonl:1 ", "not a JSON object", "--on_bad_record skip"]);
+    assert!(!place.path("failed").exists());
+
+    let skipped = run(&mut place.prepare("skipped", &["--on_bad_record", "skip"])).ok();
+    assert_eq!(digest(&place.path("skipped/train")), digest(&place.path("expected/train")));
+    let counts = json!({"invalid_encoding": 1, "invalid_json": 1, "missing_field": 1, "not_text": 1});
+    assert_eq!(skipped.json()["manifest"]["rejected_records"], counts);
+    assert!(skipped.stderr.contains("left out: 1 records (missing_field), the first"), "{}", skipped.stderr);
+    assert!(skipped.stderr.contains("a.jsonl:23 "), "{}", skipped.stderr);
+
+    // What is remembered of the file does not let it pass where it must fail.
+    run(&mut place.prepare("failed", &[])).fails(3, &["a.jsonl:1 "]);
+    for (limit, passes) in [("4", true), ("3", false), ("-1", true), ("0", false)] {
+        for rehash in ["false", "true"] {
+            let flags = ["--on_bad_record", "skip", "--max_bad_records", limit, "--rehash", rehash];
+            let ended = run(&mut place.prepare(&format!("limit{limit}{rehash}"), &flags));
+            if passes {
+                ended.ok();
+            } else {
+                ended.fails(3, &["a.jsonl", "--max_bad_records", limit]);
+            }
+        }
+    }
+
+    let kept = run(&mut place.prepare("kept", &["--on_bad_record", "quarantine"])).ok();
+    assert_eq!(digest(&place.path("kept")), digest(&place.path("skipped")));
+    let path = place.path("kept.quarantine.jsonl");
+    assert_eq!(kept.json()["quarantine"], json!(path));
+    let kept = std::fs::read_to_string(&path).unwrap();
+    let entries: Vec<Value> = kept.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let records: Vec<&Value> = entries.iter().map(|entry| &entry["record"]).collect();
+    assert_eq!(records, [&json!(1), &json!(12), &json!(23), &json!(34)]);
+    assert_eq!(entries[0]["text"], "{\"text\": \"cut");
+    assert_eq!(entries[1]["base64"], "eyJ0ZXh0IjogIv8ifQ==");
+    assert_eq!(entries[2]["reason"], "missing_field");
+    std::fs::remove_file(&path).unwrap();
+    run(&mut place.prepare("kept", &["--on_bad_record", "quarantine"])).ok();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), kept, "written again where nothing else is to do");
+}
+
+/// A document that cannot be is passed over in the memory of one that can.
+#[test]
+fn a_line_without_end_costs_time_and_no_memory() {
+    let night = std::env::var("TOKENMILL_SCALE").is_ok_and(|scale| scale == "night");
+    let size: u64 = if night { 10 << 30 } else { 5 << 28 };
+    let place = Place::new();
+    let path = place.write("text/a.txt", "before\n");
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(size).unwrap();
+    let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+    file.write_all(format!("\n{}", "after\n".repeat(30)).as_bytes()).unwrap();
+    let mut command = Command::new("/usr/bin/env");
+    let prepare = place.prepare("out", &["--on_bad_record", "skip", "--preprocessing_num_workers", "1"]);
+    // 1.5 GiB of address space, which is more than of memory; a buffer that doubles would go beyond it.
+    command
+        .args(["bash", "-c", "ulimit -v 1572864; exec \"$0\" \"$@\""])
+        .arg(prepare.get_program())
+        .args(prepare.get_args());
+    let ended = run(&mut command).ok();
+    let out = ended.json();
+    assert_eq!(out["manifest"]["rejected_records"], json!({"too_long": 1}));
+    assert_eq!(out["manifest"]["splits"]["train"]["documents"], 31);
+    let fails = run(&mut place.prepare("no", &[]));
+    fails.fails(3, &["a.txt:2 (byte 7)", "the limit is 67108864", "--on_bad_record skip"]);
+}

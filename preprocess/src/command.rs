@@ -13,7 +13,7 @@ use tokenmill_shared::dataset::{self, Dataset, Split};
 use tokenmill_shared::{Error, Result, hub};
 
 use crate::explain::explain;
-use crate::job::{Job, Output, PrepareOptions, Tuning, default_cache_dir};
+use crate::job::{Job, Output, PrepareOptions, Tuning, cache_dir};
 use crate::tokenizer::extend::{ExtendArguments, extend};
 use crate::{cache, inspect, prepare};
 
@@ -245,7 +245,7 @@ fn run_cache(argv: Vec<OsString>) -> Result<()> {
     };
     let command = Command::new(name).bin_name(format!("preprocess cache {name}")).about(about);
     let arguments: CacheArguments = parse(command, argv.into_iter().skip(1))?;
-    let cache_dir = arguments.cache_dir.map_or_else(default_cache_dir, Ok)?;
+    let cache_dir = cache_dir(arguments.cache_dir.as_deref())?;
     if name == "list" {
         let entries = cache::list(&cache_dir)?;
         if arguments.json {

@@ -22,6 +22,10 @@ mod summary;
 mod tokenize;
 pub mod tokenizer;
 
+#[cfg(test)]
+#[path = "../../tests/mutate.rs"]
+mod mutate;
+
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;

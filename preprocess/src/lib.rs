@@ -3,8 +3,10 @@
 mod cache;
 pub mod command;
 mod decode;
+mod doctor;
 mod document;
 mod encoding;
+mod estimate;
 mod explain;
 mod hub_dataset;
 mod inspect;
@@ -15,19 +17,18 @@ mod pack;
 mod pipeline;
 mod plan;
 mod quarantine;
+mod report;
 mod scan;
 mod source;
+mod statistics;
 mod store;
 mod summary;
 mod tokenize;
 pub mod tokenizer;
-
-#[cfg(test)]
-#[path = "../../tests/mutate.rs"]
-mod mutate;
+mod trace;
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -48,6 +49,7 @@ use pack::{Assign, Measure, Packer};
 use pipeline::{Event, Pipeline};
 use plan::Source;
 use source::Kind;
+use statistics::Sources;
 
 /// Prepares a dataset: from files to packed blocks, tokenizing only what the store does not hold.
 pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
@@ -76,19 +78,21 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
     };
     let mut packer = Packer::new(&dataset, &job)?;
     let anew = job.data.overwrite_cache && measured.is_none();
-    let packed = tokenize_and_pack(&job, anew, &mut packer)?;
+    let mut sources = Sources::default();
+    let packed = tokenize_and_pack(&job, anew, &mut packer, &mut sources)?;
     let reuse = measured.unwrap_or(packed);
     let median_document_tokens = packer.median_document_tokens();
-    packer.finish(&mut dataset)?;
+    packer.finish(&mut dataset, &job.encoding.tokenizer)?;
     let manifest = commit(dataset, &job)?;
     explain::remember(&job)?;
-    Ok(unchanged(dir, manifest).written(reuse, median_document_tokens, &job))
+    let written = unchanged(dir, manifest).written(reuse, median_document_tokens, &job);
+    Ok(Prepared { sources, ..written })
 }
 
 /// Packs without writing, and says how full blocks will be. All documents are in the store then.
 fn measure(job: &Job) -> Result<Reuse> {
     let mut packer = Packer::measuring(job)?;
-    let reuse = tokenize_and_pack(job, job.data.overwrite_cache, &mut packer)?;
+    let reuse = tokenize_and_pack(job, job.data.overwrite_cache, &mut packer, &mut Sources::default())?;
     for (split, Measure { blocks, tokens }) in packer.finish_measuring()? {
         let ids = blocks * job.data.block_size() as u64;
         let padding = ids - tokens;
@@ -105,11 +109,11 @@ fn measure(job: &Job) -> Result<Reuse> {
 }
 
 /// Runs all sources through the pipeline. If `anew`, also what the store holds is tokenized.
-fn tokenize_and_pack(job: &Job, anew: bool, packer: &mut Packer) -> Result<Reuse> {
+fn tokenize_and_pack(job: &Job, anew: bool, packer: &mut Packer, sources: &mut Sources) -> Result<Reuse> {
     let mut reuse = Reuse::default();
     for (source, assign) in &job.sources {
         packer.begin_source(*assign);
-        pack_source(job, source, *assign, anew, packer, &mut reuse)?;
+        pack_source(job, source, *assign, anew, packer, &mut reuse, sources)?;
     }
     Ok(reuse)
 }
@@ -122,6 +126,7 @@ fn pack_source(
     anew: bool,
     packer: &mut Packer,
     reuse: &mut Reuse,
+    sources: &mut Sources,
 ) -> Result<()> {
     let progress = Progress::new(
         "tokenizing",
@@ -146,8 +151,13 @@ fn pack_source(
             Event::File { file, documents } => files.announce(file, documents),
             Event::Tokens(frame) => {
                 progress.add(frame.documents().map(|document| u64::from(document.text_bytes)).sum());
+                let of_documents: Vec<_> = frame.documents().map(|document| (files.next(), document)).collect();
+                for (file, document) in &of_documents {
+                    sources.add(file.map_or(Path::new(""), |file| &source.inputs[file].relative), *document);
+                }
+                let mut of_documents = of_documents.into_iter();
                 let hash_of_file = |_| {
-                    let file = files.next()?;
+                    let file = of_documents.next()?.0?;
                     let is_text = source.inputs[file].kind == Kind::Text;
                     (by_file_hash && is_text).then(|| file_hash(&source.scans[file].blake3))
                 };
@@ -237,7 +247,7 @@ fn output_dir(job: &Job, output: &Output) -> Result<(PathBuf, Option<Lock>)> {
 }
 
 /// The manifest, if `dir` already holds this very dataset; another dataset there is an error.
-fn already_there(dir: &std::path::Path, job: &Job) -> Result<Option<Manifest>> {
+fn already_there(dir: &Path, job: &Job) -> Result<Option<Manifest>> {
     if storage::stat(&dir.join(MANIFEST))?.is_none() {
         return Ok(None);
     }

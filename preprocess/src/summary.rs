@@ -14,6 +14,7 @@ use tokenmill_shared::storage::Lock;
 use crate::job::Job;
 use crate::pack::LONGEST_COUNTED;
 use crate::scan::Rejected;
+use crate::statistics::Sources;
 
 /// Whether anything was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -76,6 +77,8 @@ pub struct Prepared {
     pub eos_share: Option<f64>,
     /// Whether lines look like pieces of one text.
     pub lines_look_like_pieces: bool,
+    /// What came from where, if documents were packed now.
+    pub sources: Sources,
     /// Wall time in seconds.
     pub seconds: f64,
     /// Of a dataset in the cache: as long as this is held, it is not pruned.
@@ -111,6 +114,7 @@ impl Prepared {
             median_document_tokens: None,
             eos_share: None,
             lines_look_like_pieces: false,
+            sources: Sources::default(),
             seconds: took.as_secs_f64(),
             in_use: None,
         }

@@ -27,16 +27,18 @@ use std::ffi::OsString;
 use std::io::Write;
 
 use arguments::TrainerArguments;
-use clap::Command;
-use tokenmill_shared::config::parse;
+use clap::{Args, Command};
+use tokenmill_shared::config::{completions, manual, parse, with_grammar};
 use tokenmill_shared::{Error, Result};
+
+const ABOUT: &str = "Continues the pretraining of a Hugging Face causal language model. Flags are those of run_clm.py and MedicalGPT's pretraining.py; one that is not built yet is refused by name. `trainer merge` folds an adapter into its model, `trainer explain` shows how flags are read, `trainer parameters` lists every flag (`trainer parameters zh` in Chinese), `trainer completions SHELL` and `trainer man` print what shells and `man -l -` read.";
+const MERGE: &str = "Folds an adapter into the model it was trained beside: one Hugging Face checkpoint.";
 
 /// Runs the `trainer` program with `argv`, program name first.
 pub fn run(argv: Vec<OsString>) -> Result<()> {
     let version = env!("CARGO_PKG_VERSION");
     if argv.get(1).is_some_and(|word| word == "merge") {
-        let about = "Folds an adapter into the model it was trained beside: one Hugging Face checkpoint.";
-        let command = Command::new("merge").bin_name("trainer merge").about(about).version(version);
+        let command = Command::new("merge").bin_name("trainer merge").about(MERGE).version(version);
         return merge::merge(parse(command, argv.into_iter().skip(1))?);
     }
     if argv.get(1).is_some_and(|word| word == "parameters") {
@@ -53,10 +55,27 @@ pub fn run(argv: Vec<OsString>) -> Result<()> {
         let _ = writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&arguments).expect("plain data"));
         return Ok(());
     }
-    let about = "Continues the pretraining of a Hugging Face causal language model. Flags are those of run_clm.py and MedicalGPT's pretraining.py; one that is not built yet is refused by name. `trainer merge` folds an adapter into its model, `trainer explain` shows how flags are read, `trainer parameters` lists every flag (`trainer parameters zh` in Chinese).";
-    let command = Command::new("trainer").about(about).version(version);
+    let word = argv.get(2).map(|word| word.to_string_lossy().into_owned());
+    let generated = match argv.get(1).and_then(|word| word.to_str()) {
+        Some("completions") => Some(completions(program(), &word.unwrap_or_default())?),
+        Some("man") => Some(manual(program(), word.as_deref())?),
+        _ => None,
+    };
+    if let Some(text) = generated {
+        let _ = write!(std::io::stdout(), "{text}");
+        return Ok(());
+    }
+    let command = Command::new("trainer").about(ABOUT).version(version);
     let arguments = parse(command, argv)?;
     launcher::check()?;
     ctrlc::set_handler(train::interrupt).map_err(|error| Error::config("signals", error.to_string()))?;
     train::run(arguments)
+}
+
+/// The whole program as one command, for what is generated from it.
+fn program() -> Command {
+    let trainer = Command::new("trainer").version(env!("CARGO_PKG_VERSION")).about(ABOUT);
+    let merge = Command::new("merge").about(MERGE);
+    with_grammar(TrainerArguments::augment_args(trainer))
+        .subcommand(with_grammar(merge::MergeArguments::augment_args(merge)))
 }

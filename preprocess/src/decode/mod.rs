@@ -132,4 +132,4 @@ impl Read for FromOffset {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

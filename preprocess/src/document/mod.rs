@@ -254,8 +254,4 @@ fn too_long(at: Location, found: u64) -> Error {
 }
 
 #[cfg(test)]
-mod fuzz;
-#[cfg(test)]
-mod hostile;
-#[cfg(test)]
 mod tests;

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use tokenmill_shared::Result;
 use tokenmill_shared::config::Packing;
-use tokenmill_shared::dataset::{BlockWriter, DatasetWriter, Layout, Split, TokenWidth, WrittenSplit};
+use tokenmill_shared::dataset::{BlockWriter, DatasetWriter, Layout, Split, SplitFacts, TokenWidth, WrittenSplit};
 
 use self::batches::Batches;
 use self::best_fit::BestFit;
@@ -22,7 +22,9 @@ use self::concatenate::Concatenate;
 use self::documents::Documents;
 use crate::document::Flow;
 use crate::job::Job;
+use crate::statistics::Counter;
 use crate::store::{DocumentEntry, Frame};
+use crate::tokenizer::Tokenizer;
 
 /// How documents are divided between training and validation.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,7 +38,8 @@ pub enum Assign {
 }
 
 impl Assign {
-    fn split_of(self, index: u64, hash: u32) -> Split {
+    /// The split of the document of this number under the assignment.
+    pub fn split_of(self, index: u64, hash: u32) -> Split {
         match self {
             Self::All(split) => split,
             Self::Head(count) if index < count => Split::Validation,
@@ -92,6 +95,7 @@ pub struct Measure {
 /// One split being packed.
 struct Stream {
     rule: Box<dyn Rule>,
+    counter: Counter,
     documents: u64,
     text_bytes: u64,
     read: u64,
@@ -100,6 +104,7 @@ struct Stream {
 impl Stream {
     fn push(&mut self, document: DocumentEntry, ids: &[u8]) -> Result<()> {
         self.rule.push(self.documents, ids)?;
+        self.counter.push(ids);
         self.documents += 1;
         self.text_bytes += u64::from(document.text_bytes);
         self.read += u64::from(document.tokens);
@@ -156,7 +161,8 @@ impl Packer {
             };
             let options = RuleOptions { block_size, width, limit: *limit, limit_name };
             let rule = rule(job.packing, *split, &options)?;
-            streams.insert(*split, Stream { rule, documents: 0, text_bytes: 0, read: 0 });
+            let counter = Counter::new(width, job.encoding.tokenizer.largest_id());
+            streams.insert(*split, Stream { rule, counter, documents: 0, text_bytes: 0, read: 0 });
         }
         Ok(Self { streams, width, assign: Assign::All(Split::Train), seen: 0, lengths: vec![0; LONGEST_COUNTED + 1] })
     }
@@ -206,13 +212,14 @@ impl Packer {
     }
 
     /// Ends all splits and hands them to the dataset.
-    pub fn finish(self, dataset: &mut DatasetWriter) -> Result<()> {
+    pub fn finish(self, dataset: &mut DatasetWriter, tokenizer: &Tokenizer) -> Result<()> {
         for stream in self.streams.into_values() {
-            let Stream { rule, documents, text_bytes, read } = stream;
+            let Stream { rule, counter, documents, text_bytes, read } = stream;
             let packed = rule.finish()?;
             let rejected = packed.rejected.into_iter().map(|(reason, tokens)| (reason.to_owned(), tokens)).collect();
             let written = packed.written.expect("a packer of a dataset writes");
-            dataset.add(written, documents, text_bytes, read, rejected)?;
+            let statistics = Some(counter.finish(tokenizer));
+            dataset.add(written, SplitFacts { documents, text_bytes, read, rejected, statistics })?;
         }
         Ok(())
     }

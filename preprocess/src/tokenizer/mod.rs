@@ -217,6 +217,15 @@ impl Tokenizer {
         self.engine.reference().decode(ids)
     }
 
+    /// The bytes of `text` that each of its ids stands for, by the reference; none for an id that stands for no text.
+    pub fn offsets(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+    ) -> std::result::Result<Vec<std::ops::Range<usize>>, String> {
+        self.engine.reference().offsets(text, add_special_tokens)
+    }
+
     /// What an id stands for.
     pub fn token(&self, id: u32) -> Option<Token> {
         self.engine.reference().token(id)

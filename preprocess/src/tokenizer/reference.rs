@@ -43,6 +43,18 @@ impl Reference {
         })
     }
 
+    /// The bytes of `text` that each of its ids stands for.
+    pub(super) fn offsets(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+    ) -> std::result::Result<Vec<std::ops::Range<usize>>, String> {
+        guarded(|| {
+            let encoding = self.tokenizer.encode(text, add_special_tokens)?;
+            Ok(encoding.get_offsets().iter().map(|(begin, end)| *begin..*end).collect())
+        })
+    }
+
     /// `text` as the normalizer leaves it.
     pub(super) fn normalize(&self, text: &str) -> std::result::Result<String, String> {
         guarded(|| {

@@ -3,6 +3,7 @@
 
 mod data;
 mod file;
+mod generated;
 mod grammar;
 mod hub;
 mod known;
@@ -11,6 +12,7 @@ mod packing;
 pub use data::{
     DataArguments, Encoding, EncodingErrors, OnBadRecord, Remainder, SampleBy, ValidationSplitMode, ValidationText,
 };
+pub use generated::{completions, manual};
 pub use grammar::{boolean, parse, with_grammar};
 pub use hub::{HubArguments, Secret};
 pub use known::{KNOWN, Known, Takes, Text, Verdict, known};

@@ -112,6 +112,15 @@ pub struct ShardEntry {
     pub file: FileEntry,
 }
 
+/// What documents and tokens of a split are like, for people; nothing depends on it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statistics {
+    /// Documents by length: of no token, of 1, of 2 to 3, of 4 to 7, and so on.
+    pub documents_by_tokens: Vec<u64>,
+    /// Tokens by what they are made of: letters of a script, digits, …
+    pub tokens_by_kind: BTreeMap<String, u64>,
+}
+
 /// What one split holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SplitManifest {
@@ -126,6 +135,9 @@ pub struct SplitManifest {
     pub last_block_valid_tokens: u64,
     /// The account of its tokens.
     pub ledger: Ledger,
+    /// What its documents are like; absent where the writer did not look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statistics: Option<Statistics>,
     /// Its files, shards and documents sidecars in turn.
     pub shards: Vec<ShardEntry>,
 }

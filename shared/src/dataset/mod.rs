@@ -18,7 +18,8 @@ pub use block_reader::BlockReader;
 pub use block_writer::BlockWriter;
 pub use ledger::Ledger;
 pub use manifest::{
-    FORMAT_VERSION, FileEntry, Layout, MANIFEST, Manifest, ManifestHead, ShardEntry, SplitManifest, TokenWidth,
+    FORMAT_VERSION, FileEntry, Layout, MANIFEST, Manifest, ManifestHead, ShardEntry, SplitManifest, Statistics,
+    TokenWidth,
 };
 pub use name::{FileName, ShardKind, ShardName, Split, TOKENIZER_DIR};
 pub use reader::SplitReader;
@@ -26,7 +27,7 @@ pub use recut::Recut;
 pub use split_files::WrittenSplit;
 pub use split_writer::SplitWriter;
 pub use verify::{Report, verify};
-pub use writer::{DatasetWriter, INCOMPLETE};
+pub use writer::{DatasetWriter, INCOMPLETE, SplitFacts};
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -20,7 +20,10 @@ fn fill(writer: &mut DatasetWriter, split: Split, tokens: u32, width: TokenWidth
         stream.push(&bytes).unwrap();
     }
     let written = stream.finish(remainder, 0).unwrap();
-    writer.add(written, u64::from(tokens.div_ceil(10)), 1, u64::from(tokens), BTreeMap::new()).unwrap();
+    let documents = u64::from(tokens.div_ceil(10));
+    writer
+        .add(written, SplitFacts { documents, text_bytes: 1, read: u64::from(tokens), ..SplitFacts::default() })
+        .unwrap();
 }
 
 fn commit(mut writer: DatasetWriter) -> Manifest {

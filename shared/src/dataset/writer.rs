@@ -13,7 +13,7 @@ use super::manifest::MANIFEST;
 use super::split_files::{SplitFiles, WrittenSplit};
 use super::{
     BlockWriter, FileEntry, FileName, Layout, Ledger, Manifest, ManifestHead, ShardKind, ShardName, Split,
-    SplitManifest, SplitWriter, TOKENIZER_DIR, TokenWidth,
+    SplitManifest, SplitWriter, Statistics, TOKENIZER_DIR, TokenWidth,
 };
 use crate::{Error, Result, storage};
 
@@ -22,6 +22,21 @@ pub const INCOMPLETE: &str = ".tokenmill-incomplete";
 
 /// Shards are about this large.
 const SHARD_BYTES: usize = 256 << 20;
+
+/// What the one who packs knows of a split.
+#[derive(Debug, Default)]
+pub struct SplitFacts {
+    /// Documents that reached packing.
+    pub documents: u64,
+    /// UTF-8 bytes of their text.
+    pub text_bytes: u64,
+    /// Their tokens.
+    pub read: u64,
+    /// Those that were left out, by reason.
+    pub rejected: BTreeMap<String, u64>,
+    /// What they are like.
+    pub statistics: Option<Statistics>,
+}
 
 /// A dataset being written.
 #[derive(Debug)]
@@ -108,14 +123,8 @@ impl DatasetWriter {
     }
 
     /// Takes over a finished split.
-    pub fn add(
-        &mut self,
-        written: WrittenSplit,
-        documents: u64,
-        text_bytes: u64,
-        read: u64,
-        rejected: BTreeMap<String, u64>,
-    ) -> Result<()> {
+    pub fn add(&mut self, written: WrittenSplit, facts: SplitFacts) -> Result<()> {
+        let SplitFacts { documents, text_bytes, read, rejected, statistics } = facts;
         let ledger = Ledger { read, in_blocks: written.in_blocks, remainder: written.remainder, rejected };
         assert!(ledger.balances(), "tokens of split {} were lost or invented: {ledger:?}", written.split);
         let split = written.split;
@@ -141,6 +150,7 @@ impl DatasetWriter {
                 text_bytes,
                 last_block_valid_tokens: written.last_block_valid_tokens,
                 ledger,
+                statistics,
                 shards: written.shards,
             },
         );

@@ -1,6 +1,8 @@
 //! What the tests share: the real binaries, small corpora and tokenizers, digests of directories.
 #![allow(clippy::disallowed_methods)]
 
+pub mod mutate;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

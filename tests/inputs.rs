@@ -1,7 +1,7 @@
 //! Text as users have it: old encodings, nested and joined fields, and records that cannot be used.
 
 use std::io::Write;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use tokenmill_tests::{Place, binaries, digest, lines, run};
@@ -145,4 +145,84 @@ fn a_line_without_end_costs_time_and_no_memory() {
     assert_eq!(out["manifest"]["splits"]["train"]["documents"], 31);
     let fails = run(&mut place.prepare("no", &[]));
     fails.fails(3, &["a.txt:2 (byte 7)", "the limit is 67108864", "--on_bad_record skip"]);
+}
+
+/// A file, a pattern, a list and standard input name what lies in a directory.
+#[test]
+fn files_are_named_one_by_one_by_patterns_lists_and_standard_input() {
+    let place = Place::new();
+    let parts = [lines(30, 1), lines(30, 2), lines(30, 3)];
+    for (name, part) in ["a.txt", "b.txt", "c.txt"].iter().zip(&parts) {
+        place.write(&format!("text/{name}"), part);
+    }
+    place.write("text/notes.md", "not read");
+    run(&mut place.prepare("expected", &[])).ok();
+    let expected = digest(&place.path("expected/train"));
+    let list = place.write("list", "text/a.txt\n\ntext/b.txt\n  text/c.txt\n");
+    let list = format!("@{}", list.display());
+    let prepare = |output: &str, files: &[&str]| {
+        let mut command = Command::new(&binaries().preprocess);
+        command.arg("prepare").arg("--output_dir").arg(place.path(output)).arg("--train_file").args(files);
+        command.arg("--tokenizer_name_or_path").arg(tokenmill_tests::data("tokenizers/bytes"));
+        command.arg("--cache_dir").arg(place.path("cache")).current_dir(place.path(""));
+        command.args(["--block_size", "16", "--validation_split_percentage", "0"]);
+        command
+    };
+    let absolute = place.path("text/b.txt");
+    for (number, files) in [
+        &["text/a.txt", "text/b.txt", "text/c.txt"][..],
+        &["text/*"],
+        &["text/[ab].txt", "**/c.txt"],
+        &[&list],
+        &["text/a.txt", absolute.to_str().unwrap(), "text/c*"],
+    ]
+    .iter()
+    .enumerate()
+    {
+        run(&mut prepare(&format!("out{number}"), files)).ok();
+        assert_eq!(digest(&place.path(&format!("out{number}/train"))), expected, "{files:?}");
+    }
+    run(&mut prepare("other", &["text/c.txt", "text/b.txt", "text/a.txt"])).ok();
+    assert_ne!(digest(&place.path("other/train")), expected, "the order is that of the command line");
+    for (files, parts) in [
+        (&["text/d.txt"][..], &["--train_file", "text/d.txt does not exist"][..]),
+        (&["text"], &["--train_file", "--train_file_dir"]),
+        (&["text/*.jsonl"], &["text/*.jsonl matches no"]),
+        (&["text/notes.md"], &["text/notes.md is of no kind"]),
+        (&["text/a.txt", "text/a*"], &["names text/a.txt twice"]),
+        (&["text/a.txt", "--train_file_dir", "text"], &["--train_file_dir", "--train_file are both given"]),
+        (&["-", "--validation_file", "-"], &["standard input"]),
+    ] {
+        run(&mut prepare("no", files)).fails(2, parts);
+    }
+
+    let piped = |output: &str, word: &str, content: &[u8]| {
+        let mut command = prepare(output, &[word]);
+        let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(content).unwrap();
+        tokenmill_tests::Ended::from(child.wait_with_output().unwrap())
+    };
+    piped("piped", "-", parts.concat().as_bytes()).ok();
+    assert_eq!(digest(&place.path("piped/train")), expected);
+    let records: String =
+        parts.concat().split_inclusive('\n').map(|line| json!({"text": line}).to_string() + "\n").collect();
+    piped("records", "stdin:jsonl.zst", &zstd::encode_all(records.as_bytes(), 1).unwrap()).ok();
+    assert_eq!(digest(&place.path("records/train")), expected);
+    piped("bad", "stdin:jsonl", b"{\"text\": 1}\n").fails(3, &["standard input:1", "a number"]);
+    piped("bad", "stdin:pdf", b"").fails(2, &["--train_file", "stdin:pdf"]);
+    let left: Vec<_> =
+        std::fs::read_dir(place.path("cache")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().starts_with(".tmp-")), "{left:?}");
+
+    run(&mut prepare("split", &["text/a.txt", "text/b.txt", "--validation_file", "text/c.txt"])).ok();
+    let dirs = ["train", "valid"].map(|name| place.path(name));
+    for (dir, names) in dirs.iter().zip([&["a.txt", "b.txt"][..], &["c.txt"]]) {
+        std::fs::create_dir(dir).unwrap();
+        for name in names {
+            std::fs::copy(place.path("text").join(name), dir.join(name)).unwrap();
+        }
+    }
+    let [train, valid] = dirs.map(|dir| dir.to_str().unwrap().to_owned());
+    run(&mut place.prepare("divided", &["--train_file_dir", &train, "--validation_file_dir", &valid])).ok();
+    assert_eq!(digest(&place.path("split/validation")), digest(&place.path("divided/validation")));
 }

@@ -11,6 +11,7 @@ mod dependencies;
 mod exactness;
 mod flags;
 mod formats;
+mod fuzz;
 mod golden;
 mod hub;
 mod inputs;

@@ -125,9 +125,7 @@ fn settings(job: &Job) -> Value {
 fn path(job: &Job, source: &Source) -> Result<PathBuf> {
     let runs = job.cache_dir.join("runs");
     storage::create_dir_all(&runs)?;
-    let first = &source.inputs[0];
-    let depth = first.relative.components().count();
-    let root = first.path.ancestors().nth(depth).map(storage::canonicalize).transpose()?.unwrap_or_default();
+    let root = storage::canonicalize(&source.root)?;
     let name = blake3::hash(root.to_string_lossy().as_bytes()).to_hex();
     Ok(runs.join(format!("{}.json", &name[..32])))
 }

@@ -1,15 +1,14 @@
 //! From what was asked to what will be done: tokenizer loaded, inputs listed and scanned, partitions and
 //! fingerprints known, contradictions refused. Nothing is tokenized or written here but scan memories.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use serde_json::{Value, json};
 use tokenmill_shared::config::{
     self, Compat, DataArguments, HubArguments, Packing, PackingStrategy, Remainder, SampleBy, ValidationSplitMode,
-    ValidationText,
 };
 use tokenmill_shared::dataset::{Split, TokenWidth};
 use tokenmill_shared::{Error, Result};
@@ -17,12 +16,11 @@ use tokenmill_shared::{Error, Result};
 use crate::decode;
 use crate::document::{Reason, Rules};
 use crate::encoding::TextEncoding;
-use crate::hub_dataset::{self, SplitFiles};
 use crate::model_config::{check_positions, model_eos};
 use crate::pack::{self, Assign};
 use crate::plan::{Source, TokenSettings};
 use crate::scan::{self, BadRecords, Rejected, ScanOptions};
-use crate::source::{self, Kind};
+use crate::source::{Kind, Text, texts};
 use crate::store::Store;
 use crate::tokenize::Encoding;
 use crate::tokenizer::Tokenizer;
@@ -150,10 +148,7 @@ impl Setup {
             eos_token_id: append,
         };
         let rules = Rules::new(&data)?;
-        let cache_dir = match &data.cache_dir {
-            Some(dir) => dir.clone(),
-            None => default_cache_dir()?,
-        };
+        let cache_dir = cache_dir(data.cache_dir.as_deref())?;
         let workers = data.preprocessing_num_workers.unwrap_or(0); // 0 lets rayon take all cores
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(workers)
@@ -197,21 +192,19 @@ impl Setup {
 impl Job {
     /// Resolves `options`.
     pub fn new(options: &PrepareOptions) -> Result<Self> {
-        let (train_text, validation_text) = texts(&options.data, &options.hub)?;
+        let (train_text, validation_text) =
+            texts(&options.data, &options.hub, &cache_dir(options.data.cache_dir.as_deref())?)?;
         let setup = Setup::new(options)?;
         let bad_records = AtomicU64::new(0);
         let (data, scan_options) = (&setup.data, setup.scan_options(&bad_records));
         let mut files_scanned = (0, 0);
         let mut open = |text: &Text, split: Option<Split>| {
-            let Text { dir, flag, only } = text;
-            let mut inputs = source::list(dir, flag)?;
-            inputs.retain(|input| only.as_ref().is_none_or(|only| only.contains(&input.relative)));
-            let (scans, read) = setup.pool.install(|| scan::scan(dir, &inputs, &scan_options))?;
+            let (scans, read) = setup.pool.install(|| scan::scan(&text.root, &text.inputs, &scan_options))?;
             files_scanned.0 += read;
-            files_scanned.1 += inputs.len();
-            let source = Source::plan(split, inputs, scans, &setup.token_settings, scan_options.partition_bytes);
+            files_scanned.1 += text.inputs.len();
+            let source = Source::plan(split, text, scans, &setup.token_settings, scan_options.partition_bytes);
             if source.documents() == 0 {
-                return Err(Error::config(*flag, format!("the files in {} hold no document", dir.display())));
+                return Err(text.without_document());
             }
             Ok(Arc::new(source))
         };
@@ -295,39 +288,11 @@ impl Job {
     }
 }
 
-/// Text of one split, or of both: the files below a directory, all or some.
-struct Text {
-    dir: PathBuf,
-    /// What it was given by.
-    flag: &'static str,
-    /// Relative paths of those that are meant, if not all.
-    only: Option<BTreeSet<PathBuf>>,
-}
-
-/// The text to train on, and that to validate on if it comes apart.
-fn texts(data: &DataArguments, hub: &HubArguments) -> Result<(Text, Option<Text>)> {
-    if let Some(SplitFiles { dir, train, validation }) = hub_dataset::find(data, hub)? {
-        let text = |only| Text { dir: dir.clone(), flag: "--dataset_name", only: Some(only) };
-        return Ok((text(train), (!validation.is_empty()).then(|| text(validation))));
+/// `--cache_dir`, or `$XDG_CACHE_HOME/tokenmill` or `~/.cache/tokenmill`.
+pub fn cache_dir(given: Option<&Path>) -> Result<PathBuf> {
+    if let Some(dir) = given {
+        return Ok(dir.to_owned());
     }
-    let text = |dir: &PathBuf, flag| Text { dir: dir.clone(), flag, only: None };
-    let train = data.train_file_dir.as_ref().map(|dir| text(dir, "--train_file_dir"));
-    let missing = "is missing; give the directory that holds the text, or --dataset_name";
-    let train = train.ok_or_else(|| Error::config("--train_file_dir", missing))?;
-    let flag = "--validation_file_dir";
-    let validation = match data.validation_text()? {
-        ValidationText::None => None,
-        ValidationText::One(dir) => Some(text(&dir, flag)),
-        ValidationText::Named(_) => {
-            let reason = "has sets with names, and a dataset has one for validation; give one directory, or several to `trainer`, which prepares each";
-            return Err(Error::config(flag, reason));
-        }
-    };
-    Ok((train, validation))
-}
-
-/// `$XDG_CACHE_HOME/tokenmill` or `~/.cache/tokenmill`.
-pub fn default_cache_dir() -> Result<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let root = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
     let root = root.ok_or_else(|| {

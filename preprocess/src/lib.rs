@@ -27,6 +27,10 @@ mod tokenize;
 pub mod tokenizer;
 mod trace;
 
+#[cfg(test)]
+#[path = "../../tests/mutate.rs"]
+mod mutate;
+
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -4,6 +4,7 @@
 //! ending when it is full or after a file whose content hash says so (about a quarter of a partition
 //! expected), so that an inserted file disturbs its own group only. The output never depends on it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -11,7 +12,7 @@ use tokenmill_shared::dataset::Split;
 
 use crate::pipeline::Partitions;
 use crate::scan::{FileScan, Segment};
-use crate::source::Input;
+use crate::source::{Input, Text};
 
 /// Raised when the same input, tokenizer and settings give other ids than before.
 const SEMANTICS_VERSION: u32 = 1;
@@ -110,6 +111,8 @@ impl<'a> Grouping<'a> {
 pub struct Source {
     /// The split all its documents go to; `None` if they are divided.
     pub split: Option<Split>,
+    /// The directory that paths of its files are relative to.
+    pub root: PathBuf,
     /// Its files, in input order.
     pub inputs: Arc<Vec<Input>>,
     /// Their scans.
@@ -122,13 +125,13 @@ impl Source {
     /// Partitions scanned files.
     pub fn plan(
         split: Option<Split>,
-        inputs: Vec<Input>,
+        text: &Text,
         scans: Vec<FileScan>,
         settings: &TokenSettings,
         partition_bytes: u64,
     ) -> Self {
         let partitions = partitions(&scans, settings, partition_bytes);
-        Self { split, inputs: Arc::new(inputs), scans, partitions }
+        Self { split, root: text.root.clone(), inputs: Arc::new(text.inputs.clone()), scans, partitions }
     }
 
     /// Its partitions, for the pipeline.
@@ -182,6 +185,7 @@ mod tests {
             stat,
             kind: Kind::Text,
             compression: Compression::None,
+            spooled: None,
         };
         let scan = |text: &String| {
             let blake3 = blake3::hash(text.as_bytes()).to_hex().to_string();
@@ -195,7 +199,8 @@ mod tests {
             eos_token_id: None,
         };
         let inputs = (0..contents.len()).map(input).collect();
-        Source::plan(None, inputs, contents.iter().map(scan).collect(), &settings, partition_bytes)
+        let text = Text { root: ".".into(), flag: "--train_file_dir", inputs };
+        Source::plan(None, &text, contents.iter().map(scan).collect(), &settings, partition_bytes)
     }
 
     #[test]

@@ -17,6 +17,7 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, Bloom
 import compat
 import flags
 import hub
+import inputs
 import loading
 import old_checkpoints
 import packing
@@ -133,6 +134,7 @@ if __name__ == "__main__":
         work = pathlib.Path(directory)
         datasets = {name: check_dataset(programs, work, name) for name in ("bytes", "pieces")}
         packing.check(programs, work)
+        inputs.check(programs, work)
         flags.check(programs)
         loading.check(programs, work)
         check_checkpoint(programs, work, datasets["bytes"])

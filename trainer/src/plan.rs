@@ -73,14 +73,22 @@ impl Plan {
             _ => {}
         }
         let data = &arguments.data;
-        match (&data.train_file_dir, &data.dataset_name, &arguments.dataset_dir) {
-            (None, None, None) => {
-                return Err(Error::config("--train_file_dir", "is missing; or give --dataset_name or --dataset_dir"));
+        let given: Vec<&str> = [
+            ("--train_file_dir", data.train_file_dir.is_some()),
+            ("--train_file", !data.train_file.is_empty()),
+            ("--dataset_name", data.dataset_name.is_some()),
+            ("--dataset_dir", arguments.dataset_dir.is_some()),
+        ]
+        .into_iter()
+        .filter_map(|(flag, given)| given.then_some(flag))
+        .collect();
+        match given[..] {
+            [] => {
+                let missing = "is missing; or give --train_file, --dataset_name or --dataset_dir";
+                return Err(Error::config("--train_file_dir", missing));
             }
-            (Some(_), _, Some(_)) => return Err(both("--train_file_dir", "--dataset_dir")),
-            (_, Some(_), Some(_)) => return Err(both("--dataset_name", "--dataset_dir")),
-            (Some(_), Some(_), _) => return Err(both("--dataset_name", "--train_file_dir")),
-            _ => {}
+            [_] => {}
+            [one, other, ..] => return Err(both(one, other)),
         }
         if arguments.streaming {
             check_streaming(&arguments)?;
@@ -237,9 +245,10 @@ impl Plan {
     /// What is evaluated: the dataset's validation split, or the sets with names, each prepared by itself.
     pub fn validation_sets(&self, training: &TrainingSet) -> Result<Vec<EvaluationSet>> {
         let data = &self.arguments.data;
-        let sets: Vec<(Option<String>, PathBuf)> = match (data.validation_text()?, &training.source) {
-            (ValidationText::Named(sets), _) => sets.into_iter().map(|(name, dir)| (Some(name), dir)).collect(),
-            (ValidationText::One(dir), Source::Live(_)) => vec![(None, dir)],
+        let sets: Vec<(Option<String>, Option<PathBuf>)> = match (data.validation_text()?, &training.source) {
+            (ValidationText::Named(sets), _) => sets.into_iter().map(|(name, dir)| (Some(name), Some(dir))).collect(),
+            (ValidationText::One(dir), Source::Live(_)) => vec![(None, Some(dir))],
+            (ValidationText::None, Source::Live(_)) if !data.validation_file.is_empty() => vec![(None, None)],
             (_, Source::Live(text)) => return Ok(EvaluationSet::held(text.validation.clone()).into_iter().collect()),
             (_, Source::Prepared(dataset)) => {
                 let limit = data.validation_blocks_limit();
@@ -250,8 +259,10 @@ impl Plan {
         let mut opened = Vec::new();
         for (name, dir) in sets.into_iter().filter(|_| self.evaluate) {
             let prepared = self.prepared(DataArguments {
-                train_file_dir: Some(dir),
+                train_file: if dir.is_some() { Vec::new() } else { data.validation_file.clone() },
+                train_file_dir: dir,
                 validation_file_dir: Vec::new(),
+                validation_file: Vec::new(),
                 validation_split_percentage: 0.0,
                 dataset_name: None,
                 dataset_config_name: None,

@@ -11,7 +11,7 @@ use tokenmill_shared::{Error, Result};
 
 use super::{of, print_json, print_lines};
 use crate::cache;
-use crate::job::default_cache_dir;
+use crate::job::cache_dir;
 
 const LIST: (&str, &str) = ("list", "What the cache holds, and when it was last used.");
 const PRUNE: (&str, &str) =
@@ -43,7 +43,7 @@ pub(super) fn run(argv: Vec<OsString>) -> Result<()> {
     };
     let command = Command::new(name).bin_name(format!("preprocess cache {name}")).about(about);
     let arguments: CacheArguments = parse(command, argv.into_iter().skip(1))?;
-    let cache_dir = arguments.cache_dir.map_or_else(default_cache_dir, Ok)?;
+    let cache_dir = cache_dir(arguments.cache_dir.as_deref())?;
     if name == "list" {
         let entries = cache::list(&cache_dir)?;
         if arguments.json {

@@ -9,7 +9,7 @@ use tokenmill_shared::{Error, Result};
 
 use super::{command, print_json, print_lines};
 use crate::doctor;
-use crate::job::default_cache_dir;
+use crate::job::cache_dir;
 
 /// See [`doctor_command`].
 #[derive(Debug, Default, Args)]
@@ -32,7 +32,7 @@ pub(super) fn doctor_command() -> Command {
 
 pub(super) fn run_doctor(argv: Vec<OsString>) -> Result<()> {
     let arguments: DoctorArguments = parse(doctor_command(), argv)?;
-    let cache_dir = arguments.cache_dir.map_or_else(default_cache_dir, Ok)?;
+    let cache_dir = cache_dir(arguments.cache_dir.as_deref())?;
     let mut dirs = vec![("--cache_dir", cache_dir.as_path())];
     dirs.extend(arguments.output_dir.as_deref().map(|dir| ("--output_dir", dir)));
     let findings = doctor::examine(&dirs);

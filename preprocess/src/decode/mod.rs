@@ -132,4 +132,4 @@ impl Read for FromOffset {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

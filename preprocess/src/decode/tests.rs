@@ -6,7 +6,7 @@ use super::*;
 
 const FORMATS: [&str; 4] = ["gz", "zst", "bz2", "xz"];
 
-fn compress(format: &str, content: &[u8]) -> Vec<u8> {
+pub(crate) fn compress(format: &str, content: &[u8]) -> Vec<u8> {
     match format {
         "gz" => {
             let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());

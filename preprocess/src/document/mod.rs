@@ -254,4 +254,8 @@ fn too_long(at: Location, found: u64) -> Error {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;

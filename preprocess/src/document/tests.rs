@@ -1,4 +1,6 @@
 //! What files become, for every kind of them.
+// Without fsync: there are thousands of files.
+#![allow(clippy::disallowed_methods)]
 
 use super::*;
 use std::path::Path;
@@ -74,9 +76,9 @@ fn errors_name_record_and_byte() {
 
 /// What a file gives under a policy: documents with their records, and bad records with their reasons.
 #[derive(Debug, Default, PartialEq)]
-struct Found {
-    documents: Vec<(u64, String)>,
-    bad: Vec<(Reason, String)>,
+pub(super) struct Found {
+    pub documents: Vec<(u64, String)>,
+    pub bad: Vec<(Reason, String)>,
 }
 
 impl Sink for Found {
@@ -91,16 +93,16 @@ impl Sink for Found {
     }
 }
 
-fn found_in(name: &str, bytes: &[u8], rules: &Rules, read_bytes: usize) -> Result<Found> {
+pub(super) fn found_in(name: &str, bytes: &[u8], rules: &Rules, read_bytes: usize) -> Result<Found> {
     let dir = tempfile::tempdir().unwrap();
-    storage::replace(&dir.path().join(name), bytes).unwrap();
+    std::fs::write(dir.path().join(name), bytes).unwrap();
     let input = crate::source::list(dir.path(), "--train_file_dir").unwrap().remove(0);
     let mut found = Found::default();
     for_each(&input, rules, Start::of(&input, rules, read_bytes)?, read_bytes, &mut found)?;
     Ok(found)
 }
 
-fn rules_of(change: impl FnOnce(&mut DataArguments)) -> Rules {
+pub(super) fn rules_of(change: impl FnOnce(&mut DataArguments)) -> Rules {
     let mut data = DataArguments::default();
     change(&mut data);
     Rules::new(&data).unwrap()
@@ -269,7 +271,7 @@ fn records_that_cannot_be_used_are_passed_over_with_reason_and_place() {
 }
 
 /// A stream of three batches, or the same as a file.
-fn arrow(texts: &[&str], file: bool) -> Vec<u8> {
+pub(super) fn arrow(texts: &[&str], file: bool) -> Vec<u8> {
     use arrow_array::{RecordBatch, StringArray};
     let column = |texts: &[&str]| std::sync::Arc::new(StringArray::from_iter_values(texts)) as _;
     let batch = |texts: &[&str]| RecordBatch::try_from_iter([("id", column(texts)), ("text", column(texts))]).unwrap();

@@ -30,7 +30,7 @@ use crate::job::{PrepareOptions, Setup};
 use crate::pipeline::{Event, Partitions, Pipeline};
 use crate::plan::{self, TokenSettings};
 use crate::scan::{FileScan, Memory};
-use crate::source::{self, Input};
+use crate::source::{Input, Text, texts};
 use crate::tokenizer::Tokenizer;
 
 /// Tokens that may be cut ahead of the one who takes them, in blocks: 1 MiB of ids. Text and ids before that are bounded
@@ -107,14 +107,11 @@ impl Live {
     /// # Errors
     /// Those of [`prepare`](crate::prepare) before it reads; a division of the documents, which needs their number.
     pub fn open(options: &PrepareOptions, keep: bool) -> Result<Self> {
-        const FLAG: &str = "--train_file_dir";
         let data = &options.data;
         if data.dataset_name.is_some() {
             let reason = "reads text files; give the directory of the training text, or leave out --streaming";
-            return Err(Error::config("--dataset_name", format!("{reason}: --streaming {FLAG} DIR")));
+            return Err(Error::config("--dataset_name", format!("{reason}: --streaming --train_file_dir DIR")));
         }
-        let missing = || Error::config(FLAG, "is missing; give the directory that holds the text");
-        let dir = data.train_file_dir.clone().ok_or_else(missing)?;
         if data.on_bad_record == OnBadRecord::Quarantine {
             let reason = "keeps bad records beside a dataset, and --streaming makes none; use skip";
             return Err(Error::config("--on_bad_record", format!("quarantine {reason}")));
@@ -124,7 +121,9 @@ impl Live {
             return Err(Error::config("--streaming", PACKED_OTHERWISE));
         }
         let setup = Setup::new(options)?;
-        let inputs = source::list(&dir, FLAG)?;
+        // Texts to validate on are prepared by themselves, and looked at then.
+        let training = DataArguments { validation_file_dir: Vec::new(), validation_file: Vec::new(), ..data.clone() };
+        let (Text { root: dir, inputs, .. }, _) = texts(&training, &options.hub, &setup.cache_dir)?;
         let memory = Memory::open(&dir, &setup.scan_options(&AtomicU64::new(0)))?;
         let fingerprint = fingerprint(&setup, &inputs, set_aside);
         let (inputs, memory) = (Arc::new(inputs), Arc::new(Mutex::new(memory)));
@@ -319,7 +318,7 @@ fn set_aside(data: &DataArguments) -> Result<u64> {
     if data.validation_split_mode != ValidationSplitMode::Head {
         return Err(Error::config("--validation_split_mode", advice));
     }
-    if data.validation_text()? != ValidationText::None || percentage == 0.0 {
+    if data.validation_text()? != ValidationText::None || !data.validation_file.is_empty() || percentage == 0.0 {
         return Ok(0);
     }
     if percentage != default.validation_split_percentage {

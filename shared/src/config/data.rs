@@ -117,6 +117,12 @@ pub struct DataArguments {
     /// Directory of training text: **/*.txt, .jsonl, .json, .csv, .tsv, .parquet, .arrow, also .gz, .zst, .bz2 or .xz
     #[arg(long, value_name = "DIR")]
     pub train_file_dir: Option<PathBuf>,
+    /// Files of training text in place of it, in this order: names, patterns ('*.txt'), @LIST, or - for standard input
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub train_file: Vec<String>,
+    /// Files of validation text, given in the same ways
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub validation_file: Vec<String>,
     /// Directory of validation text, of the same kinds; or several sets, each name=DIR, evaluated apart
     #[arg(long, value_name = "DIR", num_args = 1..)]
     pub validation_file_dir: Vec<PathBuf>,
@@ -206,6 +212,8 @@ impl Default for DataArguments {
             dataset_name: None,
             dataset_config_name: None,
             train_file_dir: None,
+            train_file: Vec::new(),
+            validation_file: Vec::new(),
             validation_file_dir: Vec::new(),
             validation_split_percentage: 1.0,
             validation_split_mode: ValidationSplitMode::Head,

@@ -42,6 +42,8 @@ pub const CHINESE: &[(&str, &str)] = &[
         "train_file_dir",
         "训练文本目录：**/*.txt、.jsonl、.json、.csv、.tsv、.parquet、.arrow，均可带 .gz、.zst、.bz2 或 .xz",
     ),
+    ("train_file", "代替它的训练文本文件，按此顺序：文件名、通配符（'*.txt'）、@列表文件，或 - 表示标准输入"),
+    ("validation_file", "验证文本文件，写法相同"),
     ("validation_file_dir", "验证文本目录，格式相同；也可给出多个，各写作 名称=目录，分别评估"),
     ("validation_split_percentage", "没有 --validation_file_dir 时，训练文档中作为验证集的百分比"),
     ("validation_split_mode", "取哪些文档：最前面的（head），或按内容哈希（hash）"),

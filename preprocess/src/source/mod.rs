@@ -1,11 +1,18 @@
 //! Which files are read, in which order: everything below a directory that has a known extension, sorted
-//! by the bytes of its relative path, so that the order never depends on the file system.
+//! by the bytes of its relative path, so that the order never depends on the file system; or files one by one.
+
+mod files;
+pub(crate) mod pattern;
+mod texts;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tokenmill_shared::storage::{self, Stat};
+use tokenmill_shared::storage::{self, Stat, TemporaryFile};
 use tokenmill_shared::{Error, Location, Result};
+
+pub use self::texts::{Text, texts};
 
 /// How a file's content becomes records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -57,6 +64,8 @@ pub struct Input {
     pub kind: Kind,
     /// How it is compressed.
     pub compression: Compression,
+    /// The file that holds it for as long as it is read, where it had none.
+    pub spooled: Option<Arc<TemporaryFile>>,
 }
 
 /// What is read, in words.
@@ -79,7 +88,13 @@ pub fn list(dir: &Path, flag: &str) -> Result<Vec<Input>> {
         return Err(Error::config(flag, format!("{shown} does not exist")));
     }
     if !dir.is_dir() {
-        return Err(Error::config(flag, format!("{shown} is a file; give the directory that holds it")));
+        return Err(Error::config(
+            flag,
+            format!("{shown} is a file; give it as --train_file, or the directory that holds it"),
+        ));
+    }
+    if flag != "--dataset_name" && is_saved_dataset(dir)? {
+        return Err(Error::config(flag, format!("{shown} is a dataset that was saved; give it as --dataset_name")));
     }
     let files = storage::list_files(dir)?;
     let found = files.len();
@@ -88,7 +103,15 @@ pub fn list(dir: &Path, flag: &str) -> Result<Vec<Input>> {
         .filter_map(|entry| {
             let (kind, compression) = recognise(entry.relative.to_str()?)?;
             let name = entry.path.clone();
-            Some(Input { path: entry.path, name, relative: entry.relative, stat: entry.stat, kind, compression })
+            Some(Input {
+                path: entry.path,
+                name,
+                relative: entry.relative,
+                stat: entry.stat,
+                kind,
+                compression,
+                spooled: None,
+            })
         })
         .collect();
     if inputs.is_empty() {
@@ -96,6 +119,13 @@ pub fn list(dir: &Path, flag: &str) -> Result<Vec<Input>> {
         return Err(Error::config(flag, reason));
     }
     Ok(inputs)
+}
+
+/// Whether `dir` is a dataset as `save_to_disk` writes one, whose files are not all text.
+fn is_saved_dataset(dir: &Path) -> Result<bool> {
+    Ok(storage::stat(&dir.join("dataset_dict.json"))?.is_some()
+        || (storage::stat(&dir.join("state.json"))?.is_some()
+            && storage::stat(&dir.join("dataset_info.json"))?.is_some()))
 }
 
 /// What a file of that name holds, and how it is compressed; `None` if it is not read.

@@ -5,6 +5,8 @@
 //! them the names of files and directories say their split, and if none does, all are training text. Scripts are not run.
 //! Source: datasets 4 (`data_files.py`, `load.py`).
 
+mod saved;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -16,7 +18,7 @@ use tokenmill_shared::config::{DataArguments, HubArguments};
 use tokenmill_shared::hub::{Hub, Kind, Repository};
 use tokenmill_shared::{Error, Result, storage};
 
-use crate::source;
+use crate::source::{self, pattern};
 
 const FLAG: &str = "--dataset_name";
 const CARD: &str = "README.md";
@@ -26,6 +28,12 @@ const CARD_LIMIT: u64 = 4 << 20;
 
 /// Files that describe a dataset and are not of it.
 const ABOUT: [&str; 5] = [CARD, "config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"];
+
+/// Whether a file describes a dataset, or holds what `datasets` computed from one.
+fn is_about(name: &str) -> bool {
+    let leaf = name.rsplit('/').next().unwrap_or_default();
+    ABOUT.contains(&name) || leaf == "dataset_info.json" || (leaf.starts_with("cache-") && leaf.ends_with(".arrow"))
+}
 
 /// What separates the name of a split from the rest of a path.
 const SEPARATOR: &str = r"[-._ 0-9/]";
@@ -47,22 +55,25 @@ pub struct SplitFiles {
 /// A dataset that is not there, is a script, has no such configuration or no file that can be read.
 pub fn find(data: &DataArguments, hub: &HubArguments) -> Result<Option<SplitFiles>> {
     let Some(name) = &data.dataset_name else { return Ok(None) };
-    for (flag, given) in [
-        ("--train_file_dir", data.train_file_dir.is_some()),
-        ("--validation_file_dir", !data.validation_file_dir.is_empty()),
-    ] {
-        if given {
-            return Err(Error::config(FLAG, format!("and {flag} are both given; give one")));
-        }
-    }
     let config = data.dataset_config_name.as_deref();
-    let as_paths = |names: Vec<String>| names.into_iter().map(PathBuf::from).collect();
     let local = Path::new(name);
+    if local.is_dir()
+        && let Some(found) = saved::saved_to_disk(local)?
+    {
+        return match config {
+            Some(config) => {
+                Err(Error::config(FLAG, format!("{name} was saved without configurations, so none is called {config}")))
+            }
+            None => Ok(Some(found)),
+        };
+    }
+    let as_paths = |names: Vec<String>| names.into_iter().map(PathBuf::from).collect();
     let (dir, splits) = if local.is_dir() {
+        let local = &saved::snapshot_of(local)?;
         let files = storage::list_files(local)?;
         let names: Vec<String> =
             files.into_iter().filter_map(|file| Some(file.relative.to_str()?.to_owned())).collect();
-        (local.to_owned(), choose(name, &names, &card(local)?, config)?)
+        (local.clone(), choose(name, &names, &card(local)?, config)?)
     } else {
         fetch(name, config, data, hub)?
     };
@@ -177,7 +188,7 @@ fn choose(dataset: &str, names: &[String], configs: &[Config], wanted: Option<&s
     let prefix = prefix.trim_start_matches("./").trim_matches('/');
     let inside = |name: &&String| {
         let below = name.strip_prefix(prefix).is_some_and(|rest| prefix.is_empty() || rest.starts_with('/'));
-        below && !name.split('/').any(|part| part.starts_with(['.', '_'])) && !ABOUT.contains(&name.as_str())
+        below && !name.split('/').any(|part| part.starts_with(['.', '_'])) && !is_about(name)
     };
     let files: Vec<&String> = names.iter().filter(inside).collect();
     let splits = match config.map(|config| &config.data_files).filter(|files| !files.is_null()) {
@@ -251,36 +262,11 @@ fn by_patterns(files: &[&String], prefix: &str, patterns: &Value) -> Result<Spli
         };
         for pattern in patterns {
             let joined = if prefix.is_empty() { pattern.clone() } else { format!("{prefix}/{pattern}") };
-            let glob = glob(joined.trim_start_matches("./"))?;
+            let glob = pattern::compile(joined.trim_start_matches("./"), "the card of --dataset_name")?;
             target.extend(files.iter().filter(|name| glob.is_match(name)).map(|name| (*name).clone()));
         }
     }
     Ok(splits)
-}
-
-/// A shell pattern for whole paths: `*` and `?` stay in one directory, `**` does not.
-fn glob(pattern: &str) -> Result<Regex> {
-    let mut text = String::from("^");
-    let mut rest = pattern;
-    while let Some(symbol) = rest.chars().next() {
-        let (part, length) = if rest.starts_with("**/") {
-            ("(?:.*/)?".to_owned(), 3)
-        } else if rest.starts_with("**") {
-            (".*".to_owned(), 2)
-        } else if symbol == '*' {
-            ("[^/]*".to_owned(), 1)
-        } else if symbol == '?' {
-            ("[^/]".to_owned(), 1)
-        } else if let Some(end) = rest.find(']').filter(|_| symbol == '[') {
-            (rest[..=end].replace("[!", "[^"), end + 1)
-        } else {
-            (regex::escape(&symbol.to_string()), symbol.len_utf8())
-        };
-        text.push_str(&part);
-        rest = &rest[length..];
-    }
-    text.push('$');
-    Regex::new(&text).map_err(|_| Error::config(FLAG, format!("its card has {pattern:?}, which is no pattern")))
 }
 
 #[cfg(test)]
@@ -310,6 +296,15 @@ mod tests {
         assert_eq!(by_names("a.txt b/c.txt .git/d.txt"), splits("a.txt b/c.txt", ""));
         assert_eq!(by_names("train/a.jsonl dev/a.jsonl"), splits("train/a.jsonl", "dev/a.jsonl"));
         assert_eq!(by_names("my-train.txt trainer.txt my_val.txt"), splits("my-train.txt", "my_val.txt"));
+    }
+
+    /// The cache of `datasets` keeps what it prepared as one Arrow file or several for a split.
+    #[test]
+    fn a_directory_of_the_cache_of_datasets_is_read() {
+        let names = "poems-train.arrow poems-validation.arrow cache-1f.arrow dataset_info.json";
+        assert_eq!(chosen(names, "license: mit", None).unwrap(), splits("poems-train.arrow", "poems-validation.arrow"));
+        let nested = "default/0.0.0/abc/json-train.arrow default/0.0.0/abc/dataset_info.json";
+        assert_eq!(chosen(nested, "license: mit", None).unwrap(), splits("default/0.0.0/abc/json-train.arrow", ""));
     }
 
     #[test]

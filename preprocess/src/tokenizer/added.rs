@@ -1,13 +1,14 @@
 //! Added tokens: found in text before anything else, all of them at once by an automaton.
 //!
 //! As in the `tokenizers` crate they are looked for twice: tokens that are not `normalized` in the text as it is, the
-//! others in what the normalizer makes of the stretches between. A text that holds a token with further rules
-//! (`lstrip`, `rstrip`, `single_word`) is the reference's.
+//! others in what the normalizer makes of the stretches between. Its rules (`lstrip`, `rstrip`, `single_word`) are here
+//! word for word.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use aho_corasick::{AhoCorasick, Input, MatchKind};
+use regex::Regex;
 use serde_json::Value;
 
 /// A stretch of text and where it begins, or an added token in it.
@@ -158,13 +159,90 @@ fn eight(text: &[u8], at: usize) -> u64 {
     }
 }
 
+/// What else is asked of a place where a token stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rules {
+    /// White space before it is its own.
+    lstrip: bool,
+    /// White space after it is its own.
+    rstrip: bool,
+    /// There is no word character beside it.
+    single_word: bool,
+}
+
+impl Rules {
+    /// `None` for a token that has none.
+    fn of(token: &Value) -> Option<Option<Self>> {
+        let rule = |name: &str| token[name].as_bool();
+        let rules = Self { lstrip: rule("lstrip")?, rstrip: rule("rstrip")?, single_word: rule("single_word")? };
+        Some((rules.lstrip || rules.rstrip || rules.single_word).then_some(rules))
+    }
+}
+
+/// Tokens that are looked for in one go.
+struct Set {
+    finder: Finder,
+    rules: HashMap<u32, Rules>,
+    /// `\w`, as the reference has it.
+    word: Regex,
+}
+
+impl Set {
+    /// `None` for tokens that only the reference can handle.
+    fn new(tokens: &[(String, u32)], rules: &HashMap<u32, Rules>) -> Option<Option<Self>> {
+        let Some(finder) = Finder::new(tokens).ok()? else { return Some(None) };
+        let ours = |id: &u32| Some((*id, *rules.get(id)?));
+        let rules: HashMap<u32, Rules> = tokens.iter().filter_map(|(_, id)| ours(id)).collect();
+        // A token that begins in white space which another one has taken: the reference takes text twice, or fails.
+        let overlaps = |(content, _): &(String, u32)| content.starts_with(char::is_whitespace);
+        if rules.values().any(|rules| rules.rstrip) && tokens.iter().any(overlaps) {
+            return None;
+        }
+        Some(Some(Self { finder, rules, word: Regex::new(r"^\w").ok()? }))
+    }
+
+    /// Calls `each` with the segments of `text`.
+    fn split<'a>(&self, text: &'a str, mut each: impl FnMut(Segment<'a>)) {
+        // Where the last token ended with the white space that is its own, and without.
+        let (mut done, mut end) = (0, 0);
+        while let Some((mut begin, mut after, id)) = self.finder.find(text, end) {
+            end = after;
+            if !self.rules.is_empty()
+                && let Some(rules) = self.rules.get(&id)
+            {
+                if rules.single_word && self.is_within_word(text, begin, after) {
+                    continue;
+                }
+                if rules.lstrip {
+                    begin = text[..begin].trim_end().len().max(done);
+                }
+                if rules.rstrip {
+                    after += text[after..].len() - text[after..].trim_start().len();
+                }
+            }
+            if begin > done {
+                each(Segment::Text(done, &text[done..begin]));
+            }
+            each(Segment::Token(id));
+            done = after;
+        }
+        if done < text.len() {
+            each(Segment::Text(done, &text[done..]));
+        }
+    }
+
+    fn is_within_word(&self, text: &str, begin: usize, end: usize) -> bool {
+        let before = text[..begin].char_indices().next_back().map_or("", |(at, _)| &text[at..begin]);
+        self.word.is_match(before) || self.word.is_match(&text[end..])
+    }
+}
+
 /// The added tokens of a tokenizer.
 pub(super) struct AddedTokens {
-    raw: Option<Finder>,
-    normalized: Option<Finder>,
+    raw: Option<Set>,
+    normalized: Option<Set>,
     /// What is looked for in normalized text, and the ids.
     in_normalized: Vec<(String, u32)>,
-    ruled: Option<AhoCorasick>,
 }
 
 impl AddedTokens {
@@ -175,35 +253,24 @@ impl AddedTokens {
         id_of: impl Fn(&str) -> Option<u32>,
         normalize: impl Fn(&str) -> Option<String>,
     ) -> Option<Self> {
-        let (mut raw, mut normalized, mut ruled) = (Vec::new(), Vec::new(), Vec::new());
-        let mut seen = BTreeSet::new();
+        let (mut raw, mut normalized, mut rules) = (Vec::new(), Vec::new(), HashMap::new());
+        let (mut seen, mut ids) = (BTreeSet::new(), BTreeSet::new());
         for token in json["added_tokens"].as_array().map_or(&[][..], Vec::as_slice) {
             let content = token["content"].as_str().filter(|content| !content.is_empty())?;
-            if !seen.insert(content) {
+            let id = id_of(content)?;
+            if !seen.insert(content) || !ids.insert(id) {
                 return None;
             }
-            let id = id_of(content)?;
-            let pattern = if token["normalized"].as_bool()? { Some(normalize(content)?) } else { None };
-            if ["lstrip", "rstrip", "single_word"].iter().any(|rule| token[rule] != Value::Bool(false)) {
-                // What is looked for in normalized text must show in the text as it is.
-                if pattern.is_some_and(|_| content.contains([' ', '▁'])) {
-                    return None;
-                }
-                ruled.push(content);
-            } else if let Some(pattern) = pattern {
-                normalized.push((pattern, id));
-            } else {
-                raw.push((content.to_owned(), id));
+            if let Some(of_token) = Rules::of(token)? {
+                rules.insert(id, of_token);
+            }
+            match token["normalized"].as_bool()? {
+                true => normalized.push((normalize(content)?, id)),
+                false => raw.push((content.to_owned(), id)),
             }
         }
-        let ruled = if ruled.is_empty() { None } else { Some(AhoCorasick::new(&ruled).ok()?) };
-        let (raw, finder) = (Finder::new(&raw).ok()?, Finder::new(&normalized).ok()?);
-        Some(Self { raw, normalized: finder, in_normalized: normalized, ruled })
-    }
-
-    /// Whether only the reference can find the added tokens in this text.
-    pub(super) fn needs_reference(&self, text: &str) -> bool {
-        self.ruled.as_ref().is_some_and(|ruled| ruled.is_match(text))
+        let (raw, set) = (Set::new(&raw, &rules)?, Set::new(&normalized, &rules)?);
+        Some(Self { raw, normalized: set, in_normalized: normalized })
     }
 
     /// What is looked for in normalized text, and the ids.
@@ -211,28 +278,27 @@ impl AddedTokens {
         &self.in_normalized
     }
 
+    /// Whether some of these have rules.
+    pub(super) fn rules_in_normalized(&self) -> bool {
+        self.normalized.as_ref().is_some_and(|set| !set.rules.is_empty())
+    }
+
     /// Calls `each` with the segments of the text as it is.
-    pub(super) fn split(&self, text: &str, each: impl FnMut(Segment<'_>)) {
+    pub(super) fn split<'a>(&self, text: &'a str, each: impl FnMut(Segment<'a>)) {
         split(self.raw.as_ref(), text, each);
     }
 
     /// Calls `each` with the segments of normalized text.
-    pub(super) fn split_normalized(&self, text: &str, each: impl FnMut(Segment<'_>)) {
+    pub(super) fn split_normalized<'a>(&self, text: &'a str, each: impl FnMut(Segment<'a>)) {
         split(self.normalized.as_ref(), text, each);
     }
 }
 
-fn split(finder: Option<&Finder>, text: &str, mut each: impl FnMut(Segment<'_>)) {
-    let mut end = 0;
-    while let Some((begin, after, id)) = finder.and_then(|finder| finder.find(text, end)) {
-        if begin > end {
-            each(Segment::Text(end, &text[end..begin]));
-        }
-        each(Segment::Token(id));
-        end = after;
-    }
-    if end < text.len() {
-        each(Segment::Text(end, &text[end..]));
+fn split<'a>(set: Option<&Set>, text: &'a str, mut each: impl FnMut(Segment<'a>)) {
+    match set {
+        Some(set) => set.split(text, each),
+        None if text.is_empty() => {}
+        None => each(Segment::Text(0, text)),
     }
 }
 

@@ -246,9 +246,6 @@ impl Engine for ByteLevel {
         working: &mut Working,
         ids: &mut Vec<u32>,
     ) -> Result<(), String> {
-        if self.added.needs_reference(text) {
-            return self.reference.encode(text, add_special_tokens, working, ids);
-        }
         if !self.words.can_panic() {
             return self.encode_document(text, add_special_tokens, working, ids);
         }
@@ -438,6 +435,21 @@ mod tests {
     }
 
     #[test]
+    fn tokens_that_would_take_white_space_twice_are_left_to_the_reference() {
+        let mut json: Value = serde_json::from_slice(&tokenizer(Value::Null, byte_level(true))).unwrap();
+        let token = |id: u32, content: &str, rstrip: bool| {
+            json!({"id": id, "content": content, "special": false, "lstrip": false, "rstrip": rstrip,
+                   "single_word": false, "normalized": false})
+        };
+        let with = |json: &mut Value, tokens: [Value; 2]| {
+            json["added_tokens"] = Value::Array(tokens.into());
+            engines(json.to_string().as_bytes()).0.is_some()
+        };
+        assert!(with(&mut json, [token(300, "<a>", true), token(301, "b", false)]));
+        assert!(!with(&mut json, [token(300, "<a>", true), token(301, " b", false)]));
+    }
+
+    #[test]
     fn words_that_are_new_and_words_that_are_known_keep_their_order() {
         let mut number = 0u64;
         let mut word = || {
@@ -457,6 +469,32 @@ mod tests {
                     reference.encode(&text, true, &mut Working::default(), &mut expected).unwrap();
                 }
                 assert_eq!(ids, expected, "{text:?}");
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        #[test]
+        fn added_tokens_follow_their_rules(
+            rules in prop::collection::vec(0u8..16, 8),
+            texts in prop::collection::vec(r"(<a>|<b>|ab|b |c|中文|中|_|[abc中_\u{a0}\n]| {1,3}){0,20}", 1..4),
+        ) {
+            let mut json: Value = serde_json::from_slice(&tokenizer(json!({"type": "NFC"}), byte_level(true))).unwrap();
+            let added = json["added_tokens"].as_array_mut().unwrap();
+            for (content, rules) in ["<a>", "<b>", "ab", "b ", "c", "中文中", "中", "_"].iter().zip(rules) {
+                let has = |bit: u8| rules >> bit & 1 == 1;
+                added.push(json!({"id": 300 + added.len(), "content": content, "special": false, "lstrip": has(0),
+                                  "rstrip": has(1), "single_word": has(2), "normalized": has(3)}));
+            }
+            let (fast, reference) = engines(json.to_string().as_bytes());
+            let fast = fast.expect("a recognised form");
+            for text in texts {
+                let (mut working, mut ids, mut expected) = (Working::default(), vec![], vec![]);
+                fast.encode(&text, false, &mut working, &mut ids).unwrap();
+                reference.encode(&text, false, &mut working, &mut expected).unwrap();
+                prop_assert_eq!(ids, expected, "{:?}", text);
             }
         }
     }

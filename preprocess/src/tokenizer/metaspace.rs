@@ -178,7 +178,7 @@ impl Metaspace {
             self.encode_marked(text.as_bytes(), working, ids);
             return;
         };
-        if marked.mark.find(text.as_bytes()).is_some() {
+        if self.added.rules_in_normalized() || marked.mark.find(text.as_bytes()).is_some() {
             let normalized = format!("{META}{}", text.replace(' ', META.encode_utf8(&mut [0; 4])));
             self.added.split_normalized(&normalized, |segment| match segment {
                 Segment::Text(_, text) => self.encode_pieces(text.as_bytes(), 0, working, ids),
@@ -260,9 +260,6 @@ impl Engine for Metaspace {
         working: &mut Working,
         ids: &mut Vec<u32>,
     ) -> Result<(), String> {
-        if self.added.needs_reference(text) {
-            return self.reference.encode(text, add_special_tokens, working, ids);
-        }
         if add_special_tokens {
             ids.extend_from_slice(&self.around.0);
         }
@@ -406,6 +403,33 @@ mod tests {
                       "vocab": vocab, "merges": merges}
         });
         serde_json::to_vec(&json).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        #[test]
+        fn added_tokens_follow_their_rules(
+            rules in prop::collection::vec(0u8..16, 8),
+            texts in prop::collection::vec(r"(<a>|▁?<b>|ab|b |c|中文|中|_|[abc中_▁\u{a0}\n]| {1,3}){0,20}", 1..4),
+        ) {
+            let mut json: Value = serde_json::from_slice(&tokenizer()).unwrap();
+            let added = json["added_tokens"].as_array_mut().unwrap();
+            for (content, rules) in ["<a>", "<b>", "ab", "b ", "c", "中文中", "中", "_"].iter().zip(rules) {
+                let has = |bit: u8| rules >> bit & 1 == 1;
+                added.push(json!({"id": 400 + added.len(), "content": content, "special": false, "lstrip": has(0),
+                                  "rstrip": has(1), "single_word": has(2), "normalized": has(3)}));
+            }
+            let json = json.to_string();
+            let load = || Reference::load(Path::new("tokenizer.json"), json.as_bytes()).unwrap();
+            let fast = Metaspace::new(Box::new(load()), &serde_json::from_str(&json).unwrap()).ok().unwrap();
+            for text in texts {
+                let (mut working, mut ids, mut expected) = (Working::default(), vec![], vec![]);
+                fast.encode(&text, false, &mut working, &mut ids).unwrap();
+                load().encode(&text, false, &mut working, &mut expected).unwrap();
+                prop_assert_eq!(ids, expected, "{:?}", text);
+            }
+        }
     }
 
     proptest! {

@@ -1,5 +1,6 @@
-//! The fast engine for BPE vocabularies in SentencePiece's style (Llama 1 and 2, Mistral, Baichuan, ChatGLM): no
-//! pre-tokenizer, `▁` for a space and before each stretch of text, bytes for characters without a token.
+//! The fast engine for BPE vocabularies in SentencePiece's style (Llama 1 and 2, Mistral, Baichuan, ChatGLM, Gemma): `▁`
+//! for a space, and in most of them before a text; bytes for characters without a token. Whether a normalizer puts `▁`
+//! there or a pre-tokenizer does (`Metaspace`), by which rules, [`Style`] says.
 //!
 //! To the reference a whole document is one word. But two characters that stand side by side in no token can never be
 //! merged across: there the text is cut, and the pieces (`▁word`, a few Chinese characters) are short, come again, and
@@ -76,9 +77,81 @@ fn as_space(character: u32) -> u32 {
     if character == META as u32 { SPACE } else { character }
 }
 
+/// Where `▁` comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Style {
+    /// The normalizer makes it of spaces: added tokens are looked for after that.
+    normalizes: bool,
+    /// Where one is put before text.
+    prefix: Prefix,
+    /// Nothing is merged with what stands before a `▁`.
+    splits: bool,
+}
+
+/// Before which text a `▁` is put that does not stand there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Prefix {
+    /// By the normalizer: before each stretch between added tokens that it does not look for itself.
+    Stretch,
+    /// By the pre-tokenizer: before each stretch between added tokens that does not begin with one.
+    Each,
+    /// The same, at the beginning of a document only.
+    First,
+    None,
+}
+
+impl Style {
+    /// The style of a tokenizer.json of the recognised form.
+    fn recognise(json: &Value) -> Option<Self> {
+        let meta = META.to_string();
+        let steps = match &json["normalizer"] {
+            Value::Null => &[],
+            normalizer if normalizer["type"] == "Sequence" => normalizer["normalizers"].as_array()?.as_slice(),
+            normalizer => std::slice::from_ref(normalizer),
+        };
+        let is_prepend = |step: &Value| step["type"] == "Prepend" && step["prepend"] == meta.as_str();
+        let is_replace = |step: &Value| {
+            step["type"] == "Replace" && step["pattern"]["String"] == " " && step["content"] == meta.as_str()
+        };
+        let pre_tokenizer = &json["pre_tokenizer"];
+        let by_normalizer = match steps {
+            [] => None,
+            [replace] if is_replace(replace) => Some(Prefix::None),
+            [prepend, replace] if is_prepend(prepend) && is_replace(replace) => Some(Prefix::Stretch),
+            _ => return None,
+        };
+        if let Some(prefix) = by_normalizer {
+            // Gemma's splits at spaces, of which there are none any more.
+            let does_nothing = pre_tokenizer.is_null()
+                || (pre_tokenizer["type"] == "Split"
+                    && pre_tokenizer["pattern"]["String"] == " "
+                    && pre_tokenizer["invert"] == false);
+            return does_nothing.then_some(Self { normalizes: true, prefix, splits: false });
+        }
+        if pre_tokenizer["type"] != "Metaspace" || pre_tokenizer["replacement"] != meta.as_str() {
+            return None;
+        }
+        let prefix = match pre_tokenizer["prepend_scheme"].as_str()? {
+            "always" => Prefix::Each,
+            "first" => Prefix::First,
+            "never" => Prefix::None,
+            _ => return None,
+        };
+        Some(Self { normalizes: false, prefix, splits: pre_tokenizer["split"].as_bool()? })
+    }
+
+    /// What the normalizer makes of `text`.
+    fn normalize(self, text: &str) -> String {
+        let prefix = if self.prefix == Prefix::Stretch { "▁" } else { "" };
+        let text = if self.normalizes { text.replace(' ', "▁") } else { text.to_owned() };
+        format!("{prefix}{text}")
+    }
+}
+
 /// The engine; see the module's text.
 pub(super) struct Metaspace {
     reference: Box<Reference>,
+    style: Style,
     added: AddedTokens,
     marked: Option<Marked>,
     adjacent: Adjacent,
@@ -98,9 +171,10 @@ struct Marked {
 }
 
 impl Marked {
-    /// `None` if there are none; an error if there are too many.
-    fn new(tokens: &[(String, u32)]) -> Result<Option<Self>, aho_corasick::BuildError> {
-        if tokens.is_empty() {
+    /// `None` if there are none, or others too; an error if there are too many.
+    fn new(style: Style, added: &AddedTokens) -> Result<Option<Self>, aho_corasick::BuildError> {
+        let tokens = added.in_normalized();
+        if style.prefix != Prefix::Stretch || tokens.is_empty() || added.rules_in_normalized() {
             return Ok(None);
         }
         let contents: Vec<String> =
@@ -166,28 +240,52 @@ impl pieces::Model for Model {
 impl Metaspace {
     /// The fast engine for the tokenizer that `reference` was loaded from; `Err` gives the reference back.
     pub(super) fn new(reference: Box<Reference>, json: &Value) -> Result<Self, Box<Reference>> {
-        let Some((added, model, adjacent)) = recognise(json, &reference) else { return Err(reference) };
+        let Some(style) = Style::recognise(json) else { return Err(reference) };
+        let Some((added, model, adjacent)) = recognise(json, style, &reference) else { return Err(reference) };
         let Some(around) = around(reference.as_ref()) else { return Err(reference) };
-        let Ok(marked) = Marked::new(added.in_normalized()) else { return Err(reference) };
-        proved(Self { reference, added, marked, adjacent, model, around }, |engine| engine.reference)
+        let Ok(marked) = Marked::new(style, &added) else { return Err(reference) };
+        proved(Self { reference, style, added, marked, adjacent, model, around }, |engine| engine.reference)
     }
 
-    /// A stretch of the text as it is: the normalizer puts `▁` before it.
-    fn encode_text(&self, text: &str, working: &mut Working, ids: &mut Vec<u32>) {
-        let Some(marked) = &self.marked else {
-            self.encode_marked(text.as_bytes(), working, ids);
-            return;
-        };
-        if self.added.rules_in_normalized() || marked.mark.find(text.as_bytes()).is_some() {
-            let normalized = format!("{META}{}", text.replace(' ', META.encode_utf8(&mut [0; 4])));
-            self.added.split_normalized(&normalized, |segment| match segment {
-                Segment::Text(_, text) => self.encode_pieces(text.as_bytes(), 0, working, ids),
-                Segment::Token(id) => ids.push(id),
-            });
-            return;
+    /// A stretch of the text as it is, which begins at `offset` of the document.
+    fn encode_text(&self, offset: usize, text: &str, working: &mut Working, ids: &mut Vec<u32>) {
+        match (&self.marked, self.style.prefix) {
+            (Some(marked), _) if marked.mark.find(text.as_bytes()).is_none() => {
+                self.encode_words(marked, text.as_bytes(), working, ids);
+            }
+            (None, Prefix::Stretch) if self.added.in_normalized().is_empty() => {
+                self.encode_marked(text.as_bytes(), working, ids);
+            }
+            (_, Prefix::Stretch) => self.encode_normalized(&self.style.normalize(text), offset, working, ids),
+            _ if self.added.in_normalized().is_empty() || !self.style.normalizes => {
+                self.encode_normalized(text, offset, working, ids);
+            }
+            _ => self.encode_normalized(&self.style.normalize(text), offset, working, ids),
         }
+    }
+
+    /// A stretch of normalized text, which begins at `offset` of the document.
+    fn encode_normalized(&self, text: &str, offset: usize, working: &mut Working, ids: &mut Vec<u32>) {
+        self.added.split_normalized(text, |segment| match segment {
+            Segment::Text(begin, part) => {
+                let is_asked = match self.style.prefix {
+                    Prefix::Each => true,
+                    Prefix::First => begin + offset == 0,
+                    Prefix::Stretch | Prefix::None => false,
+                };
+                if is_asked && !part.starts_with([' ', META]) {
+                    self.encode_marked(part.as_bytes(), working, ids);
+                } else {
+                    self.encode_pieces(part.as_bytes(), 0, working, ids);
+                }
+            }
+            Segment::Token(id) => ids.push(id),
+        });
+    }
+
+    /// Text before which the normalizer puts `▁`, and in which there is none yet.
+    fn encode_words(&self, marked: &Marked, text: &[u8], working: &mut Working, ids: &mut Vec<u32>) {
         // Tokens begin with `▁`, so at the beginning and at spaces; the rest of the text is not looked at, nor copied.
-        let text = text.as_bytes();
         let (mut begin, mut is_marked) = (0, true);
         let mut encode = |begin: usize, end: usize, is_marked: bool, ids: &mut Vec<u32>| match is_marked {
             true => self.encode_marked(&text[begin..end], working, ids),
@@ -230,7 +328,7 @@ impl Metaspace {
         while let Some(byte) = text.get(at) {
             let (right, length) = if *byte < 0x80 { (u32::from(*byte), 1) } else { decode(text, at) };
             let right = as_space(right);
-            if !self.adjacent.contains(left, right) {
+            if !self.adjacent.contains(left, right) || (right == SPACE && self.style.splits) {
                 break;
             }
             left = right;
@@ -264,7 +362,7 @@ impl Engine for Metaspace {
             ids.extend_from_slice(&self.around.0);
         }
         self.added.split(text, |segment| match segment {
-            Segment::Text(_, text) => self.encode_text(text, working, ids),
+            Segment::Text(offset, text) => self.encode_text(offset, text, working, ids),
             Segment::Token(id) => ids.push(id),
         });
         if add_special_tokens {
@@ -279,7 +377,7 @@ impl Engine for Metaspace {
 }
 
 /// The parts of a tokenizer.json of the recognised form.
-fn recognise(json: &Value, reference: &Reference) -> Option<(AddedTokens, Model, Adjacent)> {
+fn recognise(json: &Value, style: Style, reference: &Reference) -> Option<(AddedTokens, Model, Adjacent)> {
     let model = &json["model"];
     let is_unset = |field: &str| matches!(&model[field], Value::Null) || model[field] == "";
     if model["type"] != "BPE"
@@ -288,18 +386,8 @@ fn recognise(json: &Value, reference: &Reference) -> Option<(AddedTokens, Model,
         || model["dropout"].as_f64().is_some_and(|dropout| dropout != 0.0)
         || !is_unset("continuing_subword_prefix")
         || !is_unset("end_of_word_suffix")
-        || !json["pre_tokenizer"].is_null()
         || reference.largest_id() >= cache::ID_LIMIT
     {
-        return None;
-    }
-    let normalizers = json["normalizer"]["normalizers"].as_array()?;
-    let [prepend, replace] = normalizers.as_slice() else { return None };
-    let meta = META.to_string();
-    if prepend["type"] != "Prepend" || prepend["prepend"] != meta.as_str() {
-        return None;
-    }
-    if replace["type"] != "Replace" || replace["pattern"]["String"] != " " || replace["content"] != meta.as_str() {
         return None;
     }
     if !matches!(json["post_processor"]["type"].as_str(), None | Some("TemplateProcessing")) {
@@ -309,7 +397,11 @@ fn recognise(json: &Value, reference: &Reference) -> Option<(AddedTokens, Model,
     let id = |token: &str| vocab.get(token)?.as_u64().and_then(|id| u32::try_from(id).ok());
     let mut bytes = [0; 256];
     for (byte, slot) in bytes.iter_mut().enumerate() {
-        *slot = id(&format!("<0x{byte:02X}>"))?;
+        let is_character = |byte: u8| byte < 0x80 && id(&char::from(byte).to_string()).is_some();
+        *slot = match id(&format!("<0x{byte:02X}>")) {
+            None if is_character(byte as u8) => NONE, // never asked for; Gemma's tabulator
+            id => id?,
+        };
     }
     let mut characters = Vec::new();
     for token in vocab.keys() {
@@ -321,7 +413,7 @@ fn recognise(json: &Value, reference: &Reference) -> Option<(AddedTokens, Model,
         }
     }
     let merges = merges(model)?;
-    let by_bytes = |token: &str| bytes.contains(&id(token).unwrap_or(u32::MAX));
+    let by_bytes = |token: &str| id(token).is_some_and(|id| bytes.contains(&id));
     let mut triples = Vec::with_capacity(merges.len());
     for (left, right) in &merges {
         // Cuts do not look at bytes; no vocabulary merges them.
@@ -330,8 +422,7 @@ fn recognise(json: &Value, reference: &Reference) -> Option<(AddedTokens, Model,
         }
         triples.push((id(left)?, id(right)?, id(&format!("{left}{right}"))?));
     }
-    let normalize = |content: &str| Some(format!("{META}{}", content.replace(' ', &meta)));
-    let added = AddedTokens::new(json, |token| reference.id_of(token), normalize)?;
+    let added = AddedTokens::new(json, |token| reference.id_of(token), |content| Some(style.normalize(content)))?;
     let adjacent = Adjacent::of(vocab.keys().map(String::as_str));
     let characters = characters.into_boxed_slice();
     Some((added, Model { characters, bytes, merges: Merges::new(&triples)? }, adjacent))
@@ -355,6 +446,7 @@ pub(super) fn merges(model: &Value) -> Option<Vec<(&str, &str)>> {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::sync::LazyLock;
 
     use proptest::prelude::*;
     use serde_json::json;
@@ -362,7 +454,7 @@ mod tests {
     use super::*;
 
     /// A tokenizer in SentencePiece's style with some merges and added tokens, one of them looked for in normalized text.
-    fn tokenizer() -> Vec<u8> {
+    fn tokenizer(normalizer: &Value, pre_tokenizer: &Value) -> Value {
         let mut vocab = serde_json::Map::new();
         let mut add = |token: String| {
             let id = vocab.len();
@@ -389,20 +481,56 @@ mod tests {
             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
             "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
         });
-        let json = json!({
+        json!({
             "version": "1.0", "truncation": null, "padding": null,
             "added_tokens": [added(0, "<unk>", false), added(1, "<s>", false), added(2, "</s>", false),
                              added(next, "文文", true), added(next + 1, "<|x|>", false),
                              added(next + 2, "文 文", true), added(next + 3, " 国", true), added(next + 4, "文文文", true)],
-            "normalizer": {"type": "Sequence", "normalizers": [
-                {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
-            "pre_tokenizer": null, "post_processor": template,
+            "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": template,
             "decoder": null,
             "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
                       "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true,
                       "vocab": vocab, "merges": merges}
-        });
-        serde_json::to_vec(&json).unwrap()
+        })
+    }
+
+    /// A tokenizer of each style.
+    fn styles() -> Vec<Value> {
+        let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+        let prepend = json!({"type": "Prepend", "prepend": "▁"});
+        let both = json!({"type": "Sequence", "normalizers": [prepend, replace]});
+        let split =
+            json!({"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": false});
+        let metaspace = |scheme: &str, split: bool| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split});
+        let mut all = vec![tokenizer(&both, &Value::Null), tokenizer(&replace, &split)];
+        for scheme in ["always", "first", "never"] {
+            all.extend([true, false].map(|split| tokenizer(&Value::Null, &metaspace(scheme, split))));
+        }
+        all
+    }
+
+    fn engines(json: &Value) -> (Metaspace, Reference) {
+        let text = json.to_string();
+        let load = || Reference::load(Path::new("tokenizer.json"), text.as_bytes()).unwrap();
+        (Metaspace::new(Box::new(load()), json).ok().expect("a recognised form"), load())
+    }
+
+    /// Engines and references of a tokenizer of each style.
+    static RECOGNISED: LazyLock<Vec<(Metaspace, Reference)>> = LazyLock::new(|| styles().iter().map(engines).collect());
+
+    #[test]
+    fn unrecognised_forms_are_left_to_the_reference() {
+        let other = |normalizer: Value, pre_tokenizer: Value| {
+            let json = tokenizer(&normalizer, &pre_tokenizer);
+            let reference = Reference::load(Path::new("tokenizer.json"), json.to_string().as_bytes()).unwrap();
+            Metaspace::new(Box::new(reference), &json).is_err()
+        };
+        let metaspace = json!({"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": true});
+        let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+        assert!(other(json!({"type": "NFKC"}), Value::Null));
+        assert!(other(Value::Null, Value::Null));
+        assert!(other(Value::Null, metaspace));
+        assert!(other(replace, json!({"type": "WhitespaceSplit"})));
     }
 
     proptest! {
@@ -410,24 +538,25 @@ mod tests {
 
         #[test]
         fn added_tokens_follow_their_rules(
+            style in 0usize..8,
             rules in prop::collection::vec(0u8..16, 8),
             texts in prop::collection::vec(r"(<a>|▁?<b>|ab|b |c|中文|中|_|[abc中_▁\u{a0}\n]| {1,3}){0,20}", 1..4),
         ) {
-            let mut json: Value = serde_json::from_slice(&tokenizer()).unwrap();
+            let mut json = styles().swap_remove(style);
             let added = json["added_tokens"].as_array_mut().unwrap();
             for (content, rules) in ["<a>", "<b>", "ab", "b ", "c", "中文中", "中", "_"].iter().zip(rules) {
                 let has = |bit: u8| rules >> bit & 1 == 1;
                 added.push(json!({"id": 400 + added.len(), "content": content, "special": false, "lstrip": has(0),
                                   "rstrip": has(1), "single_word": has(2), "normalized": has(3)}));
             }
-            let json = json.to_string();
-            let load = || Reference::load(Path::new("tokenizer.json"), json.as_bytes()).unwrap();
-            let fast = Metaspace::new(Box::new(load()), &serde_json::from_str(&json).unwrap()).ok().unwrap();
+            // Begins with white space.
+            added.retain(|token| token["content"] != " 国");
+            let (fast, reference) = engines(&json);
             for text in texts {
                 let (mut working, mut ids, mut expected) = (Working::default(), vec![], vec![]);
                 fast.encode(&text, false, &mut working, &mut ids).unwrap();
-                load().encode(&text, false, &mut working, &mut expected).unwrap();
-                prop_assert_eq!(ids, expected, "{:?}", text);
+                reference.encode(&text, false, &mut working, &mut expected).unwrap();
+                prop_assert_eq!(ids, expected, "{:?} {:?}", fast.style, text);
             }
         }
     }
@@ -447,14 +576,13 @@ mod tests {
             ),
             special in any::<bool>(),
         ) {
-            let json = tokenizer();
-            let load = || Reference::load(Path::new("tokenizer.json"), &json).unwrap();
-            let fast = Metaspace::new(Box::new(load()), &serde_json::from_slice(&json).unwrap()).ok().unwrap();
-            let (mut working, mut ids, mut expected) = (Working::default(), vec![7], vec![7]);
             let text = texts.concat();
-            fast.encode(&text, special, &mut working, &mut ids).unwrap();
-            load().encode(&text, special, &mut working, &mut expected).unwrap();
-            prop_assert_eq!(ids, expected, "{:?}", text);
+            for (fast, reference) in RECOGNISED.iter() {
+                let (mut working, mut ids, mut expected) = (Working::default(), vec![7], vec![7]);
+                fast.encode(&text, special, &mut working, &mut ids).unwrap();
+                reference.encode(&text, special, &mut working, &mut expected).unwrap();
+                prop_assert_eq!(ids, expected, "{:?} {:?}", fast.style, text);
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ use super::cache::{self, Key};
 use super::characters::Characters;
 use super::crossing::Crossings;
 use super::guard::guarded;
+use super::line::Line;
 
 use super::metaspace::merges;
 use super::pieces::{self, Working};
@@ -114,8 +115,8 @@ impl Sink for Pieces<'_> {
     }
 
     #[inline(always)]
-    fn can_cut(&self, left: u32, right: u32) -> bool {
-        self.model.crossings.can_cut(left, right)
+    fn cuts(&self, vectors: Vectors, line: &Line) -> u64 {
+        self.model.crossings.cuts(vectors, line)
     }
 }
 
@@ -133,7 +134,7 @@ impl Pieces<'_> {
         let mut at = begin + bytes;
         while at < end {
             let (right, bytes) = decode(self.text, at);
-            if self.can_cut(left, right) {
+            if self.model.crossings.can_cut(left, right) {
                 self.push(piece, at, false);
                 piece = at;
             }

@@ -14,6 +14,7 @@ mod crossing;
 pub mod extend;
 mod guard;
 mod huge;
+mod line;
 mod metaspace;
 mod pieces;
 mod probe;

@@ -24,9 +24,12 @@ pub(super) const COMPOSES: u8 = 128;
 /// are left out. The test below probes the reference for every code point and says how to write the file anew.
 const RANGES: &str = include_str!("unicode_classes.txt");
 
+/// Entries of a table of bytes by code point: four bytes can be read of each, as vector instructions do.
+pub(super) const CODE_POINTS: usize = 0x11_0000 + 3;
+
 /// The classes of all code points: 1.1 MB, of which a text touches the pages of its scripts.
 static CLASSES: LazyLock<Box<[u8]>> = LazyLock::new(|| {
-    let mut classes = vec![0; 0x11_0000].into_boxed_slice();
+    let mut classes = vec![0; CODE_POINTS].into_boxed_slice();
     for line in RANGES.lines() {
         let mut numbers = line.split(' ').map(|number| u32::from_str_radix(number, 16).expect("a hexadecimal number"));
         let mut next = || numbers.next().expect("three numbers") as usize;
@@ -49,6 +52,12 @@ impl Classes {
     #[inline(always)]
     pub(super) fn of(self, character: u32) -> u8 {
         self.0[character as usize]
+    }
+
+    /// The classes of all code points.
+    #[inline(always)]
+    pub(super) fn table(self) -> &'static [u8] {
+        self.0
     }
 }
 

@@ -5,15 +5,16 @@
 //! from window to window: what a window leaves undecided at its end, the next one begins with. Scanning English
 //! character by character took a third of all time.
 //!
-//! Characters beyond ASCII end a window. Where Chinese, Japanese or Korean begins, a window is of 64 characters, whose
-//! classes are looked up one by one; the same arithmetic gives the words, and their cuts come from it too. Any other
-//! word that holds such a character is for the scanners of `words`.
+//! Characters beyond ASCII end a window. Where Chinese, Japanese or Korean begins, a window is of 64 characters (`line`),
+//! whose classes are looked up; the same arithmetic gives the words, and their cuts come from it too. Any other word that
+//! holds such a character is for the scanners of `words`.
 #![allow(unsafe_code)] // vector instructions, where the processor has them
 
-use super::unicode::{Classes, LETTER, NUMBER, SPACE, decode};
+use super::line::{Line, Masks};
+use super::unicode::Classes;
 
 /// Bytes or characters of a window.
-const WINDOW: usize = 64;
+pub(super) const WINDOW: usize = 64;
 
 /// The classes of a window's bytes or characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +57,9 @@ impl Vectors {
                 && is_x86_feature_detected!("bmi2")
                 && is_x86_feature_detected!("lzcnt")
                 && is_x86_feature_detected!("popcnt");
-            let has_avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+            let has_avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vbmi2");
             [(Self::Avx512, has_avx2 && has_avx512), (Self::Avx2, has_avx2)]
         };
         #[cfg(not(target_arch = "x86_64"))]
@@ -81,8 +84,9 @@ pub(super) trait Sink {
     /// A word, or a part of one that was cut.
     fn piece(&mut self, begin: usize, end: usize, is_word: bool);
 
-    /// Whether a word is to be cut between two characters.
-    fn can_cut(&self, left: u32, right: u32) -> bool;
+    /// Before which of the characters a word is to be cut, one bit each; those of the first and behind the last do not
+    /// count.
+    fn cuts(&self, vectors: Vectors, line: &Line) -> u64;
 }
 
 /// A text with its scanner.
@@ -106,12 +110,12 @@ impl<Scanner: Fn(usize) -> usize> Source<'_, Scanner> {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `Vectors` says what was detected.
             Vectors::Avx2 => unsafe { x86::avx2(self, sink) },
-            Vectors::Portable => self.all(portable, sink),
+            Vectors::Portable => self.all(vectors, portable, sink),
         }
     }
 
     #[inline(always)]
-    fn all(&self, classify: impl Fn(&[u8; WINDOW]) -> Window, sink: &mut impl Sink) {
+    fn all(&self, vectors: Vectors, classify: impl Fn(&[u8; WINDOW]) -> Window, sink: &mut impl Sink) {
         let mut at = 0;
         while let Some(mut first) = self.text.get(at).copied() {
             if first < 0x80
@@ -134,7 +138,7 @@ impl<Scanner: Fn(usize) -> usize> Source<'_, Scanner> {
             }
             // Chinese, Japanese, Korean.
             if (0xe3..0xee).contains(&first)
-                && let Some(end) = self.characters(at, &classify, sink)
+                && let Some(end) = self.characters(at, vectors, &classify, sink)
             {
                 at = end;
                 continue;
@@ -148,38 +152,31 @@ impl<Scanner: Fn(usize) -> usize> Source<'_, Scanner> {
     /// The words that begin among the next 64 characters, but the last, cut into pieces; where the last begins. `None` if
     /// that is the first.
     #[inline(always)]
-    fn characters(&self, at: usize, classify: impl Fn(&[u8; WINDOW]) -> Window, sink: &mut impl Sink) -> Option<usize> {
-        // The ASCII characters, and where each character begins.
-        let (mut ascii, mut begins) = ([0x80; WINDOW], [0u32; WINDOW]);
-        let (mut letters, mut digits, mut spaces, mut cuts) = (0, 0, 0, 0);
-        let (mut left, mut end, mut count) = (0, at, 0);
-        while count < WINDOW && end < self.text.len() {
-            let (character, bytes) = decode(self.text, end);
-            if character < 0x80 {
-                ascii[count] = character as u8;
-            }
-            begins[count] = (end - at) as u32;
-            let class = u64::from(self.classes.of(character));
-            letters |= (class & u64::from(LETTER)) << count;
-            digits |= ((class & u64::from(NUMBER)) >> NUMBER.trailing_zeros()) << count;
-            spaces |= ((class & u64::from(SPACE)) >> SPACE.trailing_zeros()) << count;
-            cuts |= u64::from(sink.can_cut(left, character)) << count;
-            left = character;
-            end += bytes;
-            count += 1;
-        }
-        let window = Window { valid: count as u32, letters, digits, spaces, ..classify(&ascii) };
+    fn characters(
+        &self,
+        at: usize,
+        vectors: Vectors,
+        classify: impl Fn(&[u8; WINDOW]) -> Window,
+        sink: &mut impl Sink,
+    ) -> Option<usize> {
+        let line = Line::new(vectors, self.text, at);
+        let Masks { letters, digits, spaces } = line.masks(vectors, self.classes);
+        let cuts = sink.cuts(vectors, &line);
+        let (ascii, begins) = (line.ascii(), &line.begins);
+        let window = Window { valid: line.count as u32, letters, digits, spaces, ..classify(ascii) };
         let is_long_s = |number: usize| {
-            begins.get(number).is_some_and(|begin| self.text[at + *begin as usize..].starts_with("\u{17f}".as_bytes()))
+            begins[..WINDOW]
+                .get(number)
+                .is_some_and(|begin| self.text[at + usize::from(*begin)..].starts_with("\u{17f}".as_bytes()))
         };
-        let starts = window.starts(self.rules, &ascii, is_long_s);
+        let starts = window.starts(self.rules, ascii, is_long_s);
         let last = starts.checked_ilog2()?;
         let mut ends = (starts | cuts) & below(last + 1) & !1;
         let (mut begin, mut whole) = (at, true);
         while ends != 0 {
             let number = ends.trailing_zeros() as usize;
             ends &= ends - 1;
-            let end = at + begins[number % WINDOW] as usize;
+            let end = at + usize::from(begins[number]);
             let is_start = starts >> number & 1 == 1;
             sink.piece(begin, end, whole & is_start);
             (begin, whole) = (end, is_start);
@@ -303,7 +300,7 @@ impl Window {
 
 /// The lowest `count` bits.
 #[inline(always)]
-fn below(count: u32) -> u64 {
+pub(super) fn below(count: u32) -> u64 {
     if count < 64 { (1 << count) - 1 } else { u64::MAX }
 }
 
@@ -360,18 +357,18 @@ fn portable(bytes: &[u8; WINDOW]) -> Window {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Sink, Source, WINDOW, Window};
+    use super::{Sink, Source, Vectors, WINDOW, Window};
 
     /// [`Source::all`] with AVX-512.
-    #[target_feature(enable = "avx512f,avx512bw,avx2,bmi1,bmi2,lzcnt,popcnt")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
     pub(super) fn avx512(source: Source<'_, impl Fn(usize) -> usize>, sink: &mut impl Sink) {
-        source.all(|bytes| classify_avx512(bytes), sink);
+        source.all(Vectors::Avx512, |bytes| classify_avx512(bytes), sink);
     }
 
     /// [`Source::all`] with AVX2.
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
     pub(super) fn avx2(source: Source<'_, impl Fn(usize) -> usize>, sink: &mut impl Sink) {
-        source.all(|bytes| classify_avx2(bytes), sink);
+        source.all(Vectors::Avx2, |bytes| classify_avx2(bytes), sink);
     }
 
     #[inline]

@@ -508,6 +508,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::line::Line;
     use super::*;
 
     /// The words of a text; where ideographs are cut apart also the cuts.
@@ -533,8 +534,9 @@ mod tests {
             self.word(begin, end, false);
         }
 
-        fn can_cut(&self, left: u32, right: u32) -> bool {
-            self.cuts && left.max(right) >= 0x2e80
+        fn cuts(&self, _vectors: Vectors, line: &Line) -> u64 {
+            let is_cut = |number: &usize| self.cuts && line.codes[number - 1].max(line.codes[*number]) >= 0x2e80;
+            (1..line.count).filter(is_cut).fold(0, |cuts, number| cuts | 1 << number)
         }
     }
 

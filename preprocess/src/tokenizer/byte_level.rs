@@ -20,11 +20,12 @@ use super::guard::guarded;
 use super::line::Line;
 
 use super::metaspace::merges;
+use super::nfc;
 use super::pieces::{self, Working};
 use super::probe::{around, proved};
 use super::reference::Reference;
 use super::together::{SHORT, Short};
-use super::unicode::{COMPOSES, Classes, decode};
+use super::unicode::{Classes, decode};
 use super::vocabulary::Vocabulary;
 use super::windows::{Sink, Vectors};
 use super::words::Words;
@@ -155,6 +156,14 @@ impl ByteLevel {
         proved(Self { reference, words, classes, vectors, added, nfc, model, around }, |engine| engine.reference)
     }
 
+    /// Text as the normalizer leaves it.
+    fn normalized<'a>(&self, text: &'a str) -> Result<Cow<'a, str>, String> {
+        if !self.nfc {
+            return Ok(Cow::Borrowed(text));
+        }
+        nfc::compose(self.vectors, self.classes, text, |part| self.reference.normalize(part))
+    }
+
     fn encode_document(
         &self,
         text: &str,
@@ -189,53 +198,6 @@ impl ByteLevel {
     fn encode_text(&self, (text, offset): (&str, usize), part: &str, working: &mut Working, ids: &mut Vec<u32>) {
         let mut pieces = Pieces { text: text.as_bytes(), offset, model: &self.model, working, ids };
         self.words.for_each(part, self.classes, self.vectors, &mut pieces);
-    }
-
-    /// Text as the normalizer leaves it.
-    fn normalized<'a>(&self, text: &'a str) -> Result<Cow<'a, str>, String> {
-        if !self.nfc || text.is_ascii() {
-            return Ok(Cow::Borrowed(text));
-        }
-        let bytes = text.as_bytes();
-        let (mut normalized, mut done) = (String::new(), 0);
-        // Where the last character began that nothing before it changes.
-        let (mut at, mut starter) = (0, 0);
-        while at < bytes.len() {
-            // ASCII and ideographs are not looked up.
-            let length = match bytes[at] {
-                0..0x80 => 1,
-                0xe4..=0xe9 => 3,
-                _ => 0,
-            };
-            if length > 0 {
-                starter = at;
-                at += length;
-                continue;
-            }
-            let (character, length) = decode(bytes, at);
-            if self.classes.of(character) & COMPOSES == 0 {
-                starter = at;
-                at += length;
-                continue;
-            }
-            at += length;
-            while at < bytes.len() {
-                let (character, length) = decode(bytes, at);
-                if self.classes.of(character) & COMPOSES == 0 {
-                    break;
-                }
-                at += length;
-            }
-            normalized.push_str(&text[done..starter]);
-            normalized.push_str(&self.reference.normalize(&text[starter..at])?);
-            done = at;
-            starter = at;
-        }
-        if done == 0 {
-            return Ok(Cow::Borrowed(text));
-        }
-        normalized.push_str(&text[done..]);
-        Ok(Cow::Owned(normalized))
     }
 }
 

@@ -16,6 +16,7 @@ mod guard;
 mod huge;
 mod line;
 mod metaspace;
+mod nfc;
 mod pieces;
 mod probe;
 mod reference;

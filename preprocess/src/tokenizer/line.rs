@@ -123,9 +123,9 @@ pub(super) mod x86 {
                 _mm512_storeu_si512(line.begins.as_mut_ptr().add(count).cast(), places);
                 _mm512_storeu_si512(line.ascii.as_mut_ptr().add(count).cast(), _mm512_min_epu8(first, bytes(0x80)));
             }
-            let quarters = [quarters(first), quarters(second), quarters(third)];
-            for number in 0..WINDOW / LANES {
-                let codes = put_together(quarters[0][number], quarters[1][number], quarters[2][number]);
+            let quarters = quarters(first).into_iter().zip(quarters(second)).zip(quarters(third));
+            for (number, ((first, second), third)) in quarters.enumerate() {
+                let codes = put_together(first, second, third);
                 // SAFETY: as above.
                 unsafe { _mm512_storeu_si512(line.codes.as_mut_ptr().add(count + LANES * number).cast(), codes) };
             }

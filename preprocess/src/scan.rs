@@ -83,18 +83,30 @@ impl FileScan {
 
 /// BLAKE3 of a run of documents.
 #[derive(Debug, Default)]
-pub struct DocumentsHasher(blake3::Hasher);
+pub struct DocumentsHasher {
+    hasher: blake3::Hasher,
+    /// What is not hashed yet: a document by itself is too short for the vector instructions to be worth much.
+    waiting: Vec<u8>,
+}
+
+/// Bytes that are hashed in one go.
+const HASHED_BYTES: usize = 64 << 10;
 
 impl DocumentsHasher {
     /// Takes one more document.
     pub fn update(&mut self, text: &str) {
-        self.0.update(&(text.len() as u64).to_le_bytes());
-        self.0.update(text.as_bytes());
+        self.waiting.extend_from_slice(&(text.len() as u64).to_le_bytes());
+        self.waiting.extend_from_slice(text.as_bytes());
+        if self.waiting.len() >= HASHED_BYTES {
+            self.hasher.update(&self.waiting);
+            self.waiting.clear();
+        }
     }
 
-    /// The hash so far, in hexadecimal.
-    pub fn finish(&self) -> String {
-        self.0.finalize().to_hex().to_string()
+    /// The hash of all, in hexadecimal.
+    pub fn finish(mut self) -> String {
+        self.hasher.update(&self.waiting);
+        self.hasher.finalize().to_hex().to_string()
     }
 }
 

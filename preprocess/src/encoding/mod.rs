@@ -86,7 +86,7 @@ impl TextEncoding {
         scratch: &'b mut String,
     ) -> std::result::Result<&'b str, usize> {
         if self == Self::Utf8 || (self == Self::Gb18030 && bytes.is_ascii()) {
-            return match std::str::from_utf8(bytes) {
+            return match simdutf8::compat::from_utf8(bytes) {
                 Ok(text) => Ok(text),
                 Err(error) if errors == EncodingErrors::Strict => Err(error.valid_up_to()),
                 Err(_) => {

@@ -45,7 +45,7 @@ pub(super) struct ByteLevel {
 }
 
 /// What turns a piece into ids.
-struct Model {
+pub(super) struct Model {
     /// The id of each byte.
     bytes: [u32; 256],
     characters: Characters,
@@ -55,6 +55,46 @@ struct Model {
     vocabulary: Vocabulary,
     /// A word that is a token is not merged.
     ignores_merges: bool,
+}
+
+impl Model {
+    /// The `model` of a tokenizer.json of the recognised form.
+    pub(super) fn new(model: &Value) -> Option<Self> {
+        let is_unset = |field: &str| model[field].is_null() || model[field] == "";
+        if !is_unset("continuing_subword_prefix") || !is_unset("end_of_word_suffix") {
+            return None;
+        }
+        let vocab = model["vocab"].as_object()?;
+        let id = |token: &str| vocab.get(token)?.as_u64().and_then(|id| u32::try_from(id).ok());
+        let byte_chars = byte_chars();
+        let mut bytes = [0; 256];
+        for (slot, character) in bytes.iter_mut().zip(byte_chars) {
+            *slot = id(&character.to_string())?;
+        }
+        let pairs = merges(model)?;
+        let triples = pairs.iter().map(|(left, right)| Some((id(left)?, id(right)?, id(&format!("{left}{right}"))?)));
+        let merges = Merges::new(&triples.collect::<Option<Vec<_>>>()?)?;
+        let of_char: HashMap<char, u8> = byte_chars.into_iter().zip(0..=u8::MAX).collect();
+        let as_bytes =
+            |token: &str| token.chars().map(|character| of_char.get(&character).copied()).collect::<Option<Vec<u8>>>();
+        let tokens: Vec<(Vec<u8>, u32)> =
+            vocab.keys().filter_map(|token| Some((as_bytes(token)?, id(token)?))).collect();
+        let crossings = Crossings::of(tokens.iter().map(|(bytes, _)| bytes.as_slice()));
+        let merged: Vec<_> =
+            pairs.iter().map(|(left, right)| Some((as_bytes(left)?, as_bytes(right)?))).collect::<Option<_>>()?;
+        let merged = merged.iter().map(|(left, right)| (left.as_slice(), right.as_slice()));
+        let characters = Characters::new(&bytes, &merges, merged);
+        let pairs = merges.byte_pairs(&bytes);
+        let (mut symbols, mut scratch) = (Vec::new(), Scratch::default());
+        let vocabulary = Vocabulary::new(tokens.iter().map(|(bytes, id)| (bytes.as_slice(), *id)), |token, id| {
+            symbols.clear();
+            symbols.extend(token.iter().map(|byte| bytes[usize::from(*byte)]));
+            merges.apply(&mut symbols, &mut scratch);
+            symbols == [id]
+        });
+        let ignores_merges = model["ignore_merges"] == true;
+        Some(Self { bytes, characters, crossings, merges, pairs, vocabulary, ignores_merges })
+    }
 }
 
 impl pieces::Model for Model {
@@ -148,9 +188,9 @@ impl Pieces<'_> {
 
 impl ByteLevel {
     /// The fast engine for the tokenizer that `reference` was loaded from; `Err` gives the reference back.
-    pub(super) fn new(reference: Box<Reference>, json: &Value) -> Result<Self, Box<Reference>> {
+    pub(super) fn new(reference: Box<Reference>, json: &Value, model: Option<Model>) -> Result<Self, Box<Reference>> {
+        let Some(model) = model else { return Err(reference) };
         let Some((words, nfc, added)) = recognise(json, &reference) else { return Err(reference) };
-        let Some(model) = vocabulary(&json["model"]) else { return Err(reference) };
         let Some(around) = around(reference.as_ref()) else { return Err(reference) };
         let (classes, vectors) = (Classes::load(), Vectors::detect());
         proved(Self { reference, words, classes, vectors, added, nfc, model, around }, |engine| engine.reference)
@@ -252,43 +292,6 @@ fn recognise(json: &Value, reference: &Reference) -> Option<(Words, bool, AddedT
     Some((Words::recognise(&json["pre_tokenizer"])?, nfc, added))
 }
 
-/// The model.
-fn vocabulary(model: &Value) -> Option<Model> {
-    let is_unset = |field: &str| model[field].is_null() || model[field] == "";
-    if !is_unset("continuing_subword_prefix") || !is_unset("end_of_word_suffix") {
-        return None;
-    }
-    let vocab = model["vocab"].as_object()?;
-    let id = |token: &str| vocab.get(token)?.as_u64().and_then(|id| u32::try_from(id).ok());
-    let byte_chars = byte_chars();
-    let mut bytes = [0; 256];
-    for (slot, character) in bytes.iter_mut().zip(byte_chars) {
-        *slot = id(&character.to_string())?;
-    }
-    let pairs = merges(model)?;
-    let triples = pairs.iter().map(|(left, right)| Some((id(left)?, id(right)?, id(&format!("{left}{right}"))?)));
-    let merges = Merges::new(&triples.collect::<Option<Vec<_>>>()?)?;
-    let of_char: HashMap<char, u8> = byte_chars.into_iter().zip(0..=u8::MAX).collect();
-    let as_bytes =
-        |token: &str| token.chars().map(|character| of_char.get(&character).copied()).collect::<Option<Vec<u8>>>();
-    let tokens: Vec<(Vec<u8>, u32)> = vocab.keys().filter_map(|token| Some((as_bytes(token)?, id(token)?))).collect();
-    let crossings = Crossings::of(tokens.iter().map(|(bytes, _)| bytes.as_slice()));
-    let merged: Vec<_> =
-        pairs.iter().map(|(left, right)| Some((as_bytes(left)?, as_bytes(right)?))).collect::<Option<_>>()?;
-    let merged = merged.iter().map(|(left, right)| (left.as_slice(), right.as_slice()));
-    let characters = Characters::new(&bytes, &merges, merged);
-    let pairs = merges.byte_pairs(&bytes);
-    let (mut symbols, mut scratch) = (Vec::new(), Scratch::default());
-    let vocabulary = Vocabulary::new(tokens.iter().map(|(bytes, id)| (bytes.as_slice(), *id)), |token, id| {
-        symbols.clear();
-        symbols.extend(token.iter().map(|byte| bytes[usize::from(*byte)]));
-        merges.apply(&mut symbols, &mut scratch);
-        symbols == [id]
-    });
-    let ignores_merges = model["ignore_merges"] == true;
-    Some(Model { bytes, characters, crossings, merges, pairs, vocabulary, ignores_merges })
-}
-
 /// GPT-2's table: printable bytes stand for themselves, the others for the characters from U+0100 on.
 pub(super) fn byte_chars() -> [char; 256] {
     let mut next = 0x100;
@@ -363,7 +366,8 @@ mod tests {
 
     fn engines(json: &[u8]) -> (Option<ByteLevel>, Reference) {
         let load = || Reference::load(std::path::Path::new("tokenizer.json"), json).unwrap();
-        (ByteLevel::new(Box::new(load()), &serde_json::from_slice(json).unwrap()).ok(), load())
+        let (reference, json): (_, Value) = (load(), serde_json::from_slice(json).unwrap());
+        (ByteLevel::new(Box::new(load()), &json, Model::new(&json["model"])).ok(), reference)
     }
 
     /// Engines and references of one tokenizer of every recognised form.

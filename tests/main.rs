@@ -25,6 +25,7 @@ mod packing;
 mod quantised;
 mod resume;
 mod reuse;
+mod service;
 mod settings;
 mod strategies;
 mod streaming;

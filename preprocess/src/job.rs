@@ -102,7 +102,7 @@ pub struct Job {
 }
 
 /// What is resolved before any file is looked at.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Setup {
     /// The data parameters as they apply.
     pub data: DataArguments,
@@ -324,7 +324,7 @@ fn check_percentage(data: &DataArguments) -> Result<()> {
 }
 
 /// `min(block_size, model_max_length)`, as the reference scripts do, said when it matters.
-fn allowed_block_size(block_size: usize, model_max_length: Option<usize>) -> Result<usize> {
+pub fn allowed_block_size(block_size: usize, model_max_length: Option<usize>) -> Result<usize> {
     if block_size == 0 {
         return Err(Error::config("--block_size", "cannot be 0; 1024 is usual"));
     }

@@ -19,6 +19,7 @@ mod plan;
 mod quarantine;
 mod report;
 mod scan;
+pub mod serve;
 mod source;
 mod statistics;
 mod store;
@@ -43,7 +44,7 @@ use tokenmill_shared::progress::{Progress, Unit};
 use tokenmill_shared::storage::Lock;
 use tokenmill_shared::{Error, Result, storage};
 
-pub use job::{Output, PrepareOptions, Tuning};
+pub use job::{Output, PrepareOptions, Tuning, cache_dir};
 pub use live::Live;
 pub use summary::{Prepared, Reuse, Status};
 

@@ -1,5 +1,5 @@
 //! What `preprocess` and `trainer` must agree on: errors, the storage door, configuration, the dataset
-//! format, the order of blocks and randomness.
+//! format, the order of blocks, randomness, and what is said to the service.
 //!
 #![doc = include_str!("docs/design.md")]
 
@@ -10,6 +10,7 @@ pub mod hub;
 pub mod order;
 pub mod progress;
 pub mod random;
+pub mod service;
 pub mod storage;
 
 pub use error::{Error, Location, Result};

@@ -22,6 +22,7 @@ import loading
 import old_checkpoints
 import packing
 import resuming
+import service
 import training
 import vocabulary
 from programs import TESTS, binaries, run
@@ -143,5 +144,6 @@ if __name__ == "__main__":
         compat.check(programs, work, datasets["bytes"])
         resuming.check(programs, work, datasets["bytes"])
         hub.check(programs, work, datasets["bytes"])
+        service.check(programs, work, datasets["bytes"])
         vocabulary.check(programs, work)
     print("all passed")

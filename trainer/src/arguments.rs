@@ -231,6 +231,24 @@ pub struct TrainerArguments {
     /// A dataset made by `preprocess prepare`, instead of --train_file_dir
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     pub dataset_dir: Option<PathBuf>,
+    /// Blocks from `preprocess serve`: grpc://HOST:PORT/NAME, or grpcs:// with TLS
+    #[arg(long, value_name = "ADDRESS", help_heading = "Data")]
+    pub data_service: Option<String>,
+    /// The file that holds the token which the service asks for
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub data_service_token_file: Option<PathBuf>,
+    /// Who signs the service's certificate, PEM (default: those that browsers trust)
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub data_service_ca_file: Option<PathBuf>,
+    /// This trainer's certificate, PEM, for a service that asks for one
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub data_service_cert_file: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub data_service_key_file: Option<PathBuf>,
+    /// How long a service that does not answer is waited for
+    #[arg(long, value_name = "SECONDS", help_heading = "Data")]
+    pub data_service_timeout: f64,
     /// Train while the text of --train_file_dir is being prepared, in its own order: nothing is read before it is needed
     #[arg(long, help_heading = "Data")]
     pub streaming: bool,
@@ -461,6 +479,12 @@ impl Default for TrainerArguments {
             use_rslora: false,
             modules_to_save: Vec::new(),
             dataset_dir: None,
+            data_service: None,
+            data_service_token_file: None,
+            data_service_ca_file: None,
+            data_service_cert_file: None,
+            data_service_key_file: None,
+            data_service_timeout: 600.0,
             streaming: false,
             streaming_cache: true,
             hub: HubArguments::default(),

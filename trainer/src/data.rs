@@ -8,12 +8,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokenmill_preprocess::live::{Block, Position};
-use tokenmill_shared::dataset::BlockReader;
+use tokenmill_shared::dataset::{BlockReader, Split};
 use tokenmill_shared::order::Permutation;
+use tokenmill_shared::service::Ticket;
 use tokenmill_shared::{Error, Result};
 
 use crate::model::Batch;
 use crate::plan::ResultSettings;
+use crate::service::{ServedBlock, ServedBlocks, Service};
 use crate::training_set::TextOrder;
 
 /// What the loss of an optimizer step, or of an evaluation, is the mean over.
@@ -116,11 +118,15 @@ fn labels_of(ids: &[u32], valid: usize) -> impl Iterator<Item = i64> {
     ids.iter().enumerate().map(move |(at, id)| if at < valid { i64::from(*id) } else { -100 })
 }
 
-/// One batch of blocks that are there.
-fn batch_of(blocks: &[Block], seq_len: usize) -> Batch {
-    let labels = blocks.iter().flat_map(|block| labels_of(&block.ids, block.valid_tokens)).collect();
-    let input_ids = blocks.iter().flat_map(|block| block.ids.iter().copied()).collect();
-    Batch { input_ids, labels, batch_size: blocks.len(), seq_len }
+/// One batch of blocks that are there: the ids of each, and how many of them are tokens.
+fn batch_of<'a>(blocks: impl Iterator<Item = (&'a [u32], usize)>, batch_size: usize, seq_len: usize) -> Batch {
+    let mut input_ids = Vec::with_capacity(batch_size * seq_len);
+    let mut labels = Vec::with_capacity(batch_size * seq_len);
+    for (ids, valid_tokens) in blocks {
+        input_ids.extend_from_slice(ids);
+        labels.extend(labels_of(ids, valid_tokens));
+    }
+    Batch { input_ids, labels, batch_size, seq_len }
 }
 
 /// Steps in order, read ahead.
@@ -154,16 +160,29 @@ impl Loader {
         Self { steps, waited: Duration::ZERO }
     }
 
+    /// Takes the steps `from..to` from a service, in micro-batches of `batch_size` blocks.
+    pub fn served(service: Arc<Service>, settings: ResultSettings, batch_size: usize, from: u64, to: u64) -> Self {
+        let (sender, steps) = sync_channel(AHEAD);
+        thread::spawn(move || {
+            let mut order = ServedOrder { service, settings, epoch: None };
+            for step in from..to {
+                let made = order.step(step, batch_size);
+                let failed = made.is_err();
+                if sender.send(made).is_err() || failed {
+                    return;
+                }
+            }
+        });
+        Self { steps, waited: Duration::ZERO }
+    }
+
     /// Takes the next `steps` steps of live text in micro-batches of `batch_size` blocks.
     pub fn live(mut order: TextOrder, batch_size: usize, steps: u64) -> Self {
         let (sender, receiver) = sync_channel(AHEAD);
         thread::spawn(move || {
             for _ in 0..steps {
                 let made = order.next_step().map(|(blocks, next)| StepBatches {
-                    micro_batches: blocks
-                        .chunks(batch_size)
-                        .map(|blocks| batch_of(blocks, order.block_size()))
-                        .collect(),
+                    micro_batches: blocks.chunks(batch_size).map(|blocks| order.batch(blocks)).collect(),
                     blocks: blocks.iter().map(|block| order.number(block)).collect(),
                     live: Some((next, blocks.iter().map(documents_in).collect())),
                 });
@@ -188,6 +207,56 @@ impl Loader {
     /// Time spent waiting for data so far.
     pub fn waited(&self) -> Duration {
         self.waited
+    }
+}
+
+impl TextOrder {
+    fn batch(&self, blocks: &[Block]) -> Batch {
+        let pairs = blocks.iter().map(|block| (block.ids.as_slice(), block.valid_tokens));
+        batch_of(pairs, blocks.len(), self.block_size())
+    }
+}
+
+/// Blocks of a service in the order of training, epoch after epoch.
+struct ServedOrder {
+    service: Arc<Service>,
+    settings: ResultSettings,
+    /// The epoch that is being read, and its blocks from where it was begun.
+    epoch: Option<(u64, ServedBlocks)>,
+}
+
+impl ServedOrder {
+    fn step(&mut self, step: u64, batch_size: usize) -> Result<StepBatches> {
+        let (settings, service) = (&self.settings, &self.service);
+        let (epoch, positions) = positions(settings, step);
+        let begin = || {
+            let ticket = Ticket {
+                seed: settings.random_order.then_some(settings.data_seed),
+                epoch,
+                position: positions.start,
+                blocks: Some(settings.train_blocks),
+                ..service.ticket(Split::Train)
+            };
+            (epoch, service.blocks(ticket, Some(settings.train_blocks)))
+        };
+        let (epoch, mut stream) = self.epoch.take().filter(|(begun, _)| *begun == epoch).unwrap_or_else(begin);
+        let mut blocks = Vec::new();
+        for position in positions {
+            // Those of other positions are refused by the stream.
+            let block = stream.next_block()?;
+            blocks.push(block.ok_or_else(|| service.error(format!("the block at position {position} did not come")))?);
+        }
+        self.epoch = Some((epoch, stream));
+        let seq_len = service.description.block_size;
+        let batch = |blocks: &[ServedBlock]| {
+            let pairs = blocks.iter().map(|block| (block.ids.as_slice(), block.valid_tokens));
+            batch_of(pairs, blocks.len(), seq_len)
+        };
+        Ok(StepBatches {
+            micro_batches: blocks.chunks(batch_size).map(batch).collect(),
+            blocks: blocks.iter().map(|block| block.block).collect(),
+            live: None,
+        })
     }
 }
 

@@ -10,6 +10,7 @@ use tokenmill_shared::progress::{Progress, Unit};
 
 use crate::data::{LossMean, read_batch};
 use crate::model::Model;
+use crate::service::Service;
 use crate::training_set::Held;
 
 /// The blocks of an evaluation.
@@ -42,6 +43,14 @@ impl EvaluationSet {
             let bytes_per_token = manifest.text_bytes as f64 / (manifest.ledger.read as f64).max(1.0);
             Self { name, blocks: reader.len().min(limit.unwrap_or(u64::MAX)), reader: reader.into(), bytes_per_token }
         }))
+    }
+
+    /// The validation blocks of a service; `None` if it has none.
+    pub fn served(service: &Service, limit: Option<u64>) -> Option<Self> {
+        let reader = service.reader(Split::Validation)?;
+        let bytes_per_token = service.description.splits[&Split::Validation].bytes_per_token;
+        let blocks = reader.len().min(limit.unwrap_or(u64::MAX));
+        Some(Self { name: None, blocks, reader: Arc::new(reader), bytes_per_token })
     }
 
     /// Blocks that were set aside; `None` if there are none.

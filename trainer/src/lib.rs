@@ -18,6 +18,7 @@ mod plan;
 mod report;
 mod sample;
 mod schedule;
+pub mod service;
 pub mod torch;
 mod train;
 mod training_set;

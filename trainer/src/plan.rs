@@ -6,9 +6,10 @@ mod gpu;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokenmill_preprocess::{Live, Output, PrepareOptions, Tuning, prepare};
+use tokenmill_preprocess::{Live, Output, PrepareOptions, Tuning, cache_dir, prepare};
 use tokenmill_shared::config::{Compat, DataArguments, HubArguments, ValidationText};
 use tokenmill_shared::dataset::{Dataset, Split};
 use tokenmill_shared::storage::Lock;
@@ -25,6 +26,7 @@ use crate::ops::quantised::Codebook;
 use crate::optim_args;
 use crate::optimizer::Rule;
 use crate::schedule::Schedule;
+use crate::service::{Access, Connection, Service};
 use crate::training_set::{Source, TrainingSet};
 use crate::vocabulary::NewTokens;
 
@@ -78,13 +80,14 @@ impl Plan {
             ("--train_file", !data.train_file.is_empty()),
             ("--dataset_name", data.dataset_name.is_some()),
             ("--dataset_dir", arguments.dataset_dir.is_some()),
+            ("--data_service", arguments.data_service.is_some()),
         ]
         .into_iter()
         .filter_map(|(flag, given)| given.then_some(flag))
         .collect();
         match given[..] {
             [] => {
-                let missing = "is missing; or give --train_file, --dataset_name or --dataset_dir";
+                let missing = "is missing; or give --train_file, --dataset_name, --dataset_dir or --data_service";
                 return Err(Error::config("--train_file_dir", missing));
             }
             [_] => {}
@@ -93,6 +96,7 @@ impl Plan {
         if arguments.streaming {
             check_streaming(&arguments)?;
         }
+        say_ignored_service_flags(&arguments);
         for (flag, value) in [
             ("--per_device_train_batch_size", arguments.per_device_train_batch_size),
             ("--per_device_eval_batch_size", arguments.per_device_eval_batch_size),
@@ -214,6 +218,9 @@ impl Plan {
 
     /// What is trained on: the dataset as given, or prepared now (or found prepared in the cache), or the text itself.
     pub fn open_data(&self) -> Result<TrainingSet> {
+        if let Some(address) = &self.arguments.data_service {
+            return self.open_service(address);
+        }
         if self.arguments.streaming {
             let options = self.prepare_options(self.arguments.data.clone())?;
             return TrainingSet::live(Live::open(&options, self.arguments.streaming_cache)?);
@@ -224,11 +231,32 @@ impl Plan {
         TrainingSet::prepared(dataset, block_size)
     }
 
+    fn open_service(&self, address: &str) -> Result<TrainingSet> {
+        let arguments = &self.arguments;
+        refuse_data_flags(&arguments.data, "--data_service")?;
+        let seconds = arguments.data_service_timeout;
+        let patience = Duration::try_from_secs_f64(seconds)
+            .map_err(|_| Error::config("--data_service_timeout", format!("cannot be {seconds}")))?;
+        let access = Access {
+            address: address.to_owned(),
+            token_file: arguments.data_service_token_file.clone(),
+            ca_file: arguments.data_service_ca_file.clone(),
+            cert_file: arguments.data_service_cert_file.clone(),
+            key_file: arguments.data_service_key_file.clone(),
+            patience,
+        };
+        let service = Service::open(Connection::new(&access)?, arguments.data.block_size)?;
+        if service.is_live() {
+            check_text_order(arguments)?;
+        }
+        TrainingSet::served(service, &cache_dir(arguments.data.cache_dir.as_deref())?)
+    }
+
     fn open_dataset(&self) -> Result<Dataset> {
         let mut data = self.arguments.data.clone();
         if let Some(dir) = &self.arguments.dataset_dir {
             let dataset = Dataset::open(dir)?;
-            refuse_data_flags(&data)?;
+            refuse_data_flags(&data, "--dataset_dir")?;
             if data.is_compat(Compat::RunClm) && dataset.manifest().head.settings["packing"] != "run_clm" {
                 let reason = "is run_clm, and the dataset of --dataset_dir was packed otherwise; give it to `preprocess prepare`";
                 return Err(Error::config("--compat", reason));
@@ -250,6 +278,9 @@ impl Plan {
             (ValidationText::One(dir), Source::Live(_)) => vec![(None, Some(dir))],
             (ValidationText::None, Source::Live(_)) if !data.validation_file.is_empty() => vec![(None, None)],
             (_, Source::Live(text)) => return Ok(EvaluationSet::held(text.validation.clone()).into_iter().collect()),
+            (_, Source::Served(service)) => {
+                return Ok(EvaluationSet::served(service, data.validation_blocks_limit()).into_iter().collect());
+            }
             (_, Source::Prepared(dataset)) => {
                 let limit = data.validation_blocks_limit();
                 let set = EvaluationSet::open(None, dataset, Split::Validation, training.block_size, limit)?;
@@ -345,7 +376,8 @@ impl Plan {
         check_model_type(arguments.model_type.as_deref(), &config)?;
         #[cfg(feature = "cuda")]
         self.check_gpu_takes(&config)?;
-        if arguments.dataset_dir.is_none() { check_positions(&config, arguments.data.block_size()) } else { Ok(()) }
+        let finished = arguments.dataset_dir.is_some() || arguments.data_service.is_some();
+        if !finished { check_positions(&config, arguments.data.block_size()) } else { Ok(()) }
     }
 
     /// Checks what is asked of a checkpoint whose weights are quantised.
@@ -654,20 +686,25 @@ pub struct ResultSettings {
 
 /// What cannot be while text is prepared.
 fn check_streaming(arguments: &TrainerArguments) -> Result<()> {
-    if arguments.dataset_dir.is_some() {
+    let finished =
+        [("--dataset_dir", arguments.dataset_dir.is_some()), ("--data_service", arguments.data_service.is_some())];
+    if let Some((flag, _)) = finished.into_iter().find(|(_, given)| *given) {
         return Err(Error::config(
             "--streaming",
-            "reads text, and --dataset_dir is finished already; give one of both",
+            format!("reads text, and {flag} has blocks already; give one of both"),
         ));
     }
+    check_text_order(arguments)
+}
+
+/// What cannot be where blocks come in the order of the text.
+fn check_text_order(arguments: &TrainerArguments) -> Result<()> {
     if arguments.ignore_data_skip {
-        let reason = "begins an epoch again to save the time of going on, which with --streaming takes none; remove it";
+        let reason = "begins an epoch again to save the time of going on, which with text takes none; remove it";
         return Err(Error::config("--ignore_data_skip", reason));
     }
     if arguments.train_sampling_strategy == Sampling::Random {
-        eprintln!(
-            "--streaming: blocks come in the order of the text; where that is sorted, prepare it, for a random order"
-        );
+        eprintln!("blocks come in the order of the text; where that is sorted, prepare it, for a random order");
     }
     Ok(())
 }
@@ -788,12 +825,25 @@ fn say_ignored_adapter_flags(arguments: &TrainerArguments) {
     }
 }
 
+/// Flags of a service do nothing where there is none.
+fn say_ignored_service_flags(arguments: &TrainerArguments) {
+    let given = [
+        ("--data_service_token_file", arguments.data_service_token_file.is_some()),
+        ("--data_service_ca_file", arguments.data_service_ca_file.is_some()),
+        ("--data_service_cert_file", arguments.data_service_cert_file.is_some()),
+        ("--data_service_key_file", arguments.data_service_key_file.is_some()),
+    ];
+    for (flag, _) in given.into_iter().filter(|(_, given)| *given && arguments.data_service.is_none()) {
+        eprintln!("{flag} has no effect here: there is no --data_service");
+    }
+}
+
 fn both(one: &str, other: &str) -> Error {
     Error::config(one, format!("and {other} are both given; give one"))
 }
 
-/// With a finished dataset, flags that shape datasets would silently do nothing.
-fn refuse_data_flags(data: &DataArguments) -> Result<()> {
+/// With a dataset that is made elsewhere, given by `flag`, flags that shape datasets would silently do nothing.
+fn refuse_data_flags(data: &DataArguments, flag_given: &str) -> Result<()> {
     let default = DataArguments::default();
     let kept = DataArguments {
         block_size: data.block_size,
@@ -810,7 +860,10 @@ fn refuse_data_flags(data: &DataArguments) -> Result<()> {
     match changed {
         Some((flag, _)) => Err(Error::config(
             format!("--{flag}"),
-            "has no effect with --dataset_dir, which is finished; give it to `preprocess prepare`",
+            match flag_given {
+                "--data_service" => "has no effect with --data_service; give it to `preprocess prepare` or `serve`",
+                _ => "has no effect with --dataset_dir, which is finished; give it to `preprocess prepare`",
+            },
         )),
         None => Ok(()),
     }
@@ -893,7 +946,7 @@ mod tests {
         assert!(error.contains("--model_name_or_path") && error.contains("--init_from_config"), "{error}");
         let data =
             DataArguments { sample_by: tokenmill_shared::config::SampleBy::Document, ..DataArguments::default() };
-        let error = refuse_data_flags(&data).unwrap_err().to_string();
+        let error = refuse_data_flags(&data, "--dataset_dir").unwrap_err().to_string();
         assert!(error.contains("--sample_by"), "{error}");
     }
 }

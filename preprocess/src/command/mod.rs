@@ -4,6 +4,7 @@ mod cache;
 mod look;
 mod machine;
 mod prepare;
+mod serve;
 mod tokenizer;
 
 use std::ffi::OsString;
@@ -13,7 +14,10 @@ use clap::{Args, Command};
 use tokenmill_shared::config::{completions, manual, with_grammar};
 use tokenmill_shared::{Error, Result};
 
-const USAGE: &str = "usage: preprocess prepare|explain|trace|inspect|verify|cache|tokenizer|doctor|completions|man …
+use crate::serve::ServeArguments;
+
+const USAGE: &str =
+    "usage: preprocess prepare|explain|trace|inspect|verify|cache|serve|tokenizer|doctor|completions|man …
   prepare --tokenizer_name_or_path DIR --train_file_dir DIR --block_size N --output_dir DIR
                       text to packed blocks; only what is new is tokenized; --dry_run says what it takes
   explain <the same>  which partitions would be reused, and why not the others
@@ -22,6 +26,8 @@ const USAGE: &str = "usage: preprocess prepare|explain|trace|inspect|verify|cach
   inspect DATASET     what is in a dataset; --split train --row 0 --decode shows a block
   verify DATASET      reads every byte and names what is wrong
   cache list|prune    what is kept for reuse; --older_than 30d, --max_size 20G make room
+  serve --dataset_dir NAME=DIR --text_dir NAME=DIR
+                      datasets, text as it is prepared, and tokenizing, over Arrow Flight
   tokenizer extend --tokenizer_name_or_path DIR --train_file_dir DIR --output_dir DIR
                       new pieces for a tokenizer, from a corpus or a --word_list
   doctor              what this machine has, and what to do about what it lacks
@@ -41,6 +47,7 @@ pub fn run(argv: Vec<OsString>) -> Result<()> {
         "inspect" => look::run_inspect(rest),
         "verify" => look::run_verify(rest),
         "cache" => cache::run(rest),
+        "serve" => serve::run(rest),
         "tokenizer" => tokenizer::run(rest),
         "doctor" => machine::run_doctor(rest),
         "completions" => {
@@ -74,6 +81,7 @@ fn program() -> Command {
         of::<look::InspectArguments>(look::inspect_command()),
         of::<look::VerifyArguments>(look::verify_command()),
         cache::command(),
+        of::<ServeArguments>(serve::command()),
         tokenizer::command(),
         of::<machine::DoctorArguments>(machine::doctor_command()),
     ])

@@ -21,17 +21,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokenmill_shared::config::{DataArguments, OnBadRecord, Packing, ValidationSplitMode, ValidationText};
 use tokenmill_shared::dataset::{Layout, TokenWidth};
-use tokenmill_shared::{Error, Result, storage};
+use tokenmill_shared::{Error, Result};
 
 use self::cut::Cutter;
 use self::find::Finder;
 use crate::document::{Flow, Start};
-use crate::job::{PrepareOptions, Setup};
+use crate::job::{PrepareOptions, Setup, allowed_block_size};
 use crate::pipeline::{Event, Partitions, Pipeline};
 use crate::plan::{self, TokenSettings};
 use crate::scan::{FileScan, Memory};
 use crate::source::{Input, Text, texts};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{self, Tokenizer};
 
 /// Tokens that may be cut ahead of the one who takes them, in blocks: 1 MiB of ids. Text and ids before that are bounded
 /// by [`IN_FLIGHT_BYTES`](crate::pipeline::IN_FLIGHT_BYTES).
@@ -130,6 +130,26 @@ impl Live {
         Ok(Self { setup: Arc::new(setup), dir, inputs, memory, set_aside, keep, fingerprint, made: Arc::default() })
     }
 
+    /// The same text in blocks of `block_size`, of which as many are set aside.
+    ///
+    /// # Errors
+    /// A block size of 0.
+    pub fn recut(&self, block_size: usize) -> Result<Self> {
+        let mut setup = Setup::clone(&self.setup);
+        setup.data.block_size = Some(allowed_block_size(block_size, self.tokenizer().model_max_length)?);
+        let fingerprint = fingerprint(&setup, &self.inputs, self.set_aside);
+        Ok(Self {
+            setup: Arc::new(setup),
+            dir: self.dir.clone(),
+            inputs: Arc::clone(&self.inputs),
+            memory: Arc::clone(&self.memory),
+            set_aside: self.set_aside,
+            keep: self.keep,
+            fingerprint,
+            made: Arc::clone(&self.made),
+        })
+    }
+
     /// Blocks at the beginning that are for validation; training begins after them.
     pub fn set_aside(&self) -> u64 {
         self.set_aside
@@ -152,17 +172,8 @@ impl Live {
 
     /// A directory that holds the tokenizer's files, in the cache under the hash of all of them.
     pub fn tokenizer_dir(&self) -> Result<PathBuf> {
-        let files = &self.tokenizer().files;
-        let mut hasher = blake3::Hasher::new();
-        for (name, bytes) in files {
-            hasher.update(json!([name, blake3::hash(bytes).to_hex().as_str()]).to_string().as_bytes());
-        }
-        let dir = self.setup.cache_dir.join("tokenizers").join(&hasher.finalize().to_hex()[..32]);
-        storage::create_dir_all(&dir)?;
-        for (name, bytes) in files {
-            storage::replace(&dir.join(name), bytes)?;
-        }
-        Ok(dir)
+        let files: Vec<_> = self.tokenizer().files.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
+        tokenizer::keep(&self.setup.cache_dir, &files)
     }
 
     /// The width of ids, by the tokenizer's largest.

@@ -14,6 +14,7 @@ mod crossing;
 pub mod extend;
 mod guard;
 mod huge;
+mod keep;
 mod line;
 mod metaspace;
 mod nfc;
@@ -32,6 +33,7 @@ use std::sync::{Mutex, PoisonError};
 use serde_json::Value;
 use tokenmill_shared::{Error, Result, storage};
 
+pub use self::keep::keep;
 use self::pieces::Working;
 use self::reference::Reference;
 use crate::model_config::{json_file, model_eos};

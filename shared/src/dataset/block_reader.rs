@@ -1,5 +1,6 @@
 //! Blocks by number, wherever they lie: in the shards of a split, or behind a view of them.
 
+use super::TokenWidth;
 use crate::Result;
 
 /// Blocks that can be read in any order and from many threads.
@@ -26,6 +27,17 @@ pub trait BlockReader: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// The bytes are not those that were written, naming file and place; `out` is then unchanged.
     fn read_block(&self, index: u64, out: &mut Vec<u32>) -> Result<()>;
+
+    /// The same as bytes, little-endian, each id of `width`, which must be wide enough for every id.
+    ///
+    /// # Errors
+    /// As [`read_block`](Self::read_block).
+    fn read_bytes(&self, index: u64, width: TokenWidth, out: &mut Vec<u8>) -> Result<()> {
+        let mut ids = Vec::with_capacity(self.block_size());
+        self.read_block(index, &mut ids)?;
+        width.encode(&ids, out);
+        Ok(())
+    }
 
     /// The offsets in block `index` at which documents begin, ascending. Where blocks have documents of their own
     /// ([`Layout::Blocks`](super::Layout::Blocks)) what goes on from another block begins as well.

@@ -24,6 +24,7 @@ pub use manifest::{
 pub use name::{FileName, ShardKind, ShardName, Split, TOKENIZER_DIR};
 pub use reader::SplitReader;
 pub use recut::Recut;
+pub use shard::{data_batch, data_schema};
 pub use split_files::WrittenSplit;
 pub use split_writer::SplitWriter;
 pub use verify::{Report, verify};

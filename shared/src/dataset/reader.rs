@@ -16,7 +16,7 @@ use arrow_ipc::reader::StreamReader;
 
 use super::index::{BatchEntry, Index};
 use super::shard::{self, ALIGNMENT};
-use super::{BlockReader, Layout, Manifest, ShardEntry, ShardKind, ShardName, Split};
+use super::{BlockReader, Layout, Manifest, ShardEntry, ShardKind, ShardName, Split, TokenWidth};
 use crate::{Error, Result, storage};
 
 /// The blocks of one split, readable from many threads.
@@ -24,7 +24,7 @@ use crate::{Error, Result, storage};
 pub struct SplitReader {
     split: Split,
     block_size: usize,
-    width: super::TokenWidth,
+    width: TokenWidth,
     blocks: u64,
     layout: Layout,
     last_block_valid_tokens: usize,
@@ -120,6 +120,18 @@ impl SplitReader {
         self.recent.put(shard.name, number, message);
         Ok(result)
     }
+
+    /// The bytes of a block's ids.
+    fn with_ids(&self, index: u64, take: impl FnOnce(&[u8])) -> Result<()> {
+        let block_bytes = self.block_size * self.width.bytes();
+        self.with_batch(&self.data, index, |message, entry, row| {
+            // The ids are the only buffer of the batch and its last bytes, padded to the alignment.
+            let ids = entry.rows as usize * block_bytes;
+            let start = message.len().checked_sub(ids.next_multiple_of(ALIGNMENT))? + row * block_bytes;
+            take(message.get(start..start + block_bytes)?);
+            Some(())
+        })
+    }
 }
 
 impl SplitReader {
@@ -158,13 +170,17 @@ impl BlockReader for SplitReader {
     }
 
     fn read_block(&self, index: u64, out: &mut Vec<u32>) -> Result<()> {
-        let block_bytes = self.block_size * self.width.bytes();
-        self.with_batch(&self.data, index, |message, entry, row| {
-            // The ids are the only buffer of the batch and its last bytes, padded to the alignment.
-            let ids = entry.rows as usize * block_bytes;
-            let start = message.len().checked_sub(ids.next_multiple_of(ALIGNMENT))? + row * block_bytes;
-            self.width.decode(message.get(start..start + block_bytes)?, out);
-            Some(())
+        self.with_ids(index, |ids| self.width.decode(ids, out))
+    }
+
+    fn read_bytes(&self, index: u64, width: TokenWidth, out: &mut Vec<u8>) -> Result<()> {
+        self.with_ids(index, |ids| {
+            if width == self.width {
+                return out.extend_from_slice(ids);
+            }
+            let mut decoded = Vec::with_capacity(self.block_size);
+            self.width.decode(ids, &mut decoded);
+            width.encode(&decoded, out);
         })
     }
 

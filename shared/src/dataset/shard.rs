@@ -31,7 +31,7 @@ fn id_type(width: TokenWidth) -> DataType {
 }
 
 /// The schema of shards of blocks.
-pub(super) fn data_schema(block_size: usize, width: TokenWidth) -> Arc<Schema> {
+pub fn data_schema(block_size: usize, width: TokenWidth) -> Arc<Schema> {
     let item = Arc::new(Field::new("item", id_type(width), false));
     let size = i32::try_from(block_size).expect("block_size is checked when the dataset is created");
     Arc::new(Schema::new(vec![Field::new("input_ids", DataType::FixedSizeList(item, size), false)]))
@@ -70,7 +70,7 @@ pub(super) fn schema_message(schema: &Schema) -> Vec<u8> {
 }
 
 /// Blocks as a record batch; `ids` holds a whole number of blocks, little-endian, without a copy.
-pub(super) fn data_batch(block_size: usize, width: TokenWidth, ids: Vec<u8>) -> RecordBatch {
+pub fn data_batch(block_size: usize, width: TokenWidth, ids: Vec<u8>) -> RecordBatch {
     let count = ids.len() / width.bytes();
     let buffer = Buffer::from_vec(ids);
     let values: ArrayRef = match width {

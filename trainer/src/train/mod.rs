@@ -138,7 +138,7 @@ struct Run {
     /// The memory figures of loading.
     loading: serde_json::Map<String, Value>,
     criterion: Option<Criterion>,
-    /// The training blocks of a dataset, open while training.
+    /// The training blocks of a dataset by their numbers, open while training.
     training: Option<Arc<dyn BlockReader>>,
     /// Blocks of an epoch, if they are known.
     blocks: Option<u64>,
@@ -299,6 +299,13 @@ impl Run {
                 self.blocks = Some(reader.len().min(limit.unwrap_or(u64::MAX)));
                 self.training = Some(reader.into());
             }
+            Source::Served(service) => {
+                let none = || service.error("it has no training block; serve a dataset with some");
+                let reader = service.reader(Split::Train).ok_or_else(none)?;
+                let limit = self.plan.arguments.data.train_blocks_limit();
+                self.blocks = Some(reader.len().min(limit.unwrap_or(u64::MAX)));
+                self.training = Some(Arc::new(reader));
+            }
             Source::Live(text) => {
                 let (known, limit) = (text.known_blocks, self.plan.arguments.data.train_blocks_limit());
                 self.blocks = known.map(|known| known.min(limit.unwrap_or(u64::MAX))).or(limit);
@@ -313,6 +320,9 @@ impl Run {
             Source::Prepared(_) => {
                 let reader = self.training.clone().expect("open while training");
                 Loader::start(reader, settings.clone(), batch_size, steps.start, steps.end)
+            }
+            Source::Served(service) => {
+                Loader::served(Arc::clone(service), settings.clone(), batch_size, steps.start, steps.end)
             }
             Source::Live(text) => {
                 let order = TextOrder {

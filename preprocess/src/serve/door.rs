@@ -1,0 +1,296 @@
+//! The door: who may come in, how many, and for how long.
+//!
+//! tonic's and hyper's own loops have no limit on connections, none on the time to a first request, and none on a peer
+//! that takes nothing, so this one accepts. In order: connections are counted, TLS is spoken, a request's head is measured
+//! and its token compared; only then is a byte of its body read.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use hyper::body::Incoming;
+use hyper::header::AUTHORIZATION;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::limits;
+use super::log::log;
+use super::stall::{OpenRequest, Requests, Verdict, WatchedBody, WriteStall};
+use super::token::Tokens;
+
+/// Answers a request that was let in.
+pub type Handler = Arc<dyn Fn(Request<Incoming>) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
+
+/// Where a request comes from, among its extensions.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
+/// What is let in.
+pub struct Door {
+    /// How TLS is spoken, if it is.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// Tokens of which a request must bring one, if it must.
+    pub tokens: Option<Tokens>,
+    /// Connections at a time.
+    pub max_connections: usize,
+    /// Connections at a time from one address.
+    pub max_connections_per_peer: usize,
+    /// Who answers.
+    pub handler: Handler,
+    /// What came and went.
+    pub counts: Arc<Counts>,
+}
+
+/// What came and went at a door.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Connections that are open.
+    pub open: AtomicUsize,
+    /// Connections that were let in.
+    pub accepted: AtomicU64,
+    /// Connections beyond a limit, closed at once.
+    pub beyond_limit: AtomicU64,
+    /// Connections closed because the peer was too slow.
+    pub too_slow: AtomicU64,
+    /// Requests without a valid token.
+    pub without_token: AtomicU64,
+    /// Requests that were answered.
+    pub requests: AtomicU64,
+    peers: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl Counts {
+    fn peers(&self) -> std::sync::MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a connection from `peer`, unless there is none.
+    fn place(self: &Arc<Self>, peer: IpAddr, door: &Door) -> Option<Place> {
+        let peer = prefix(peer);
+        let mut peers = self.peers();
+        let of_peer = peers.get(&peer).copied().unwrap_or(0);
+        if self.open.load(Ordering::Relaxed) >= door.max_connections || of_peer >= door.max_connections_per_peer {
+            self.beyond_limit.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        peers.insert(peer, of_peer + 1);
+        self.open.fetch_add(1, Ordering::Relaxed);
+        self.accepted.fetch_add(1, Ordering::Relaxed);
+        Some(Place { counts: Arc::clone(self), peer })
+    }
+}
+
+/// Who has an IPv6 address has the 2^64 that share its prefix.
+fn prefix(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6((u128::from(address) >> 64 << 64).into()),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+/// A connection that is counted, until it is dropped.
+struct Place {
+    counts: Arc<Counts>,
+    peer: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.counts.open.fetch_sub(1, Ordering::Relaxed);
+        let mut peers = self.counts.peers();
+        match peers.get_mut(&self.peer) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(peers.remove(&self.peer)),
+        }
+    }
+}
+
+impl Door {
+    /// Lets in whoever comes, until `stopping` says otherwise; then waits until those who are in have ended, at most
+    /// [`limits::DRAIN`].
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, mut stopping: watch::Receiver<bool>) {
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = stopping.wait_for(|stopping| *stopping) => break,
+                Some(_) = connections.join_next() => continue,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    // Dropped, it is closed.
+                    let Some(place) = self.counts.place(peer.ip(), &self) else { continue };
+                    let (door, stopping) = (Arc::clone(&self), stopping.clone());
+                    connections.spawn(async move {
+                        door.connection(stream, peer, stopping).await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    // Out of file handles, for one: those who are in go on, and later there are some again.
+                    log("accept_failed", json!({"reason": error.to_string()}));
+                    sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        drop(listener);
+        let ended = timeout(limits::DRAIN, async { while connections.join_next().await.is_some() {} }).await;
+        if ended.is_err() {
+            log("cut_off", json!({"connections": connections.len()}));
+        }
+    }
+
+    async fn connection(&self, stream: TcpStream, peer: SocketAddr, stopping: watch::Receiver<bool>) {
+        let deadline = Instant::now() + limits::FIRST_REQUEST;
+        // Messages are written whole; waiting to fill a packet would only delay them.
+        let _ = stream.set_nodelay(true);
+        let stream = WriteStall::new(stream);
+        let ended = match &self.tls {
+            None => self.http2(stream, peer, deadline, stopping).await,
+            Some(config) => match timeout_at(deadline, TlsAcceptor::from(Arc::clone(config)).accept(stream)).await {
+                Ok(Ok(stream)) => self.http2(stream, peer, deadline, stopping).await,
+                Ok(Err(error)) => Err(format!("TLS: {error}")),
+                Err(_) => Err(self.too_slow("TLS was not spoken in time")),
+            },
+        };
+        if let Err(reason) = ended {
+            log("connection_ended", json!({"peer": peer.to_string(), "reason": reason}));
+        }
+    }
+
+    fn too_slow(&self, reason: &str) -> String {
+        self.counts.too_slow.fetch_add(1, Ordering::Relaxed);
+        reason.to_owned()
+    }
+
+    /// One connection to its end; the reason, if it is cut off.
+    async fn http2(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        peer: SocketAddr,
+        deadline: Instant,
+        mut stopping: watch::Receiver<bool>,
+    ) -> Result<(), String> {
+        let requests = Arc::new(Requests::new(deadline));
+        let service = service_fn(|mut request: Request<Incoming>| {
+            request.extensions_mut().insert(Peer(peer));
+            let answer = self.answer(request, &requests);
+            async move { Ok::<_, Infallible>(answer.await) }
+        });
+        let mut http = http2::Builder::new(TokioExecutor::new());
+        http.timer(TokioTimer::new())
+            .keep_alive_interval(limits::PING)
+            .keep_alive_timeout(limits::PING_ANSWER)
+            .max_concurrent_streams(limits::STREAMS)
+            .max_header_list_size(limits::HEAD_BYTES)
+            .max_pending_accept_reset_streams(limits::PENDING_RESETS)
+            .max_send_buf_size(limits::SEND_BUFFER)
+            .initial_stream_window_size(limits::WINDOW.0)
+            .initial_connection_window_size(limits::WINDOW.1);
+        let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+        let mut seconds = interval(Duration::from_secs(1));
+        let mut leaving = false;
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => return ended.map_err(|error| chain(&error)),
+                _ = seconds.tick() => match requests.verdict(Instant::now()) {
+                    Verdict::Stay => {}
+                    Verdict::Leave if leaving => {}
+                    Verdict::Leave => {
+                        leaving = true;
+                        connection.as_mut().graceful_shutdown();
+                    }
+                    Verdict::TooSlow(reason) => return Err(self.too_slow(reason)),
+                },
+                _ = stopping.wait_for(|stopping| *stopping), if !leaving => {
+                    leaving = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+
+    /// Measures the head, compares the token, and only then has the rest read.
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+        requests: &Arc<Requests>,
+    ) -> impl Future<Output = Response<WatchedBody>> + Send + use<> {
+        let answer = match self.refusal(&request) {
+            Some(refusal) => {
+                requests.refused();
+                Err(refusal)
+            }
+            None => {
+                self.counts.requests.fetch_add(1, Ordering::Relaxed);
+                Ok((OpenRequest::new(requests), (self.handler)(request)))
+            }
+        };
+        async move {
+            match answer {
+                Err(refusal) => refusal.into_http().map(WatchedBody::refusal),
+                Ok((open, answer)) => {
+                    let late = |_| Status::deadline_exceeded("the request was not sent in time").into_http();
+                    timeout(limits::REQUEST, answer).await.unwrap_or_else(late).map(|body| open.watch(body))
+                }
+            }
+        }
+    }
+
+    fn refusal(&self, request: &Request<Incoming>) -> Option<Status> {
+        let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+        if request.headers().len() > limits::HEADERS || target > limits::TARGET_BYTES {
+            return Some(Status::resource_exhausted(format!(
+                "a request has {} headers and a path of {} bytes at most",
+                limits::HEADERS,
+                limits::TARGET_BYTES
+            )));
+        }
+        let tokens = self.tokens.as_ref()?;
+        let mut given = request.headers().get_all(AUTHORIZATION).iter();
+        let admitted = given.next().is_some_and(|value| tokens.admit(value.as_bytes())) && given.next().is_none();
+        if admitted {
+            return None;
+        }
+        self.counts.without_token.fetch_add(1, Ordering::Relaxed);
+        Some(Status::unauthenticated("needs a header: authorization: Bearer TOKEN"))
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// Binds `address`.
+pub async fn bind(flag: &str, address: SocketAddr) -> tokenmill_shared::Result<TcpListener> {
+    let listener: io::Result<TcpListener> = TcpListener::bind(address).await;
+    listener.map_err(|error| {
+        tokenmill_shared::Error::config(flag, format!("{address}: {error}; choose another address or port"))
+    })
+}

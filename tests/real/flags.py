@@ -55,7 +55,8 @@ class RemovedArguments:
 
 # Where a default of ours has another name for the same thing, or differs and says so in its help: (theirs, ours).
 DEFAULTS = {"optim": ("adamw_torch_fused", "adamw_torch"), "torch_dtype": (None, "auto"), "neftune_noise_alpha": (None, 0.0), "use_fast_tokenizer": (False, None), "gradient_checkpointing": (None, False),
-            "include_num_input_tokens_seen": (False, "no"), "block_size": (1024, None)}
+            "include_num_input_tokens_seen": (False, "no"), "block_size": (1024, None),
+            "group_by_length": (False, None)}
 # Names of the same rule in TrainingArguments and here.
 SAME = {"adamw_bnb_8bit": "adamw_8bit"}
 

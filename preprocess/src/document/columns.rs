@@ -3,11 +3,11 @@
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_schema::{DataType, Schema};
-use tokenmill_shared::{Error, Location, Result};
+use tokenmill_shared::{Location, Result};
 
 use super::fields::{FieldPath, Text};
 use super::lines::LINE_LIMIT;
-use super::{Bad, Document, Flow, Reading, Reason, Sink, too_long};
+use super::{Bad, Document, Flow, Reading, Reason, Sink, no_column, too_long};
 
 /// The index of the column that a field lies in: one of that very name, or that in which a pointer begins.
 fn root_of(path: &FieldPath, schema: &Schema) -> Option<usize> {
@@ -19,14 +19,8 @@ pub(super) fn wanted(reading: &Reading<'_>, schema: &Schema) -> Result<Vec<usize
     let mut columns = Vec::new();
     for path in &reading.fields.paths {
         let Some(column) = root_of(path, schema) else {
-            let names: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-            let reason = format!(
-                "has no column {:?} (it has {}); name the right one with {}",
-                path.shown,
-                names.join(", "),
-                reading.fields.flag()
-            );
-            return Err(Error::input(reading.input.at(), reason));
+            let names: Vec<_> = schema.fields().iter().map(|field| field.name().clone()).collect();
+            return Err(no_column(reading, path, &names));
         };
         columns.push(column);
     }

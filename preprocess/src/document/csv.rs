@@ -10,7 +10,7 @@ use tokenmill_shared::{Error, Location, Result};
 
 use super::fields::Text;
 use super::lines::LINE_LIMIT;
-use super::{Bad, Document, Flow, PASS_OVER, Reading, Reason, Sink, invalid_encoding, too_long};
+use super::{Bad, Document, Flow, PASS_OVER, Reading, Reason, Sink, invalid_encoding, no_column, too_long};
 use crate::decode;
 use crate::encoding::{TextEncoding, Transcoded};
 
@@ -29,13 +29,7 @@ pub(super) fn for_each(reading: &Reading<'_>, delimiter: u8, sink: &mut dyn Sink
     for path in &reading.fields.paths {
         let name = path.keys.first().filter(|_| path.keys.len() == 1).unwrap_or(&path.shown);
         let Some(column) = names.iter().position(|other| other == name) else {
-            let reason = format!(
-                "has no column {:?} (it has {}); name the right one with {}",
-                path.shown,
-                names.join(", "),
-                reading.fields.flag()
-            );
-            return Err(Error::input(reading.input.at(), reason));
+            return Err(no_column(reading, path, &names));
         };
         columns.push(column);
     }

@@ -242,6 +242,13 @@ pub fn invalid_encoding(at: Location) -> Error {
     Error::input(at, reason)
 }
 
+/// The error for a table without a column that is asked for; `names` are those it has.
+fn no_column(reading: &Reading<'_>, path: &fields::FieldPath, names: &[String]) -> Error {
+    let (names, flag) = (names.join(", "), reading.fields.flag());
+    let reason = format!("has no column {:?} (it has {names}); name the right one with {flag}", path.shown);
+    Error::input(reading.input.at(), reason)
+}
+
 /// The error for a document above [`LINE_LIMIT`].
 fn too_long(at: Location, found: u64) -> Error {
     Error::Limit {

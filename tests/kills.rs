@@ -24,7 +24,7 @@ pub(crate) fn shim() -> &'static Path {
 }
 
 /// Runs `command` with a fault at call `at`; returns how it ended and what the shim noted.
-fn with_fault(command: &mut Command, place: &Place, at: u64, mode: &str) -> (Ended, String) {
+pub(crate) fn with_fault(command: &mut Command, place: &Place, at: u64, mode: &str) -> (Ended, String) {
     let log = place.path("fault.log");
     let _ = std::fs::remove_file(&log);
     command.env("LD_PRELOAD", shim()).env("FAULT_AT", at.to_string()).env("FAULT_MODE", mode).env("FAULT_LOG", &log);
@@ -34,7 +34,7 @@ fn with_fault(command: &mut Command, place: &Place, at: u64, mode: &str) -> (End
 }
 
 /// The calls of a whole run in order: w for write, f for fsync, r for rename, m for mkdir, u for unlink.
-fn calls_of(command: &mut Command, place: &Place) -> String {
+pub(crate) fn calls_of(command: &mut Command, place: &Place) -> String {
     let (ended, noted) = with_fault(command, place, 0, "kill");
     ended.ok();
     assert!(!noted.trim().is_empty(), "the shim counted nothing");

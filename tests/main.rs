@@ -22,6 +22,7 @@ mod means;
 mod numerics;
 mod old_checkpoints;
 mod packing;
+mod power_cut;
 mod quantised;
 mod resume;
 mod reuse;

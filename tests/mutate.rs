@@ -94,7 +94,8 @@ impl Mutator {
     }
 }
 
-fn is_night() -> bool {
+/// Whether the larger sizes run.
+pub fn is_night() -> bool {
     std::env::var("TOKENMILL_SCALE").is_ok_and(|scale| scale == "night")
 }
 

@@ -3,7 +3,7 @@
 //! While a dataset is being written its directory holds [`INCOMPLETE`], locked by the writer. A killed
 //! attempt leaves it behind, and that is how the next one knows that the directory is its own to redo.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -217,8 +217,10 @@ fn refuse_other_content(dir: &Path) -> Result<()> {
     }
 }
 
-/// Removes the files of an unfinished dataset, which may have had other splits or settings; nothing else.
+/// Removes the files of an unfinished dataset, which may have had other splits or settings; nothing else. They are gone for
+/// good before anything new is written, so that a power cut cannot put one of them beside the new manifest.
 fn remove_unfinished(dir: &Path) -> Result<()> {
+    let mut changed = BTreeSet::new();
     for sub in ["", Split::Train.as_str(), Split::Validation.as_str(), TOKENIZER_DIR] {
         storage::remove_stale_temporaries(&dir.join(sub))?;
     }
@@ -230,7 +232,8 @@ fn remove_unfinished(dir: &Path) -> Result<()> {
             || shard.is_some_and(|(_, name)| ShardName::try_from(name.to_owned()).is_ok());
         if is_ours {
             storage::remove_file(&file.path)?;
+            changed.insert(file.path.with_file_name(""));
         }
     }
-    Ok(())
+    changed.iter().try_for_each(|dir| storage::sync_dir(dir))
 }

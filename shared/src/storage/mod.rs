@@ -55,7 +55,11 @@ pub fn remove_dir_all(path: &Path) -> Result<()> {
     match std::fs::rename(path, &doomed) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::storage("remove", path)(error)),
-        Ok(()) => std::fs::remove_dir_all(&doomed).map_err(Error::storage("remove", &doomed)),
+        Ok(()) => {
+            // Else a power cut may take the new name back and leave what is removed removed.
+            sync_dir(&parent_of(path))?;
+            std::fs::remove_dir_all(&doomed).map_err(Error::storage("remove", &doomed))
+        }
     }
 }
 
@@ -89,8 +93,8 @@ pub fn canonicalize(path: &Path) -> Result<PathBuf> {
     std::fs::canonicalize(path).map_err(Error::storage("find", path))
 }
 
-/// Makes a rename in `dir` durable.
-fn sync_dir(dir: &Path) -> Result<()> {
+/// Makes what was renamed, made or removed in `dir` durable.
+pub fn sync_dir(dir: &Path) -> Result<()> {
     let handle = std::fs::File::open(dir).map_err(Error::storage("open directory", dir))?;
     handle.sync_all().map_err(Error::storage("sync directory", dir))
 }

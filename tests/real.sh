@@ -39,5 +39,13 @@ if [ ! -e "$venv/complete" ]; then
   touch "$venv/complete"
 fi
 
+# What reads our metrics, apart, so that another version of it does not make all of the environment anew.
+metrics="$venv/metrics-$(cksum < tests/real/requirements-metrics.txt | cut -d' ' -f1)"
+if [ ! -d "$metrics" ]; then
+  "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --target "$metrics.part" -r tests/real/requirements-metrics.txt
+  mv "$metrics.part" "$metrics"
+fi
+export TOKENMILL_METRICS_PACKAGES="$metrics"
+
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false CUDA_VISIBLE_DEVICES= PYTHONDONTWRITEBYTECODE=1
 "$venv/bin/python" tests/real/check.py

@@ -56,7 +56,7 @@ fn processor() -> Finding {
 }
 
 /// The number in a file of one line, or after a name in one of many.
-fn number(path: &str, name: &str) -> Option<u64> {
+pub fn number(path: &str, name: &str) -> Option<u64> {
     let text = storage::read_at_most(Path::new(path), 1 << 20).ok()?;
     let text = String::from_utf8(text).ok()?;
     let rest = text.lines().find_map(|line| line.strip_prefix(name))?;

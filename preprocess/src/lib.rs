@@ -8,6 +8,7 @@ mod document;
 mod encoding;
 mod estimate;
 mod explain;
+mod html;
 mod hub_dataset;
 mod inspect;
 mod job;

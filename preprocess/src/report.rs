@@ -6,23 +6,13 @@ use std::fmt::Write;
 use indicatif::{HumanBytes, HumanCount};
 use tokenmill_shared::dataset::{Layout, Split, SplitManifest};
 
+use crate::html::{begin, count, escaped, table};
 use crate::summary::{Prepared, Status};
-
-const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:60em;margin:2em auto;padding:0 1em}\
-h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}table{border-collapse:collapse}\
-td,th{padding:.15em .8em .15em 0;text-align:left;font-weight:normal}td.n{text-align:right;font-variant-numeric:tabular-nums}\
-th{color:#666}.bar{display:inline-block;height:.75em;background:#3b7dbf;vertical-align:baseline}\
-pre{background:#f4f4f4;padding:1em;overflow:auto}";
 
 /// The page.
 pub fn html(prepared: &Prepared) -> String {
     let manifest = &prepared.manifest;
-    let mut page = String::new();
-    let title = escaped(&prepared.dataset_dir.display().to_string());
-    let _ = write!(
-        page,
-        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title><style>{STYLE}</style></head>\n<body>\n<h1>Dataset {title}</h1>\n"
-    );
+    let mut page = begin(&format!("Dataset {}", prepared.dataset_dir.display()), "");
     overview(&mut page, prepared);
     for (name, split) in &manifest.splits {
         of_split(&mut page, prepared, *name, split);
@@ -120,24 +110,6 @@ fn sources(page: &mut String, prepared: &Prepared) {
     table(page, &["", "documents", "text", "tokens", "", "bytes a token"], &rows);
 }
 
-/// The first cell of a row is text, the others are numbers.
-fn table(page: &mut String, head: &[&str], rows: &[Vec<String>]) {
-    page.push_str("<table>");
-    if head.iter().any(|cell| !cell.is_empty()) {
-        let cells: String = head.iter().map(|cell| format!("<th>{cell}</th>")).collect();
-        let _ = write!(page, "<tr>{cells}</tr>");
-    }
-    for row in rows {
-        let cell = |(place, text): (usize, &String)| {
-            let class = if place > 0 { " class=\"n\"" } else { "" };
-            format!("<td{class}>{}</td>", escaped(text))
-        };
-        let cells: String = row.iter().enumerate().map(cell).collect();
-        let _ = write!(page, "<tr>{cells}</tr>");
-    }
-    page.push_str("</table>\n");
-}
-
 fn bars(page: &mut String, title: &str, values: &[(String, u64)]) {
     let most = values.iter().map(|(_, value)| *value).max().unwrap_or_default().max(1);
     let all: u64 = values.iter().map(|(_, value)| *value).sum();
@@ -152,13 +124,4 @@ fn bars(page: &mut String, title: &str, values: &[(String, u64)]) {
         );
     }
     page.push_str("</table>\n");
-}
-
-fn count(value: u64) -> String {
-    HumanCount(value).to_string()
-}
-
-/// File names and settings may hold what HTML would read as its own.
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

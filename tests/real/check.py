@@ -23,6 +23,7 @@ import old_checkpoints
 import packing
 import resuming
 import service
+import status
 import training
 import vocabulary
 from programs import TESTS, binaries, run
@@ -145,5 +146,6 @@ if __name__ == "__main__":
         resuming.check(programs, work, datasets["bytes"])
         hub.check(programs, work, datasets["bytes"])
         service.check(programs, work, datasets["bytes"])
+        status.check(programs, work, datasets["bytes"])
         vocabulary.check(programs, work)
     print("all passed")

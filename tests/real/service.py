@@ -31,7 +31,7 @@ def serving(programs, *flags):
     command = [programs["preprocess"], "serve", "--listen", "127.0.0.1:0", *flags]
     with subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True) as process:
         try:
-            yield json.loads(process.stderr.readline())["at"]
+            yield json.loads(process.stderr.readline())
         finally:
             process.terminate()
             rest = process.stderr.read()
@@ -55,7 +55,7 @@ def check(programs, work, dataset):
     splits = load_from_disk(str(dataset))
     blocks = splits["train"].with_format("numpy")["input_ids"][:]
     manifest = json.loads((dataset / "manifest.json").read_text())
-    with serving(programs, "--dataset_dir", f"tiny={dataset}") as address, flight.connect(address) as client:
+    with serving(programs, "--dataset_dir", f"tiny={dataset}") as serving_at, flight.connect(serving_at["at"]) as client:
         (info,) = client.list_flights()
         assert info.descriptor.path == [b"tiny"] and info.total_records == len(blocks)
         description = json.loads(info.app_metadata)
@@ -96,8 +96,8 @@ def check(programs, work, dataset):
         assert statistics["consumers"] == [] and statistics["tokens_sent"] > 2 * blocks.size
     (work / "token").write_text(TOKEN + "\n")
     secure = ["--token_file", work / "token", "--tls_cert_file", TLS / "server.pem", "--tls_key_file", TLS / "server.key"]
-    with serving(programs, "--dataset_dir", f"tiny={dataset}", *secure) as address:
-        location = address.replace("grpcs://127.0.0.1", "grpc+tls://localhost")
+    with serving(programs, "--dataset_dir", f"tiny={dataset}", *secure) as serving_at:
+        location = serving_at["at"].replace("grpcs://127.0.0.1", "grpc+tls://localhost")
         with flight.connect(location, tls_root_certs=(TLS / "ca.pem").read_bytes()) as client:
             for headers in ([], [(b"authorization", b"Bearer " + TOKEN[:-1].encode())]):
                 try:

@@ -5,6 +5,7 @@ mod breaks;
 mod reading;
 mod security;
 mod slow;
+mod status;
 mod training;
 
 use std::io::{BufRead, BufReader, Read, Write};

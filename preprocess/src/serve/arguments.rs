@@ -20,6 +20,9 @@ pub struct ServeArguments {
     /// Address and port; beyond this machine (127.0.0.1, ::1) only with TLS and a token
     #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Serve")]
     pub listen: SocketAddr,
+    /// Also a status page and /metrics for Prometheus, over HTTP at this address and port, or 127.0.0.1:8816; beyond this machine as --listen
+    #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:8816", help_heading = "Serve")]
+    pub status_listen: Option<SocketAddr>,
     /// The service's certificate and those above it, PEM
     #[arg(long, value_name = "FILE", help_heading = "Serve")]
     pub tls_cert_file: Option<PathBuf>,
@@ -58,6 +61,7 @@ impl Default for ServeArguments {
             dataset_dir: Vec::new(),
             text_dir: Vec::new(),
             listen: SocketAddr::from(([127, 0, 0, 1], 8815)),
+            status_listen: None,
             tls_cert_file: None,
             tls_key_file: None,
             tls_client_ca_file: None,
@@ -91,17 +95,47 @@ impl ServeArguments {
 
     /// Refuses to be reachable from other machines without TLS and a token.
     pub fn check_exposure(&self) -> Result<()> {
-        if self.listen.ip().is_loopback() {
-            return Ok(());
-        }
-        let reason =
-            |missing: &str| format!("{} can be reached from other machines, which needs {missing}", self.listen);
-        if self.tls_cert_file.is_none() {
-            return Err(Error::config("--listen", reason("TLS; give --tls_cert_file and --tls_key_file")));
-        }
-        if self.token_file.is_none() {
-            return Err(Error::config("--listen", reason("a token; give --token_file")));
+        for (flag, address) in [("--listen", Some(self.listen)), ("--status_listen", self.status_listen)] {
+            let Some(address) = address.filter(|address| !address.ip().is_loopback()) else { continue };
+            let reason = |missing: &str| format!("{address} can be reached from other machines, which needs {missing}");
+            if self.tls_cert_file.is_none() {
+                return Err(Error::config(flag, reason("TLS; give --tls_cert_file and --tls_key_file")));
+            }
+            if self.token_file.is_none() {
+                return Err(Error::config(flag, reason("a token; give --token_file")));
+            }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The tables of both pages have the flags that there are, and what the defaults are.
+    #[test]
+    fn the_pages_have_every_flag_of_the_service() {
+        let command = ServeArguments::augment_args(clap::Command::new("serve"));
+        let own = command.get_arguments().filter(|argument| argument.get_help_heading() == Some("Serve"));
+        let mut flags: Vec<String> = own.filter_map(|argument| Some(format!("--{}", argument.get_long()?))).collect();
+        flags.sort_unstable();
+        for (page, heading) in [
+            (include_str!("../docs/serving.md"), "\n## Flags\n"),
+            (include_str!("../docs/serving.zh-CN.md"), "\n## 参数\n"),
+        ] {
+            let (_, table) = page.split_once(heading).unwrap();
+            let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| `--")).collect();
+            let first = |row: &&str| row.split(" | ").next().unwrap_or_default().to_owned();
+            let cells: Vec<String> = rows.iter().map(first).collect();
+            let words = cells.iter().flat_map(|cell| cell.split(['`', ' ']));
+            let mut named: Vec<&str> = words.filter(|word| word.starts_with("--")).collect();
+            named.sort_unstable();
+            assert_eq!(named, flags);
+            let default = ServeArguments::default();
+            for value in [default.listen.to_string(), default.max_connections.to_string()] {
+                assert!(rows.iter().any(|row| row.contains(&format!("| {value}"))), "{value}");
+            }
+        }
     }
 }

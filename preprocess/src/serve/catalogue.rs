@@ -137,6 +137,37 @@ impl Prepared {
         }
     }
 
+    /// Blocks of a split, if there is one, of the dataset's own size.
+    pub fn len(&self, split: Split) -> Option<u64> {
+        self.splits.get(&split).map(|reader| reader.len())
+    }
+
+    /// What is known of its splits, in blocks of `block_size`.
+    ///
+    /// # Errors
+    /// Files that changed since they were opened.
+    pub fn describe_splits(&self, block_size: usize) -> Result<BTreeMap<Split, SplitDescription>> {
+        let manifest = self.dataset.manifest();
+        let mut splits = BTreeMap::new();
+        for (split, entry) in &manifest.splits {
+            let Some(reader) = self.blocks(*split, Some(block_size))? else { continue };
+            let blocks = reader.len();
+            let tokens = match blocks.checked_sub(1) {
+                _ if block_size == manifest.block_size => entry.ledger.in_blocks,
+                Some(last) => last * block_size as u64 + reader.valid_tokens(last)? as u64,
+                None => 0,
+            };
+            let description = SplitDescription {
+                blocks: Some(blocks),
+                tokens: Some(tokens),
+                dropped_tokens: entry.ledger.remainder,
+                bytes_per_token: entry.text_bytes as f64 / (entry.ledger.read as f64).max(1.0),
+            };
+            splits.insert(*split, description);
+        }
+        Ok(splits)
+    }
+
     /// How wide its ids are.
     pub fn width(&self) -> TokenWidth {
         self.dataset.manifest().token_width
@@ -191,6 +222,14 @@ impl Served {
         }
     }
 
+    /// Whether it is prepared or text, in a word.
+    pub fn kind(&self) -> &'static str {
+        match &self.content {
+            Content::Prepared(_) => "prepared",
+            Content::Live(_) => "text",
+        }
+    }
+
     /// Ids in a block where nothing else is asked for.
     pub fn block_size(&self) -> usize {
         match &self.content {
@@ -227,54 +266,25 @@ impl Served {
         let tokenizer = self.tokenizer_files()?.into_iter().map(hash).collect();
         let own_block_size = self.block_size();
         let block_size = block_size.unwrap_or(own_block_size);
-        let (dataset, fingerprint) = (self.name.clone(), self.fingerprint().to_owned());
+        let dataset = self.name.clone();
         match &self.content {
             Content::Prepared(prepared) => {
                 let manifest = prepared.dataset.manifest();
-                let mut splits = BTreeMap::new();
-                for (split, entry) in &manifest.splits {
-                    let Some(reader) = prepared.blocks(*split, Some(block_size))? else { continue };
-                    let blocks = reader.len();
-                    let tokens = match blocks.checked_sub(1) {
-                        _ if block_size == own_block_size => entry.ledger.in_blocks,
-                        Some(last) => last * block_size as u64 + reader.valid_tokens(last)? as u64,
-                        None => 0,
-                    };
-                    let description = SplitDescription {
-                        blocks: Some(blocks),
-                        tokens: Some(tokens),
-                        dropped_tokens: entry.ledger.remainder,
-                        bytes_per_token: entry.text_bytes as f64 / (entry.ledger.read as f64).max(1.0),
-                    };
-                    splits.insert(*split, description);
-                }
                 Ok(Description {
                     dataset,
                     source: Source::Prepared,
-                    fingerprint,
+                    fingerprint: self.fingerprint().to_owned(),
                     block_size,
                     own_block_size,
                     token_width: manifest.token_width,
                     largest_token_id: manifest.head.largest_token_id,
                     set_aside: 0,
-                    splits,
+                    splits: prepared.describe_splits(block_size)?,
                     tokenizer,
                 })
             }
             Content::Live(live) => {
                 let live = live.recut(block_size)?;
-                let of = |blocks: Option<u64>| SplitDescription {
-                    blocks,
-                    tokens: blocks.map(|blocks| blocks * live.block_size() as u64),
-                    dropped_tokens: 0,
-                    bytes_per_token: 0.0,
-                };
-                let known = live.known_blocks()?;
-                let mut splits = BTreeMap::new();
-                splits.insert(Split::Train, of(known.map(|known| known.saturating_sub(live.set_aside()))));
-                if live.set_aside() > 0 {
-                    splits.insert(Split::Validation, of(known.map(|known| known.min(live.set_aside()))));
-                }
                 Ok(Description {
                     dataset,
                     source: Source::Live,
@@ -284,10 +294,26 @@ impl Served {
                     token_width: live.width(),
                     largest_token_id: live.tokenizer().largest_id(),
                     set_aside: live.set_aside(),
-                    splits,
+                    splits: describe_text(&live)?,
                     tokenizer,
                 })
             }
         }
     }
+}
+
+fn describe_text(live: &Live) -> Result<BTreeMap<Split, SplitDescription>> {
+    let of = |blocks: Option<u64>| SplitDescription {
+        blocks,
+        tokens: blocks.map(|blocks| blocks * live.block_size() as u64),
+        dropped_tokens: 0,
+        bytes_per_token: 0.0,
+    };
+    let known = live.known_blocks()?;
+    let mut splits = BTreeMap::new();
+    splits.insert(Split::Train, of(known.map(|known| known.saturating_sub(live.set_aside()))));
+    if live.set_aside() > 0 {
+        splits.insert(Split::Validation, of(known.map(|known| known.min(live.set_aside()))));
+    }
+    Ok(splits)
 }

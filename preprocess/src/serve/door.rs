@@ -2,62 +2,74 @@
 //!
 //! tonic's and hyper's own loops have no limit on connections, none on the time to a first request, and none on a peer
 //! that takes nothing, so this one accepts. In order: connections are counted, TLS is spoken, a request's head is measured
-//! and its token compared; only then is a byte of its body read.
+//! and its token compared; only then is a byte of its body read. What is spoken behind it is a [`Protocol`]'s.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
-use hyper::body::Incoming;
+use hyper::Request;
 use hyper::header::AUTHORIZATION;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
-use tonic::Status;
-use tonic::body::Body;
 
 use super::limits;
 use super::log::log;
-use super::stall::{OpenRequest, Requests, Verdict, WatchedBody, WriteStall};
+use super::stall::WriteStall;
 use super::token::Tokens;
 
-/// Answers a request that was let in.
-pub type Handler = Arc<dyn Fn(Request<Incoming>) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
-
-/// Where a request comes from, among its extensions.
-#[derive(Debug, Clone, Copy)]
-pub struct Peer(pub SocketAddr);
-
 /// What is let in.
-pub struct Door {
+pub struct Door<P> {
     /// How TLS is spoken, if it is.
     pub tls: Option<Arc<ServerConfig>>,
     /// Tokens of which a request must bring one, if it must.
-    pub tokens: Option<Tokens>,
+    pub tokens: Option<Arc<Tokens>>,
     /// Connections at a time.
     pub max_connections: usize,
     /// Connections at a time from one address.
     pub max_connections_per_peer: usize,
-    /// Who answers.
-    pub handler: Handler,
     /// What came and went.
     pub counts: Arc<Counts>,
+    /// What is spoken behind it.
+    pub protocol: P,
+}
+
+/// What is spoken with those who are let in.
+pub trait Protocol: Send + Sync + Sized + 'static {
+    /// One connection to its end; the reason, if it is cut off.
+    fn connection<S>(door: &Door<Self>, stream: S, visit: Visit) -> impl Future<Output = Result<(), String>> + Send
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+}
+
+/// Who came, and for how long.
+#[derive(Debug, Clone)]
+pub struct Visit {
+    /// From where.
+    pub peer: SocketAddr,
+    /// When the first whole request must have come.
+    pub deadline: Instant,
+    /// True when the service ends.
+    pub stopping: watch::Receiver<bool>,
+}
+
+/// Why a request is not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Its head is too large.
+    Head,
+    /// It brings no valid token.
+    Token,
 }
 
 /// What came and went at a door.
@@ -84,7 +96,7 @@ impl Counts {
     }
 
     /// A place for a connection from `peer`, unless there is none.
-    fn place(self: &Arc<Self>, peer: IpAddr, door: &Door) -> Option<Place> {
+    fn place<P>(self: &Arc<Self>, peer: IpAddr, door: &Door<P>) -> Option<Place> {
         let peer = prefix(peer);
         let mut peers = self.peers();
         let of_peer = peers.get(&peer).copied().unwrap_or(0);
@@ -124,7 +136,7 @@ impl Drop for Place {
     }
 }
 
-impl Door {
+impl<P: Protocol> Door<P> {
     /// Lets in whoever comes, until `stopping` says otherwise; then waits until those who are in have ended, at most
     /// [`limits::DRAIN`].
     pub async fn serve(self: Arc<Self>, listener: TcpListener, mut stopping: watch::Receiver<bool>) {
@@ -139,9 +151,10 @@ impl Door {
                 Ok((stream, peer)) => {
                     // Dropped, it is closed.
                     let Some(place) = self.counts.place(peer.ip(), &self) else { continue };
-                    let (door, stopping) = (Arc::clone(&self), stopping.clone());
+                    let deadline = Instant::now() + limits::FIRST_REQUEST;
+                    let (door, visit) = (Arc::clone(&self), Visit { peer, deadline, stopping: stopping.clone() });
                     connections.spawn(async move {
-                        door.connection(stream, peer, stopping).await;
+                        door.connection(stream, visit).await;
                         drop(place);
                     });
                 }
@@ -159,15 +172,14 @@ impl Door {
         }
     }
 
-    async fn connection(&self, stream: TcpStream, peer: SocketAddr, stopping: watch::Receiver<bool>) {
-        let deadline = Instant::now() + limits::FIRST_REQUEST;
+    async fn connection(&self, stream: TcpStream, visit: Visit) {
         // Messages are written whole; waiting to fill a packet would only delay them.
         let _ = stream.set_nodelay(true);
-        let stream = WriteStall::new(stream);
+        let (stream, peer, deadline) = (WriteStall::new(stream), visit.peer, visit.deadline);
         let ended = match &self.tls {
-            None => self.http2(stream, peer, deadline, stopping).await,
+            None => P::connection(self, stream, visit).await,
             Some(config) => match timeout_at(deadline, TlsAcceptor::from(Arc::clone(config)).accept(stream)).await {
-                Ok(Ok(stream)) => self.http2(stream, peer, deadline, stopping).await,
+                Ok(Ok(stream)) => P::connection(self, stream, visit).await,
                 Ok(Err(error)) => Err(format!("TLS: {error}")),
                 Err(_) => Err(self.too_slow("TLS was not spoken in time")),
             },
@@ -177,93 +189,17 @@ impl Door {
         }
     }
 
-    fn too_slow(&self, reason: &str) -> String {
+    /// Counts a connection that is cut off for `reason`.
+    pub fn too_slow(&self, reason: &str) -> String {
         self.counts.too_slow.fetch_add(1, Ordering::Relaxed);
         reason.to_owned()
     }
 
-    /// One connection to its end; the reason, if it is cut off.
-    async fn http2(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        peer: SocketAddr,
-        deadline: Instant,
-        mut stopping: watch::Receiver<bool>,
-    ) -> Result<(), String> {
-        let requests = Arc::new(Requests::new(deadline));
-        let service = service_fn(|mut request: Request<Incoming>| {
-            request.extensions_mut().insert(Peer(peer));
-            let answer = self.answer(request, &requests);
-            async move { Ok::<_, Infallible>(answer.await) }
-        });
-        let mut http = http2::Builder::new(TokioExecutor::new());
-        http.timer(TokioTimer::new())
-            .keep_alive_interval(limits::PING)
-            .keep_alive_timeout(limits::PING_ANSWER)
-            .max_concurrent_streams(limits::STREAMS)
-            .max_header_list_size(limits::HEAD_BYTES)
-            .max_pending_accept_reset_streams(limits::PENDING_RESETS)
-            .max_send_buf_size(limits::SEND_BUFFER)
-            .initial_stream_window_size(limits::WINDOW.0)
-            .initial_connection_window_size(limits::WINDOW.1);
-        let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
-        let mut seconds = interval(Duration::from_secs(1));
-        let mut leaving = false;
-        loop {
-            tokio::select! {
-                ended = connection.as_mut() => return ended.map_err(|error| chain(&error)),
-                _ = seconds.tick() => match requests.verdict(Instant::now()) {
-                    Verdict::Stay => {}
-                    Verdict::Leave if leaving => {}
-                    Verdict::Leave => {
-                        leaving = true;
-                        connection.as_mut().graceful_shutdown();
-                    }
-                    Verdict::TooSlow(reason) => return Err(self.too_slow(reason)),
-                },
-                _ = stopping.wait_for(|stopping| *stopping), if !leaving => {
-                    leaving = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-            }
-        }
-    }
-
-    /// Measures the head, compares the token, and only then has the rest read.
-    fn answer(
-        &self,
-        request: Request<Incoming>,
-        requests: &Arc<Requests>,
-    ) -> impl Future<Output = Response<WatchedBody>> + Send + use<> {
-        let answer = match self.refusal(&request) {
-            Some(refusal) => {
-                requests.refused();
-                Err(refusal)
-            }
-            None => {
-                self.counts.requests.fetch_add(1, Ordering::Relaxed);
-                Ok((OpenRequest::new(requests), (self.handler)(request)))
-            }
-        };
-        async move {
-            match answer {
-                Err(refusal) => refusal.into_http().map(WatchedBody::refusal),
-                Ok((open, answer)) => {
-                    let late = |_| Status::deadline_exceeded("the request was not sent in time").into_http();
-                    timeout(limits::REQUEST, answer).await.unwrap_or_else(late).map(|body| open.watch(body))
-                }
-            }
-        }
-    }
-
-    fn refusal(&self, request: &Request<Incoming>) -> Option<Status> {
+    /// Whether the head of a request has the right size and a token; its refusal, if not.
+    pub fn judge<B>(&self, request: &Request<B>) -> Option<Refusal> {
         let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
         if request.headers().len() > limits::HEADERS || target > limits::TARGET_BYTES {
-            return Some(Status::resource_exhausted(format!(
-                "a request has {} headers and a path of {} bytes at most",
-                limits::HEADERS,
-                limits::TARGET_BYTES
-            )));
+            return Some(Refusal::Head);
         }
         let tokens = self.tokens.as_ref()?;
         let mut given = request.headers().get_all(AUTHORIZATION).iter();
@@ -272,12 +208,12 @@ impl Door {
             return None;
         }
         self.counts.without_token.fetch_add(1, Ordering::Relaxed);
-        Some(Status::unauthenticated("needs a header: authorization: Bearer TOKEN"))
+        Some(Refusal::Token)
     }
 }
 
 /// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

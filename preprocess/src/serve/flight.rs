@@ -18,8 +18,9 @@ use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::catalogue::{Catalogue, Content, Served};
-use super::door::{Counts, Peer};
+use super::door::Counts;
 use super::exchange::Exchange;
+use super::http2::Peer;
 use super::limits;
 use super::statistics::{Listed, Statistics};
 use super::stream::{self as blocks, Batches, in_background, refused};
@@ -97,11 +98,12 @@ impl Flight {
     fn statistics_json(&self) -> Value {
         use std::sync::atomic::Ordering::Relaxed;
         let (all, door) = (&self.statistics, &self.counts);
+        let sent = all.sent();
         json!({
             "consumers": all.open().iter().map(|consumer| consumer.json()).collect::<Vec<_>>(),
-            "rows_sent": all.rows.load(Relaxed),
-            "tokens_sent": all.tokens.load(Relaxed),
-            "streams_opened": all.opened.load(Relaxed),
+            "rows_sent": sent.rows,
+            "tokens_sent": sent.tokens,
+            "streams_opened": sent.opened,
             "connections": door.open.load(Relaxed),
             "connections_accepted": door.accepted.load(Relaxed),
             "connections_beyond_limit": door.beyond_limit.load(Relaxed),
@@ -211,6 +213,9 @@ impl FlightService for Flight {
         let listed = self.statistics.list(peer, name, &ticket.dataset, split, begin);
         let opened = tokio::task::spawn_blocking(move || blocks::open(&served, ticket, live)).await;
         let opened = opened.map_err(|_| Status::internal("a fault of this program; its log says where"))??;
+        if let Some(end) = opened.end {
+            let _ = listed.consumer.end.set(end);
+        }
         let sending = Box::new(Sending {
             batches: opened.batches,
             listed,

@@ -57,5 +57,11 @@ pub const SEND_BUFFER: usize = 512 << 10;
 /// What a peer may send of a stream before the service takes it, and of all streams of a connection.
 pub const WINDOW: (u32, u32) = (1 << 20, 4 << 20);
 
+/// Connections to the status page at a time, and from one address: a browser or two and a Prometheus.
+pub const STATUS_CONNECTIONS: (usize, usize) = (64, 16);
+
+/// From the last moment for a request to the status page until its answer must have been taken: it is some kilobytes.
+pub const STATUS_ANSWER: Duration = Duration::from_secs(10);
+
 /// Streams of live text at a time: each has threads of its own and up to 128 MiB in flight.
 pub const LIVE_STREAMS: usize = 16;

@@ -37,6 +37,8 @@ pub type Batches = Pin<Box<dyn Stream<Item = Result<Batch, Status>> + Send>>;
 pub struct Opened {
     /// Ids in a block.
     pub block_size: usize,
+    /// The position after the last block, if it is known.
+    pub end: Option<u64>,
     /// The schema's message.
     pub schema: FlightData,
     /// What follows it.
@@ -115,7 +117,8 @@ fn open_prepared(prepared: &Prepared, ticket: Ticket) -> Result<Opened, Status> 
         };
         in_background(work)
     };
-    Ok(Opened { block_size, schema, batches: Box::pin(stream::iter(each).map(read).buffered(AHEAD)) })
+    let batches = Box::pin(stream::iter(each).map(read).buffered(AHEAD));
+    Ok(Opened { block_size, end: Some(blocks), schema, batches })
 }
 
 /// The ids of `blocks`, the first of them at `position`, and their note.
@@ -204,7 +207,7 @@ fn open_live(live: Live, ticket: Ticket, permit: Option<OwnedSemaphorePermit>) -
         reading.0 = Some(inner);
         Ok(batch.map(|batch| (batch, reading)))
     });
-    Ok(Opened { block_size, schema, batches: Box::pin(batches) })
+    Ok(Opened { block_size, end: (end < u64::MAX).then_some(end), schema, batches: Box::pin(batches) })
 }
 
 /// Ending the threads of live text takes a moment, which must not be one of the threads that serve.

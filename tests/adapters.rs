@@ -7,7 +7,7 @@ use std::process::Command;
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use tokenmill_tests::{Place, binaries, digest, lines, run};
-use tokenmill_trainer::model::Model;
+use tokenmill_trainer::model::{Batch, Model};
 use tokenmill_trainer::torch::{TorchFile, Value as TorchValue};
 
 const LORA: [&str; 10] = [
@@ -101,7 +101,7 @@ fn a_merged_adapter_is_the_model_it_was_beside() {
     assert!(place.path("merged/tokenizer.json").exists());
     let ids: Vec<u32> = (0..24).map(|at| at * 37 % 600).collect();
     let logits = |model: &mut Model| -> Vec<f32> {
-        model.logits(&ids, 1, 24).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        model.logits(&Batch::new(ids.clone(), 1)).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     };
     let mut beside = Model::load(&place.path("base")).unwrap();
     let base = logits(&mut beside);
@@ -151,7 +151,7 @@ fn logits(model: &Path, adapter: Option<&Path>) -> Vec<f32> {
         model.load_adapters(adapter, 0).unwrap();
     }
     let ids: Vec<u32> = (0..16).map(|at| at * 37 % 1024).collect();
-    model.logits(&ids, 1, 16).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    model.logits(&Batch::new(ids.clone(), 1)).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// A base model with these tensors in place of its own, and this configuration.

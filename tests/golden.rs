@@ -95,11 +95,9 @@ impl Golden {
 
     fn distance(&self, model: &mut Model) -> Distance {
         let ids = &self.tensors["input_ids"];
-        let (batch_size, seq_len) = ids.dims2().unwrap();
-        let labels: Vec<i64> = ids.flatten_all().unwrap().to_vec1().unwrap();
-        let input_ids: Vec<u32> = labels.iter().map(|id| *id as u32).collect();
-        let logits = model.logits(&input_ids, batch_size, seq_len).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        let batch = Batch { input_ids, labels, batch_size, seq_len };
+        let values: Vec<i64> = ids.flatten_all().unwrap().to_vec1().unwrap();
+        let batch = Batch::new(values.iter().map(|id| *id as u32).collect(), ids.dims2().unwrap().0);
+        let logits = model.logits(&batch).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         let scale = 1.0 / batch.label_tokens() as f32;
         model.clear_gradients();
         let loss = model.forward_backward(&batch, scale, false).unwrap();

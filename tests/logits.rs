@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, safetensors};
-use tokenmill_trainer::model::Model;
+use tokenmill_trainer::model::{Batch, Model};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().collect();
@@ -13,8 +13,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: logits MODEL_DIR IDS_FILE OUTPUT_FILE".into());
     };
     let ids = safetensors::load(ids, &Device::Cpu)?["input_ids"].to_dtype(DType::U32)?;
-    let (batch, time) = ids.dims2()?;
-    let logits = Model::load(Path::new(model))?.logits(&ids.flatten_all()?.to_vec1::<u32>()?, batch, time)?;
+    let batch = Batch::new(ids.flatten_all()?.to_vec1()?, ids.dims2()?.0);
+    let logits = Model::load(Path::new(model))?.logits(&batch)?;
     safetensors::save(&HashMap::from([("logits", logits)]), output)?;
     Ok(())
 }

@@ -8,6 +8,7 @@ mod bad_input;
 mod cache;
 mod damage;
 mod dependencies;
+mod document_mask;
 mod exactness;
 mod flags;
 mod formats;

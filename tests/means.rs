@@ -4,7 +4,7 @@
 use serde_json::Value;
 use tokenmill_shared::dataset::{BlockReader, Dataset, Split};
 use tokenmill_tests::{Place, lines, run};
-use tokenmill_trainer::model::Model;
+use tokenmill_trainer::model::{Batch, Model};
 
 fn json(place: &Place, name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(place.path(name)).unwrap()).unwrap()
@@ -53,7 +53,7 @@ fn evaluation_reports_what_the_model_does_on_the_text() {
     for block in 0..reader.len() {
         let mut ids = Vec::new();
         reader.read_block(block, &mut ids).unwrap();
-        let logits = model.logits(&ids, 1, ids.len()).unwrap().squeeze(0).unwrap().to_vec2::<f32>().unwrap();
+        let logits = model.logits(&Batch::new(ids.clone(), 1)).unwrap().squeeze(0).unwrap().to_vec2::<f32>().unwrap();
         for (logits, label) in logits.iter().zip(&ids[1..]) {
             let logits: Vec<f64> = logits.iter().map(|logit| f64::from(*logit)).collect();
             let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);

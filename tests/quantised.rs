@@ -8,7 +8,7 @@ use std::process::Command;
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 use tokenmill_tests::{Place, binaries, data, digest, lines, run};
-use tokenmill_trainer::model::Model;
+use tokenmill_trainer::model::{Batch, Model};
 
 const QLORA: [&str; 4] = ["--load_in_4bit", "true", "--qlora", "true"];
 
@@ -116,7 +116,7 @@ fn checkpoints_of_bitsandbytes_are_read() {
         let flat = |tensor: &Tensor| -> Vec<f32> { tensor.flatten_all().unwrap().to_vec1().unwrap() };
         let mut model = Model::load(&fixture(name)).unwrap();
         assert!(model.is_quantised());
-        let found = flat(&model.logits(&ids, 2, 12).unwrap());
+        let found = flat(&model.logits(&Batch::new(ids.clone(), 2)).unwrap());
         let apart = found.iter().zip(flat(&golden["logits"])).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
         assert!(apart < 1e-5, "{name}: {apart}");
 

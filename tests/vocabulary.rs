@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use tokenizers::{Model as _, Tokenizer};
 use tokenmill_tests::{Ended, Place, TINY_LLAMA, binaries, data, digest, lines, run};
-use tokenmill_trainer::model::Model;
+use tokenmill_trainer::model::{Batch, Model};
 
 const OLD: usize = 600;
 const NEW: usize = 40;
@@ -200,7 +200,7 @@ fn adapters_with_new_rows_train_resume_merge_and_go_on() {
         // Beside the base and folded into it, the model is the same.
         let ids: Vec<u32> = (0..24).map(|at| at * 37 % 640).collect();
         let logits = |model: &mut Model| -> Vec<f32> {
-            model.logits(&ids, 1, 24).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+            model.logits(&Batch::new(ids.clone(), 1)).unwrap().flatten_all().unwrap().to_vec1().unwrap()
         };
         let mut beside = Model::load(&place.path("base")).unwrap();
         beside.load_adapters(&place.path("whole"), 0).unwrap();

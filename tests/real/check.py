@@ -15,6 +15,7 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, Bloom
                           MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, TrainerState, default_data_collator)
 
 import compat
+import document_mask
 import flags
 import hub
 import inputs
@@ -141,6 +142,7 @@ if __name__ == "__main__":
         loading.check(programs, work)
         check_checkpoint(programs, work, datasets["bytes"])
         training.check(programs, work, datasets["bytes"])
+        document_mask.check(programs, work, datasets["bytes"])
         old_checkpoints.check(programs, work)
         compat.check(programs, work, datasets["bytes"])
         resuming.check(programs, work, datasets["bytes"])

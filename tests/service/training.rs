@@ -77,6 +77,25 @@ fn packed_documents_are_served_with_their_padding() {
     assert_eq!(result(&place, "served"), result(&place, "disk"));
 }
 
+/// The notes of the service say where documents begin: of a dataset, of a view of it, and of text.
+#[test]
+fn documents_are_masked_as_those_on_disk() {
+    let place = prepared();
+    let serving = Serving::start(&place, true, &[]);
+    let mask = ["--document_mask", "true"];
+    for (name, more) in [("own", vec![]), ("cut", vec!["--block_size", "11"])] {
+        let more = [&mask[..], &more].concat();
+        let flags: Vec<&str> = FLAGS.split_whitespace().chain(more.iter().copied()).collect();
+        run(&mut place.train("data", &format!("disk-{name}"), &flags)).ok();
+        run(&mut train(&place, &serving.address("data"), name, &more)).ok();
+        assert_eq!(result(&place, name), result(&place, &format!("disk-{name}")), "{name}");
+    }
+    let steps = ["--max_steps", "9", "--save_strategy", "no"];
+    run(&mut train(&place, &serving.address("text"), "text", &[&mask[..], &steps].concat())).ok();
+    run(&mut train(&place, &serving.address("text"), "unmasked", &steps)).ok();
+    assert_ne!(result(&place, "text").1, result(&place, "unmasked").1);
+}
+
 #[test]
 fn served_text_trains_to_the_bits_of_text_here() {
     let place = prepared();

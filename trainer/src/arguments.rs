@@ -255,6 +255,9 @@ pub struct TrainerArguments {
     /// With --streaming: keep the token partitions that are made, so that the next epoch and the next run make none
     #[arg(long, help_heading = "Data")]
     pub streaming_cache: bool,
+    /// Documents in a block do not see each other: attention stays inside each, and positions begin anew
+    #[arg(long, help_heading = "Data")]
+    pub document_mask: bool,
     /// Revision and token of what is named by its hub id.
     #[command(flatten)]
     pub hub: HubArguments,
@@ -487,6 +490,7 @@ impl Default for TrainerArguments {
             data_service_timeout: 600.0,
             streaming: false,
             streaming_cache: true,
+            document_mask: false,
             hub: HubArguments::default(),
             data: DataArguments::default(),
             output_dir: None,

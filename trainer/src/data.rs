@@ -13,7 +13,7 @@ use tokenmill_shared::order::Permutation;
 use tokenmill_shared::service::Ticket;
 use tokenmill_shared::{Error, Result};
 
-use crate::model::Batch;
+use crate::model::{Batch, Documents};
 use crate::plan::ResultSettings;
 use crate::service::{ServedBlock, ServedBlocks, Service};
 use crate::training_set::TextOrder;
@@ -57,7 +57,7 @@ impl StepBatches {
         match mean {
             // A padded block of one token has no label; alone in a step it moves nothing.
             LossMean::Predicted => whole(self.label_tokens()),
-            LossMean::AllLabels => whole(self.input_tokens_without_padding()),
+            LossMean::AllLabels => whole(self.micro_batches.iter().map(Batch::given_labels).sum()),
             LossMean::MicroBatches => {
                 self.micro_batches.iter().map(|batch| batch.label_tokens().max(1) as f64).collect()
             }
@@ -71,8 +71,7 @@ impl StepBatches {
 
     /// The same without padding.
     pub fn input_tokens_without_padding(&self) -> u64 {
-        let labels = self.micro_batches.iter().flat_map(|batch| &batch.labels);
-        labels.filter(|label| **label >= 0).count() as u64
+        self.micro_batches.iter().map(Batch::tokens_without_padding).sum()
     }
 }
 
@@ -100,17 +99,22 @@ pub fn blocks_of_step(settings: &ResultSettings, step: u64) -> Vec<u64> {
     range.map(|position| order.at(position)).collect()
 }
 
-/// One batch of the given blocks. Padding is never a label.
-pub fn read_batch(reader: &dyn BlockReader, blocks: &[u64]) -> Result<Batch> {
+/// One batch of the given blocks. Padding is never a label. With `document_mask` documents do not see each other.
+pub fn read_batch(reader: &dyn BlockReader, blocks: &[u64], document_mask: bool) -> Result<Batch> {
     let size = reader.block_size();
     let mut input_ids = Vec::with_capacity(blocks.len() * size);
     let mut labels = Vec::with_capacity(blocks.len() * size);
+    let mut starts = Vec::new();
     for block in blocks {
         let begin = input_ids.len();
         reader.read_block(*block, &mut input_ids)?;
         labels.extend(labels_of(&input_ids[begin..], reader.valid_tokens(*block)?));
+        if document_mask {
+            starts.push(reader.document_starts(*block)?);
+        }
     }
-    Ok(Batch { input_ids, labels, batch_size: blocks.len(), seq_len: size })
+    let documents = document_mask.then(|| Documents::new(size, starts.iter().map(Vec::as_slice)));
+    Ok(Batch { input_ids, labels, batch_size: blocks.len(), seq_len: size, documents })
 }
 
 /// The labels of a block of which the first `valid` ids are tokens.
@@ -118,15 +122,41 @@ fn labels_of(ids: &[u32], valid: usize) -> impl Iterator<Item = i64> {
     ids.iter().enumerate().map(move |(at, id)| if at < valid { i64::from(*id) } else { -100 })
 }
 
-/// One batch of blocks that are there: the ids of each, and how many of them are tokens.
-fn batch_of<'a>(blocks: impl Iterator<Item = (&'a [u32], usize)>, batch_size: usize, seq_len: usize) -> Batch {
-    let mut input_ids = Vec::with_capacity(batch_size * seq_len);
-    let mut labels = Vec::with_capacity(batch_size * seq_len);
-    for (ids, valid_tokens) in blocks {
-        input_ids.extend_from_slice(ids);
-        labels.extend(labels_of(ids, valid_tokens));
+/// A block that is there.
+struct Given<'a> {
+    ids: &'a [u32],
+    /// How many of them are tokens.
+    valid_tokens: usize,
+    document_starts: &'a [u32],
+}
+
+impl<'a> From<&'a Block> for Given<'a> {
+    fn from(block: &'a Block) -> Self {
+        let Block { ids, valid_tokens, document_starts, .. } = block;
+        Self { ids, valid_tokens: *valid_tokens, document_starts }
     }
-    Batch { input_ids, labels, batch_size, seq_len }
+}
+
+impl<'a> From<&'a ServedBlock> for Given<'a> {
+    fn from(block: &'a ServedBlock) -> Self {
+        let ServedBlock { ids, valid_tokens, document_starts, .. } = block;
+        Self { ids, valid_tokens: *valid_tokens, document_starts }
+    }
+}
+
+/// The same as [`read_batch`] of blocks that are there.
+fn batch_of<'a, B>(blocks: &'a [B], seq_len: usize, document_mask: bool) -> Batch
+where
+    Given<'a>: From<&'a B>,
+{
+    let given = || blocks.iter().map(Given::from);
+    Batch {
+        input_ids: given().flat_map(|block| block.ids).copied().collect(),
+        labels: given().flat_map(|block| labels_of(block.ids, block.valid_tokens)).collect(),
+        batch_size: blocks.len(),
+        seq_len,
+        documents: document_mask.then(|| Documents::new(seq_len, given().map(|block| block.document_starts))),
+    }
 }
 
 /// Steps in order, read ahead.
@@ -148,8 +178,8 @@ impl Loader {
         thread::spawn(move || {
             for step in from..to {
                 let blocks = blocks_of_step(&settings, step);
-                let read: Result<Vec<Batch>> =
-                    blocks.chunks(batch_size).map(|blocks| read_batch(reader.as_ref(), blocks)).collect();
+                let read = |blocks| read_batch(reader.as_ref(), blocks, settings.document_mask);
+                let read: Result<Vec<Batch>> = blocks.chunks(batch_size).map(read).collect();
                 let failed = read.is_err();
                 let made = read.map(|micro_batches| StepBatches { micro_batches, blocks, live: None });
                 if sender.send(made).is_err() || failed {
@@ -212,8 +242,7 @@ impl Loader {
 
 impl TextOrder {
     fn batch(&self, blocks: &[Block]) -> Batch {
-        let pairs = blocks.iter().map(|block| (block.ids.as_slice(), block.valid_tokens));
-        batch_of(pairs, blocks.len(), self.block_size())
+        batch_of(blocks, self.block_size(), self.document_mask)
     }
 }
 
@@ -235,6 +264,7 @@ impl ServedOrder {
                 epoch,
                 position: positions.start,
                 blocks: Some(settings.train_blocks),
+                documents: settings.document_mask,
                 ..service.ticket(Split::Train)
             };
             (epoch, service.blocks(ticket, Some(settings.train_blocks)))
@@ -248,10 +278,7 @@ impl ServedOrder {
         }
         self.epoch = Some((epoch, stream));
         let seq_len = service.description.block_size;
-        let batch = |blocks: &[ServedBlock]| {
-            let pairs = blocks.iter().map(|block| (block.ids.as_slice(), block.valid_tokens));
-            batch_of(pairs, blocks.len(), seq_len)
-        };
+        let batch = |blocks: &[ServedBlock]| batch_of(blocks, seq_len, settings.document_mask);
         Ok(StepBatches {
             micro_batches: blocks.chunks(batch_size).map(batch).collect(),
             blocks: blocks.iter().map(|block| block.block).collect(),
@@ -284,6 +311,7 @@ mod tests {
             data_seed: 1,
             random_order,
             quantisation: None,
+            document_mask: false,
         }
     }
 
@@ -294,6 +322,7 @@ mod tests {
             labels: labels.to_vec(),
             batch_size: labels.len() / 4,
             seq_len: 4,
+            documents: None,
         };
         let step = StepBatches {
             micro_batches: vec![batch(&[1, 2, 3, 4, 5, 6, 7, 8]), batch(&[1, 2, 3, -100])],

@@ -84,17 +84,23 @@ pub struct Metrics {
     pub batches: u64,
 }
 
-/// Evaluates `model` on `set`; losses are the means that `mean` says.
-pub fn evaluate(model: &mut Model, set: &EvaluationSet, batch_size: usize, mean: LossMean) -> Result<Metrics> {
+/// Evaluates `model` on `set`; losses are the means that `mean` says. With `document_mask` documents do not see each other.
+pub fn evaluate(
+    model: &mut Model,
+    set: &EvaluationSet,
+    batch_size: usize,
+    mean: LossMean,
+    document_mask: bool,
+) -> Result<Metrics> {
     let began = Instant::now();
     let blocks = set.blocks;
     let progress = Progress::new("evaluating", Unit::Count, Some(blocks));
     let (mut loss, mut nll, mut tokens, mut labels, mut correct) = (0.0, 0.0, 0, 0, 0);
     let numbers: Vec<u64> = (0..blocks).collect();
     for batch in numbers.chunks(batch_size) {
-        let batch = read_batch(set.reader.as_ref(), batch)?;
+        let batch = read_batch(set.reader.as_ref(), batch, document_mask)?;
         let found = model.evaluate(&batch)?;
-        labels += batch.labels.iter().filter(|label| **label >= 0).count() as u64;
+        labels += batch.given_labels();
         nll += found.nll;
         loss += found.smoothed(model.label_smoothing.into());
         tokens += found.tokens;

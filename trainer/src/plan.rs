@@ -640,6 +640,7 @@ impl Plan {
             data_seed: arguments.data_seed.unwrap_or(arguments.seed),
             random_order: random,
             quantisation: self.quantisation.map(Quantisation::name),
+            document_mask: arguments.document_mask,
         }
     }
 }
@@ -682,6 +683,9 @@ pub struct ResultSettings {
     /// What the frozen weights are kept in, if not in float32.
     #[serde(default)]
     pub quantisation: Option<String>,
+    /// Whether documents do not see each other.
+    #[serde(default)]
+    pub document_mask: bool,
 }
 
 /// What cannot be while text is prepared.

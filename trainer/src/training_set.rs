@@ -232,6 +232,8 @@ pub struct TextOrder {
     pub blocks_per_step: usize,
     /// Blocks at the end of an epoch that fill no micro-batch of this size are left out.
     pub drop_last: Option<usize>,
+    /// Whether documents do not see each other.
+    pub document_mask: bool,
     /// Where the next block begins.
     pub position: Position,
     /// The blocks from there on, once they were asked for.

@@ -242,6 +242,7 @@ mod tests {
             data_seed: 1,
             random_order: true,
             quantisation: None,
+            document_mask: false,
         };
         let counters = Counters { loss_sum: 0.1 + 0.2, loss_since_log: 1.0 / 3.0, ..Counters::default() };
         // Every double, not only short ones: serde_json needs its feature `float_roundtrip` for that.

@@ -237,8 +237,7 @@ impl Decoder {
 
     /// Logits of the last position of one sequence: (vocab).
     pub fn next_logits(&mut self, input_ids: &[u32]) -> Result<Vec<f32>> {
-        let labels = vec![-100; input_ids.len()];
-        let batch = Batch { input_ids: input_ids.to_vec(), labels, batch_size: 1, seq_len: input_ids.len() };
+        let batch = Batch::new(input_ids.to_vec(), 1);
         self.dropping = None;
         let buffers = self.prepare(&batch, 1, 2)?;
         self.forward(Shape { batch: 1, time: input_ids.len() }, &buffers)?;

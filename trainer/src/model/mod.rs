@@ -24,6 +24,7 @@ pub(crate) mod dropped_gradient;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
 
@@ -52,6 +53,7 @@ use crate::gradients::Gradients;
 use crate::ops::cpu::write;
 use crate::ops::cross_entropy::IGNORE;
 pub use crate::ops::cross_entropy::Loss;
+pub use crate::ops::documents::Documents;
 use crate::ops::precision::Precision;
 use crate::ops::rope::Table;
 
@@ -80,16 +82,50 @@ pub struct Batch {
     pub batch_size: usize,
     /// Ids in a sequence.
     pub seq_len: usize,
+    /// Documents that do not see each other, if there are any such: as if each were a sequence by itself.
+    pub documents: Option<Documents>,
 }
 
 impl Batch {
-    /// Labels shifted by one: what each position predicts, or [`IGNORE`].
+    /// Sequences without padding, each id its own label.
+    pub fn new(input_ids: Vec<u32>, batch_size: usize) -> Self {
+        let labels = input_ids.iter().map(|id| i64::from(*id)).collect();
+        let seq_len = input_ids.len() / batch_size.max(1);
+        Self { input_ids, labels, batch_size, seq_len, documents: None }
+    }
+
+    /// What attention stays inside.
+    fn attention_documents(&self) -> Cow<'_, Documents> {
+        let whole = || Cow::Owned(Documents::whole(self.batch_size, self.seq_len));
+        self.documents.as_ref().map_or_else(whole, Cow::Borrowed)
+    }
+
+    /// Labels shifted by one: what each position predicts, or [`IGNORE`]. The last token of a document, or of the part of one
+    /// that a sequence holds, predicts nothing.
     pub(crate) fn targets(&self) -> Vec<u32> {
-        let shifted = |labels: &[i64]| -> Vec<u32> {
-            let next = labels.iter().skip(1).copied().chain([-100]);
-            next.map(|label| u32::try_from(label).unwrap_or(IGNORE)).collect()
+        let documents = self.attention_documents();
+        let shifted = |(sequence, labels): (usize, &[i64])| -> Vec<u32> {
+            let of_document = |document: Range<usize>| {
+                let next = labels[document].iter().skip(1).copied().chain([-100]);
+                next.map(|label| u32::try_from(label).unwrap_or(IGNORE))
+            };
+            documents.of(sequence).flat_map(of_document).collect()
         };
-        self.labels.chunks(self.seq_len).flat_map(shifted).collect()
+        self.labels.chunks(self.seq_len).enumerate().flat_map(shifted).collect()
+    }
+
+    /// Labels, also those that nothing predicts: the first of a sequence, though not of a masked document, whose first
+    /// label transformers' `DataCollatorWithFlattening` takes away.
+    pub fn given_labels(&self) -> u64 {
+        match &self.documents {
+            Some(_) => self.label_tokens(),
+            None => self.tokens_without_padding(),
+        }
+    }
+
+    /// Ids that are no padding.
+    pub fn tokens_without_padding(&self) -> u64 {
+        self.labels.iter().filter(|label| **label >= 0).count() as u64
     }
 
     /// Positions that predict a label.
@@ -266,9 +302,9 @@ impl Model {
     }
 
     /// Logits of all positions: (batch, time, vocab).
-    pub fn logits(&mut self, input_ids: &[u32], batch_size: usize, seq_len: usize) -> Result<Tensor> {
-        self.prepare_tables(seq_len);
-        decoder::logits(self, input_ids, batch_size, seq_len).map_err(tensor_error)
+    pub fn logits(&mut self, batch: &Batch) -> Result<Tensor> {
+        self.prepare_tables(batch.seq_len);
+        decoder::logits(self, batch).map_err(tensor_error)
     }
 
     /// Logits of the last position of one sequence: (vocab).
@@ -278,7 +314,7 @@ impl Model {
             return decoder.next_logits(input_ids);
         }
         self.prepare_tables(input_ids.len());
-        decoder::next_logits(self, input_ids).map_err(tensor_error)
+        decoder::next_logits(self, &Batch::new(input_ids.to_vec(), 1)).map_err(tensor_error)
     }
 
     /// The L2 norm of all gradients.

@@ -26,9 +26,7 @@ fn families() -> [&'static str; 14] {
 }
 
 fn batch() -> Batch {
-    let input_ids: Vec<u32> = (0..24).map(|at| at * 7 % 50).collect();
-    let labels = input_ids.iter().map(|id| i64::from(*id)).collect();
-    Batch { input_ids, labels, batch_size: 2, seq_len: 12 }
+    Batch::new((0..24).map(|at| at * 7 % 50).collect(), 2)
 }
 
 #[test]
@@ -173,6 +171,85 @@ fn dropout_depends_on_seed_and_micro_batch_and_is_the_same_when_made_again() {
     assert_eq!(model.evaluate(&batch()).unwrap(), Model::init(tiny("gpt2"), 1).unwrap().evaluate(&batch()).unwrap());
 }
 
+/// Two sequences, of three documents and of two.
+fn cut() -> [Vec<u32>; 2] {
+    [vec![0, 5, 6], vec![4]]
+}
+
+fn gradients_of(model: &mut Model, batches: &[Batch], recompute: bool) -> (f64, Vec<f32>) {
+    model.clear_gradients();
+    let losses: Vec<f64> =
+        batches.iter().map(|batch| model.forward_backward(batch, 0.5, recompute).unwrap().nll).collect();
+    (
+        losses.iter().sum(),
+        (0..model.parameters().len()).flat_map(|index| model.gradients().of(index).unwrap()).collect(),
+    )
+}
+
+#[test]
+fn documents_of_a_block_are_trained_as_if_they_were_alone() {
+    let documents = Documents::new(12, cut().iter().map(Vec::as_slice));
+    let together = Batch { documents: Some(documents.clone()), ..batch() };
+    let alone: Vec<Batch> = (0..2)
+        .flat_map(|sequence| documents.of(sequence).map(move |document| (sequence, document)))
+        .map(|(sequence, document)| Batch::new(together.input_ids[sequence * 12..][document].to_vec(), 1))
+        .collect();
+    let labels: u64 = alone.iter().map(Batch::label_tokens).sum();
+    assert_eq!((alone.len(), labels, together.label_tokens(), batch().label_tokens()), (5, 19, 19, 22));
+    assert_eq!((together.given_labels(), batch().given_labels(), together.tokens_without_padding()), (19, 24, 24));
+    for family in families() {
+        for mut model in [Model::init(tiny(family), 1).unwrap(), with_adapters(family, 0.0)] {
+            let (loss, found) = gradients_of(&mut model, std::slice::from_ref(&together), false);
+            assert_eq!(
+                gradients_of(&mut model, std::slice::from_ref(&together), true).1,
+                found,
+                "{family}: recomputed"
+            );
+            let (expected_loss, expected) = gradients_of(&mut model, &alone, false);
+            assert!((loss / expected_loss - 1.0).abs() < 1e-6, "{family}: {loss} {expected_loss}");
+            let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+            let apart = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(apart < 5e-6 * largest, "{family}: {apart} of {largest}");
+            let evaluated: f64 = alone.iter().map(|batch| model.evaluate(batch).unwrap().nll).sum();
+            assert!((model.evaluate(&together).unwrap().nll / evaluated - 1.0).abs() < 1e-6, "{family}");
+        }
+    }
+}
+
+/// What one document says changes no bit of another's logits, nor of the gradients that come from its labels; without the
+/// mask it does.
+#[test]
+fn nothing_leaks_from_one_document_into_another() {
+    for family in families() {
+        let mut config = tiny(family);
+        config.dropout =
+            DropoutRates { embedding: 0.1, attention: 0.2, attention_output: 0.1, feed_forward_output: 0.1 };
+        let mut model = Model::init(config, 1).unwrap();
+        let mut seen = |masked: bool, other: u32| {
+            let mut batch = batch();
+            batch.documents = masked.then(|| Documents::new(12, cut().iter().map(Vec::as_slice)));
+            // Only the last document of either sequence counts; the first of either says something else.
+            batch
+                .labels
+                .iter_mut()
+                .enumerate()
+                .filter(|(at, _)| ![6..12, 16..24].iter().any(|own| own.contains(at)))
+                .for_each(|(_, label)| *label = -100);
+            for at in [1, 3, 12, 14, 15] {
+                batch.input_ids[at] = (batch.input_ids[at] + other) % 50;
+            }
+            let logits = model.logits(&batch).unwrap();
+            let (first, second) = (logits.narrow(0, 0, 1).unwrap(), logits.narrow(0, 1, 1).unwrap());
+            let logits = [first.narrow(1, 6, 6).unwrap(), second.narrow(1, 4, 8).unwrap()]
+                .map(|logits| logits.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            (logits, gradients_of(&mut model, &[batch], false))
+        };
+        assert!(seen(true, 0) == seen(true, 9), "{family}");
+        let (before, after) = (seen(false, 0), seen(false, 9));
+        assert!(before.0 != after.0 && before.1 != after.1, "{family}");
+    }
+}
+
 /// Along one direction in which all parameters move at once, with the same masks on both sides.
 #[test]
 fn gradients_under_dropout_are_the_slopes_of_the_loss() {
@@ -237,15 +314,14 @@ fn gradients_are_the_slopes_of_the_loss() {
 fn merged_adapters_compute_what_they_computed_beside_the_model() {
     for family in families() {
         let mut model = with_adapters(family, 0.0);
-        let ids = batch().input_ids;
-        let beside = model.logits(&ids, 2, 12).unwrap();
+        let beside = model.logits(&batch()).unwrap();
         let adapted = model.parameters().iter().filter(|parameter| parameter.name.contains("lora_A")).count();
         let layers = if matches!(family, "llama" | "mistral" | "qwen2" | "qwen3" | "gemma") { 7 } else { adapted / 2 };
         assert_eq!(adapted, 2 * layers, "{family}");
         let turned = model.adapter_config("base")["fan_in_fan_out"].as_bool().unwrap();
         assert_eq!(turned, family == "gpt2");
         model.merge_adapters().unwrap();
-        let merged = model.logits(&ids, 2, 12).unwrap();
+        let merged = model.logits(&batch()).unwrap();
         let (beside, merged) = (values(&beside).unwrap(), values(&merged).unwrap());
         let apart = beside.iter().zip(&*merged).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
         assert!(apart < 2e-5, "{family}: {apart}");
@@ -324,7 +400,7 @@ fn assert_gradients_are_slopes(model: &mut Model) {
 fn logits_and_evaluation_agree() {
     let mut model = Model::init(tiny("mistral"), 5).unwrap();
     let batch = batch();
-    let logits = model.logits(&batch.input_ids, 2, 12).unwrap();
+    let logits = model.logits(&batch).unwrap();
     let nll: f64 = (0..2)
         .flat_map(|row| (0..11).map(move |step| (row, step)))
         .map(|(row, step)| {

@@ -1,13 +1,17 @@
-//! Causal attention with grouped keys and values, forward and backward: optionally with a sliding window, soft-capped
-//! scores, ALiBi and dropout of the weights.
+//! Causal attention with grouped keys and values inside each document, forward and backward: optionally with a sliding
+//! window, soft-capped scores, ALiBi and dropout of the weights.
 //!
 //! Scores exist for `BLOCK_ROWS` queries of one head at a time, never as a time × time matrix; the
-//! backward computes them again from the log of each row's sum, as in FlashAttention (Dao et al. 2022).
+//! backward computes them again from the log of each row's sum, as in FlashAttention (Dao et al. 2022). No score is
+//! computed between documents.
+
+use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::cpu::{tensor, values};
+use super::documents::Documents;
 use super::dropout::Dropout;
 use super::matmul::{Matrix, Threads, matmul};
 use super::simd::{self, dot, exp, exp_and_sum};
@@ -21,6 +25,8 @@ pub type LogSums = Vec<f32>;
 /// What becomes of the products of queries and keys.
 #[derive(Debug, Clone, Copy)]
 pub struct Scores<'a> {
+    /// The documents of the batch: a query sees keys of its own.
+    pub documents: &'a Documents,
     /// What they are multiplied by: 1/√head_dim, usually.
     pub scale: f32,
     /// Keys that a query sees, itself included; without a window, all that are not later.
@@ -34,9 +40,17 @@ pub struct Scores<'a> {
 }
 
 impl Scores<'_> {
-    /// The first key that query `query` sees; the last is `query` itself.
-    fn first(&self, query: usize) -> usize {
-        self.window.map_or(0, |window| (query + 1).saturating_sub(window))
+    /// The queries of a sequence, as many at a time as have scores in memory, with the beginning of their document.
+    fn blocks(&self, sequence: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
+        self.documents.of(sequence).flat_map(|document| {
+            let Range { start, end } = document;
+            (start..end).step_by(BLOCK_ROWS).map(move |begin| (begin..end.min(begin + BLOCK_ROWS), start))
+        })
+    }
+
+    /// The first key that query `query` of the document that begins at `start` sees; the last is `query` itself.
+    fn first(&self, query: usize, start: usize) -> usize {
+        self.window.map_or(start, |window| (query + 1).saturating_sub(window).max(start))
     }
 
     /// Turns the products of a query with the keys it sees, the last of them its own, into scores, all but a factor that
@@ -65,7 +79,7 @@ impl Scores<'_> {
 }
 
 /// `q`: (batch, heads, time, head_dim); `k`, `v`: (batch, kv_heads, time, head_dim); query i sees keys j with
-/// 0 ≤ i − j (< window). Returns the output in q's shape and what the backward needs.
+/// 0 ≤ i − j (< window) of its document. Returns the output in q's shape and what the backward needs.
 pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, kind: Scores<'_>) -> Result<(Tensor, LogSums)> {
     let (_, heads, time, dim) = q.dims4()?;
     let (_, kv_heads, _, _) = k.dims4()?;
@@ -79,15 +93,15 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, kind: Scores<'_>) -> Result<(
             let kv = index / heads * kv_heads + index % heads / (heads / kv_heads);
             let (q, k, v) =
                 (&queries[index * head..][..head], &keys[kv * head..][..head], &mut_values[kv * head..][..head]);
-            for begin in (0..time).step_by(BLOCK_ROWS) {
-                let end = time.min(begin + BLOCK_ROWS);
-                let (rows, first) = (end - begin, kind.first(begin));
-                let columns = end - first;
+            for (block, start) in kind.blocks(index / heads) {
+                let begin = block.start;
+                let (rows, first) = (block.len(), kind.first(begin, start));
+                let columns = block.end - first;
                 let key_block = Matrix::new(&k[first * dim..], columns, dim);
                 matmul(Matrix::new(&q[begin * dim..], rows, dim), key_block.t(), scores, false, Threads::One);
                 for row in 0..rows {
                     let query = begin + row;
-                    let seen = kind.first(query) - first..query + 1 - first;
+                    let seen = kind.first(query, start) - first..query + 1 - first;
                     let row = &mut scores[row * columns..][..columns];
                     row[..seen.start].fill(0.0);
                     row[seen.end..].fill(0.0);
@@ -99,7 +113,7 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, kind: Scores<'_>) -> Result<(
                             softmax(weights, scale)
                         },
                     );
-                    kind.drop(weights, (index, time, query, kind.first(query)));
+                    kind.drop(weights, (index, time, query, kind.first(query, start)));
                 }
                 let value_block = Matrix::new(&v[first * dim..], columns, dim);
                 matmul(
@@ -151,10 +165,10 @@ pub fn backward(
                     (&queries[index * head..][..head], &dout[index * head..][..head], &output[index * head..][..head]);
                 let log_sums = &log_sums[index * time..][..time];
                 let dq = &mut dq[member * head..][..head];
-                for begin in (0..time).step_by(BLOCK_ROWS) {
-                    let end = time.min(begin + BLOCK_ROWS);
-                    let (rows, first) = (end - begin, kind.first(begin));
-                    let columns = end - first;
+                for (block, start) in kind.blocks(kv / kv_heads) {
+                    let begin = block.start;
+                    let (rows, first) = (block.len(), kind.first(begin, start));
+                    let columns = block.end - first;
                     let block = |x, from: usize, rows| {
                         Matrix::new(&<[f32]>::split_at(x, from * dim).1[..rows * dim], rows, dim)
                     };
@@ -164,7 +178,7 @@ pub fn backward(
                     matmul(dout_block, v_block.t(), dweights, false, Threads::One);
                     for row in 0..rows {
                         let query = begin + row;
-                        let seen = kind.first(query) - first..query + 1 - first;
+                        let seen = kind.first(query, start) - first..query + 1 - first;
                         let (weights, dweights) =
                             (&mut weights[row * columns..][..columns], &mut dweights[row * columns..][..columns]);
                         let range = query * dim..(query + 1) * dim;
@@ -173,7 +187,7 @@ pub fn backward(
                             dweights[outside..doutside].fill(0.0);
                         }
                         let (weights, dweights) = (&mut weights[seen.clone()], &mut dweights[seen]);
-                        let place = (index, time, query, kind.first(query));
+                        let place = (index, time, query, kind.first(query, start));
                         kind.drop(dweights, place);
                         simd::run(
                             #[inline(always)]

@@ -14,6 +14,7 @@ pub mod attention;
 pub mod blockwise;
 pub mod cpu;
 pub mod cross_entropy;
+pub mod documents;
 pub mod dropout;
 pub mod embedding;
 pub mod heads;

@@ -161,28 +161,32 @@ impl Rope {
     }
 }
 
-/// Rotates `x`: (batch, heads, time, head_dim), in place.
-pub fn forward(x: &Tensor, table: &Table) -> Result<()> {
-    rotate(x, table, 1.0)
+/// Rotates `x`: (batch, heads, time, head_dim), each by its entry of `positions`, (batch × time), in place.
+pub fn forward(x: &Tensor, table: &Table, positions: &[u32]) -> Result<()> {
+    rotate(x, table, positions, 1.0)
 }
 
 /// The backward of [`forward`], in place: the transposed rotation.
-pub fn backward(dx: &Tensor, table: &Table) -> Result<()> {
-    rotate(dx, table, -1.0)
+pub fn backward(dx: &Tensor, table: &Table, positions: &[u32]) -> Result<()> {
+    rotate(dx, table, positions, -1.0)
 }
 
-fn rotate(x: &Tensor, table: &Table, sign: f32) -> Result<()> {
-    let (_, _, time, head_dim) = x.dims4()?;
+fn rotate(x: &Tensor, table: &Table, positions: &[u32], sign: f32) -> Result<()> {
+    let (batch, heads, time, head_dim) = x.dims4()?;
     if head_dim < 2 * table.half || table.cos.len() < time * table.half {
         bail!("rope: the table is for {} features and {} positions", 2 * table.half, table.cos.len() / table.half);
     }
+    if positions.len() != batch * time || positions.iter().any(|position| *position as usize >= time) {
+        bail!("rope: {} positions for {batch} sequences of {time}", positions.len());
+    }
     write(x, |x| {
-        x.par_chunks_mut(time * head_dim).for_each(|head| {
+        x.par_chunks_mut(time * head_dim).enumerate().for_each(|(index, head)| {
+            let positions = &positions[index / heads * time..][..time];
             simd::run(
                 #[inline(always)]
                 || {
-                    for (step, x) in head.chunks_exact_mut(head_dim).enumerate() {
-                        let range = step * table.half..(step + 1) * table.half;
+                    for (position, x) in positions.iter().zip(head.chunks_exact_mut(head_dim)) {
+                        let range = *position as usize * table.half..(*position as usize + 1) * table.half;
                         let (cos, sin) = (&table.cos[range.clone()], &table.sin[range]);
                         if table.interleaved {
                             for ((pair, cos), sin) in x.chunks_exact_mut(2).zip(cos).zip(sin) {

@@ -1,6 +1,6 @@
 //! Every operation against candle's forward, and its backward against finite differences of it in f64.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, IndexOp, Result, Tensor};
 use candle_nn::ops::{layer_norm_slow, rms_norm as candle_rms_norm, softmax_last_dim};
 use candle_nn::rotary_emb::{rope_i_slow, rope_slow};
 use tokenmill_shared::random::{Purpose, Stream};
@@ -8,6 +8,7 @@ use tokenmill_shared::random::{Purpose, Stream};
 use super::activation::{self, Activation};
 use super::attention::{self, Scores};
 use super::cross_entropy::{self, Head};
+use super::documents::Documents;
 use super::dropout::Dropout;
 use super::heads::{self, Columns};
 use super::linear::{self, Weight};
@@ -208,7 +209,9 @@ fn rope_rotates_and_its_backward_rotates_back() {
         let table = Rope { theta: 10_000.0, features, scaling: Scaling::Default, interleaved }.table(5);
         let x = random(&[2, 3, 5, head_dim], 1);
         let rotated = x.copy().unwrap();
-        rope::forward(&rotated, &table).unwrap();
+        let positions = Documents::whole(2, 5).positions();
+        rope::forward(&rotated, &table, &positions).unwrap();
+        let whole = rotated.copy().unwrap();
         let angle = |step: usize, index: usize| step as f64 / 10_000f64.powf(2.0 * index as f64 / features as f64);
         let half = features / 2;
         let angles: Vec<f64> = (0..5).flat_map(|step| (0..half).map(move |index| angle(step, index))).collect();
@@ -221,8 +224,16 @@ fn rope_rotates_and_its_backward_rotates_back() {
         let first = rotate(&first, &of(f64::cos), &of(f64::sin)).unwrap();
         let rest = x.narrow(3, features, head_dim - features).unwrap();
         assert_close(&flat(&rotated), &flat(&Tensor::cat(&[first, rest], 3).unwrap()), 1e-6);
-        rope::backward(&rotated, &table).unwrap();
+        rope::backward(&rotated, &table, &positions).unwrap();
         assert_close(&flat(&rotated), &flat(&x), 1e-6);
+        // A document that begins at 2 in the second sequence is rotated as if it began there.
+        let cut = Documents::new(5, [&[][..], &[2]].into_iter());
+        let (of_cut, alone) = (x.copy().unwrap(), x.i((1.., .., 2..)).unwrap().contiguous().unwrap());
+        rope::forward(&of_cut, &table, &cut.positions()).unwrap();
+        rope::forward(&alone, &table, &Documents::whole(1, 3).positions()).unwrap();
+        assert_eq!(flat(&of_cut.i((1.., .., 2..)).unwrap()), flat(&alone));
+        assert_eq!(flat(&of_cut.i((1.., .., ..2)).unwrap()), flat(&whole.i((1.., .., ..2)).unwrap()));
+        assert_eq!(flat(&of_cut.i(0).unwrap()), flat(&whole.i(0).unwrap()));
     }
 }
 
@@ -268,22 +279,35 @@ fn dropout_drops_its_share_and_keeps_the_mean() {
 
 /// What scores go through: window, cap, ALiBi's slopes and dropout, one by one.
 #[test]
-fn attention_is_causal_grouped_windowed_capped_penalised_and_dropped() {
+fn attention_is_causal_grouped_windowed_capped_penalised_dropped_and_inside_documents() {
     let slopes = alibi::slopes(4);
     let dropout = Dropout { rate: 0.3, stream: Stream::new(5, Purpose::Dropout, 0) };
-    let plain = Scores { scale: 1.0 / 6f32.sqrt(), window: None, softcap: None, slopes: None, dropout: None };
+    let any = Documents::whole(1, 1);
+    let plain =
+        Scores { documents: &any, scale: 1.0 / 6f32.sqrt(), window: None, softcap: None, slopes: None, dropout: None };
     let kinds = [
-        (9, plain),
-        (9, Scores { window: Some(3), ..plain }),
-        (9, Scores { window: Some(1), ..plain }),
-        (70, Scores { window: Some(5), ..plain }),
-        (9, Scores { scale: 0.9, softcap: Some(0.7), window: Some(4), ..plain }),
-        (9, Scores { slopes: Some(&slopes), ..plain }),
-        (70, Scores { slopes: Some(&slopes), ..plain }),
-        (9, Scores { dropout: Some(dropout), ..plain }),
-        (9, Scores { dropout: Some(dropout), window: Some(4), slopes: Some(&slopes), softcap: Some(2.0), ..plain }),
+        (9, &[][..], plain),
+        (9, &[4, 5], plain),
+        (140, &[3, 70, 138], plain),
+        (9, &[5], Scores { window: Some(3), slopes: Some(&slopes), dropout: Some(dropout), ..plain }),
+        (70, &[1, 67], Scores { window: Some(5), ..plain }),
+        (9, &[], Scores { window: Some(3), ..plain }),
+        (9, &[], Scores { window: Some(1), ..plain }),
+        (70, &[], Scores { window: Some(5), ..plain }),
+        (9, &[], Scores { scale: 0.9, softcap: Some(0.7), window: Some(4), ..plain }),
+        (9, &[], Scores { slopes: Some(&slopes), ..plain }),
+        (70, &[], Scores { slopes: Some(&slopes), ..plain }),
+        (9, &[], Scores { dropout: Some(dropout), ..plain }),
+        (
+            9,
+            &[],
+            Scores { dropout: Some(dropout), window: Some(4), slopes: Some(&slopes), softcap: Some(2.0), ..plain },
+        ),
     ];
-    for (time, kind) in kinds {
+    for (time, starts, kind) in kinds {
+        let documents = Documents::new(time, [starts].into_iter());
+        let kind = Scores { documents: &documents, ..kind };
+        let document = |at: usize| starts.partition_point(|start| *start as usize <= at);
         let (q, k, v) = (random(&[1, 4, time, 6], 1), random(&[1, 2, time, 6], 2), random(&[1, 2, time, 6], 3));
         let dout = random(&[1, 4, time, 6], 4);
         let places = || (0..4 * time * time).map(|at| (at / time / time, at / time % time, at % time));
@@ -292,7 +316,7 @@ fn attention_is_causal_grouped_windowed_capped_penalised_and_dropped() {
             Tensor::from_vec(values, (1, 4, time, time), &Device::Cpu).unwrap()
         };
         let added = of(&|head, i, j| {
-            let seen = j <= i && kind.window.is_none_or(|window| i - j < window);
+            let seen = j <= i && kind.window.is_none_or(|window| i - j < window) && document(i) == document(j);
             // ALiBi as bloom adds it: by the key's position, which is the same under softmax.
             let penalty = kind.slopes.map_or(0.0, |slopes| f64::from(slopes[head]) * j as f64);
             if seen { penalty } else { -1e30 }

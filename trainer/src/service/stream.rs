@@ -157,6 +157,11 @@ impl ServedBlocks {
         Ok(())
     }
 
+    /// Whether these are ascending offsets in a block.
+    fn are_offsets(&self, starts: &[u32]) -> bool {
+        starts.is_sorted_by(|a, b| a < b) && starts.last().is_none_or(|last| (*last as usize) < self.block_size)
+    }
+
     /// What in a note is not what was asked for.
     fn contradiction(&self, note: &Note) -> Option<String> {
         let rows = note.blocks.len();
@@ -173,7 +178,8 @@ impl ServedBlocks {
             && given(note.documents_before.len(), live)
             && given(note.text_bytes.len(), live)
             && given(note.next.len(), live)
-            && note.valid_tokens.iter().all(|valid| (1..=self.block_size).contains(valid));
+            && note.valid_tokens.iter().all(|valid| (1..=self.block_size).contains(valid))
+            && note.document_starts.iter().all(|starts| self.are_offsets(starts));
         if !whole {
             return Some("a note does not fit its batch".to_owned());
         }

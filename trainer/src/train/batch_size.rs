@@ -27,8 +27,7 @@ impl Run {
         let block_size = self.data.block_size;
         let recompute = arguments.gradient_checkpointing;
         let size = fitting(asked, asked * accumulation, available, |size| {
-            let ids = size * block_size;
-            let batch = Batch { input_ids: vec![0; ids], labels: vec![0; ids], batch_size: size, seq_len: block_size };
+            let batch = Batch::new(vec![0; size * block_size], size);
             memory::forget_peak();
             self.model.clear_gradients();
             self.model.forward_backward(&batch, 1.0, recompute)?;

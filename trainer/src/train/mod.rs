@@ -330,6 +330,7 @@ impl Run {
                     limit: self.plan.arguments.data.train_blocks_limit(),
                     blocks_per_step: settings.blocks_per_step as usize,
                     drop_last: self.plan.drop_last(),
+                    document_mask: settings.document_mask,
                     position: self.position.clone().unwrap_or_else(|| text.begin.clone()),
                     blocks: None,
                 };
@@ -403,7 +404,9 @@ impl Run {
     /// The metrics of each validation set.
     fn evaluate(&mut self) -> Result<Vec<Metrics>> {
         let (batch_size, mean) = (self.plan.arguments.per_device_eval_batch_size, self.plan.loss_mean());
-        self.validation.iter().map(|set| evaluate(&mut self.model, set, batch_size, mean)).collect()
+        let document_mask = self.plan.arguments.document_mask;
+        let sets = self.validation.iter();
+        sets.map(|set| evaluate(&mut self.model, set, batch_size, mean, document_mask)).collect()
     }
 
     fn epoch_at(&self, step: u64, steps: &Steps) -> f64 {

@@ -43,8 +43,8 @@ impl Decoder<'_> {
             (q, k) = (normed_q, normed_k);
         }
         if let Some(table) = self.table(number) {
-            rope::forward(&q, table)?;
-            rope::forward(&k, table)?;
+            rope::forward(&q, table, &self.positions)?;
+            rope::forward(&k, table, &self.positions)?;
         }
         let (output, log_sums) = attention::forward(&q, &k, &v, self.scores(number))?;
         let saved = Saved { raw, q, k, v, output, log_sums };
@@ -67,8 +67,8 @@ impl Decoder<'_> {
         let (mut dq, mut dk, dv) =
             attention::backward(&doutput, inputs, &saved.output, &saved.log_sums, self.scores(number))?;
         if let Some(table) = self.table(number) {
-            rope::backward(&dq, table)?;
-            rope::backward(&dk, table)?;
+            rope::backward(&dq, table, &self.positions)?;
+            rope::backward(&dk, table, &self.positions)?;
         }
         if let (Some(norms), Some(raw)) = (layer.head_norms, &saved.raw) {
             for ((dheads, (raw, statistics)), norm) in [&mut dq, &mut dk].into_iter().zip(raw).zip(norms) {
@@ -87,6 +87,7 @@ impl Decoder<'_> {
     fn scores(&self, number: usize) -> Scores<'_> {
         let layer = self.config.layers[number];
         Scores {
+            documents: &self.documents,
             scale: layer.scale,
             window: layer.window,
             softcap: self.config.attention_softcap,

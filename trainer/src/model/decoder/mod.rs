@@ -23,6 +23,7 @@ use super::quantised::QuantisedWeights;
 use super::{Adapters, Batch, EmbeddingNoise, Magnitudes, Model, Parameter};
 use crate::gradients::Gradients;
 use crate::ops::cross_entropy::{self, Head, Loss};
+use crate::ops::documents::Documents;
 use crate::ops::dropout::Dropout;
 use crate::ops::precision::Precision;
 use crate::ops::rope::Table;
@@ -40,6 +41,9 @@ struct Decoder<'a> {
     /// Penalties for distance, if positions are ALiBi.
     slopes: Option<Vec<f32>>,
     batch_size: usize,
+    /// What attention stays inside, and the position of each token, (N).
+    documents: Cow<'a, Documents>,
+    positions: Vec<u32>,
     /// What is dropped, if gradients will follow.
     dropout_seed: Option<Seed>,
     /// On the embedded tokens, if gradients will follow.
@@ -65,7 +69,8 @@ struct Saved {
 }
 
 impl<'a> Decoder<'a> {
-    fn new(model: &'a Model, batch_size: usize, training: bool) -> Self {
+    fn new(model: &'a Model, batch: &'a Batch, training: bool) -> Self {
+        let documents = batch.attention_documents();
         let slopes = || alibi::slopes(model.config.num_attention_heads);
         Self {
             config: &model.config,
@@ -75,7 +80,9 @@ impl<'a> Decoder<'a> {
             adapters: model.adapters.as_ref(),
             tables: model.tables.as_ref().map(|(_, tables)| &tables[..]).expect("made before every pass"),
             slopes: (model.config.positions == Positions::Alibi).then(slopes),
-            batch_size,
+            batch_size: batch.batch_size,
+            positions: documents.positions(),
+            documents,
             dropout_seed: training.then_some(model.dropout_seed),
             noise: model.embedding_noise.filter(|_| training),
             precision: model.precision,
@@ -92,7 +99,7 @@ impl<'a> Decoder<'a> {
         let mut x = embedding::forward(ids, self.parameter(layout.embedding), self.config.embedding_scale)?;
         self.noise.map_or(Ok(()), |noise| noise.add_to(&x, ids.len() / self.batch_size))?;
         if let Some(positions) = layout.positions {
-            x = (x + embedding::forward(&self.positions(ids.len()), self.parameter(positions), 1.0)?)?;
+            x = (x + embedding::forward(&self.positions, self.parameter(positions), 1.0)?)?;
         }
         let dropout = self.dropout(self.config.dropout.embedding, Place::Embedding);
         dropout.map_or(Ok(()), |dropout| dropout.apply(&x))?;
@@ -111,15 +118,9 @@ impl<'a> Decoder<'a> {
         let dropout = self.dropout(self.config.dropout.embedding, Place::Embedding);
         dropout.map_or(Ok(()), |dropout| dropout.apply(&dx))?;
         if let Some(positions) = layout.positions {
-            embedding::backward(&dx, &self.positions(ids.len()), 1.0, gradients.slot(positions))?;
+            embedding::backward(&dx, &self.positions, 1.0, gradients.slot(positions))?;
         }
         embedding::backward(&dx, ids, self.config.embedding_scale, gradients.slot(layout.embedding))
-    }
-
-    /// The position of each of a batch's tokens.
-    fn positions(&self, tokens: usize) -> Vec<u32> {
-        let time = (tokens / self.batch_size) as u32;
-        (0..self.batch_size).flat_map(|_| 0..time).collect()
     }
 
     fn attention_end(&self, layer: &Layer, number: usize) -> End {
@@ -263,29 +264,29 @@ impl<'a> Decoder<'a> {
 }
 
 /// See [`Model::logits`].
-pub(super) fn logits(model: &Model, input_ids: &[u32], batch_size: usize, seq_len: usize) -> Result<Tensor> {
-    let decoder = Decoder::new(model, batch_size, false);
-    decoder.logits(&decoder.states(input_ids)?)?.reshape((batch_size, seq_len, ()))
+pub(super) fn logits(model: &Model, batch: &Batch) -> Result<Tensor> {
+    let decoder = Decoder::new(model, batch, false);
+    decoder.logits(&decoder.states(&batch.input_ids)?)?.reshape((batch.batch_size, batch.seq_len, ()))
 }
 
 /// See [`Model::next_logits`].
-pub(super) fn next_logits(model: &Model, input_ids: &[u32]) -> Result<Vec<f32>> {
-    let decoder = Decoder::new(model, 1, false);
-    let (states, width) = (decoder.states(input_ids)?, model.config.hidden_size);
-    let last = cpu::values(&states)?[(input_ids.len() - 1) * width..].to_vec();
+pub(super) fn next_logits(model: &Model, sequence: &Batch) -> Result<Vec<f32>> {
+    let decoder = Decoder::new(model, sequence, false);
+    let (states, width) = (decoder.states(&sequence.input_ids)?, model.config.hidden_size);
+    let last = cpu::values(&states)?[(sequence.seq_len - 1) * width..].to_vec();
     Ok(cpu::values(&decoder.logits(&cpu::tensor(last, (1, width))?)?)?.to_vec())
 }
 
 /// See [`Model::evaluate`].
 pub(super) fn evaluate(model: &Model, batch: &Batch) -> Result<Loss> {
-    let decoder = Decoder::new(model, batch.batch_size, false);
+    let decoder = Decoder::new(model, batch, false);
     let (states, weight) = (decoder.states(&batch.input_ids)?, decoder.head_weight()?);
     cross_entropy::forward(&states, decoder.head(&weight), &batch.targets(), model.precision)
 }
 
 /// See [`Model::trace`].
 pub(super) fn trace(model: &Model, batch: &Batch) -> Result<Vec<Magnitudes>> {
-    let decoder = Decoder::new(model, batch.batch_size, true);
+    let decoder = Decoder::new(model, batch, true);
     let (mut x, _) = decoder.embed(&batch.input_ids)?;
     let mut found = vec![Magnitudes::of_tensor("embeddings", &x)?];
     for (number, layer) in model.layout.layers.iter().enumerate() {
@@ -312,7 +313,7 @@ pub(super) fn forward_backward(model: &mut Model, batch: &Batch, scale: f32, rec
 }
 
 fn pass(model: &Model, batch: &Batch, scale: f32, recompute: bool, gradients: &mut Gradients) -> Result<Loss> {
-    let decoder = Decoder::new(model, batch.batch_size, true);
+    let decoder = Decoder::new(model, batch, true);
     let layers = &model.layout.layers;
     let (mut x, embedded) = decoder.embed(&batch.input_ids)?;
     let mut kept = Vec::with_capacity(layers.len());

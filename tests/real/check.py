@@ -142,7 +142,7 @@ if __name__ == "__main__":
         loading.check(programs, work)
         check_checkpoint(programs, work, datasets["bytes"])
         training.check(programs, work, datasets["bytes"])
-        document_mask.check(programs, work, datasets["bytes"])
+        document_mask.check(programs, work)
         old_checkpoints.check(programs, work)
         compat.check(programs, work, datasets["bytes"])
         resuming.check(programs, work, datasets["bytes"])

@@ -12,13 +12,14 @@ import training
 from programs import TESTS, run
 
 WINDOW = 8
+PAD = 1023  # an id of no text: transformers trains no embedding of it
 COMMON = dict(vocab_size=1024, hidden_size=64, initializer_range=0.1, eos_token_id=0, bos_token_id=0)
 LLAMA = dict(**COMMON, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
 FAMILIES = {
     "llama": (LlamaForCausalLM, LlamaConfig(**LLAMA)),
     "mistral": (MistralForCausalLM, MistralConfig(**LLAMA, sliding_window=WINDOW)),
-    "gemma2": (Gemma2ForCausalLM, Gemma2Config(**LLAMA, head_dim=16, sliding_window=WINDOW)),
-    "glm": (GlmForCausalLM, GlmConfig(**LLAMA, head_dim=16, pad_token_id=0)),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config(**LLAMA, head_dim=16, sliding_window=WINDOW, pad_token_id=PAD)),
+    "glm": (GlmForCausalLM, GlmConfig(**LLAMA, head_dim=16, pad_token_id=PAD)),
     "gpt2": (GPT2LMHeadModel, GPT2Config(**COMMON, n_layer=2, n_head=4, n_positions=128, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)),
     "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig(**COMMON, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128)),
 }
@@ -29,7 +30,7 @@ def with_starts(dataset, split):
     """The blocks of a split, each with the offsets at which documents begin in it."""
     starts = [row for name in sorted((dataset / split).glob("documents-*.arrow")) for row in pa.ipc.open_stream(name).read_all().column(0).to_pylist()]
     blocks = load_from_disk(str(dataset))[split]
-    assert len(starts) == len(blocks) and sum(len(row) > 1 for row in starts) > len(blocks) / 3
+    assert len(starts) == len(blocks) and sum(len(row) > 1 for row in starts) > len(blocks) / 2
     return blocks.add_column("starts", starts)
 
 
@@ -54,7 +55,11 @@ def collator(family):
     return batch
 
 
-def check(programs, work, dataset):
+def check(programs, work):
+    """On the text that check_dataset wrote, in blocks that hold several documents each."""
+    dataset = work / "masked-data"
+    run(programs["preprocess"], "prepare", "--tokenizer_name_or_path", TESTS / "data/tokenizers/bytes", "--train_file_dir", work / "text-bytes", "--block_size", 96,
+        "--output_dir", dataset, "--cache_dir", work / "cache", "--validation_split_percentage", 10)
     for family, (model_class, config) in FAMILIES.items():
         base, out = work / f"masked-base-{family}", work / f"masked-{family}"
         torch.manual_seed(3)

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 use tokenmill_shared::config::{
@@ -19,7 +19,7 @@ use crate::encoding::TextEncoding;
 use crate::model_config::{check_positions, model_eos};
 use crate::pack::{self, Assign};
 use crate::plan::{Source, TokenSettings};
-use crate::scan::{self, BadRecords, Rejected, ScanOptions};
+use crate::scan::{self, BadRecords, Rejected, ScanOptions, Scanned};
 use crate::source::{Kind, Text, texts};
 use crate::store::Store;
 use crate::tokenize::Encoding;
@@ -101,13 +101,71 @@ pub struct Job {
     pub read_bytes: usize,
 }
 
+/// What reading the text takes, which is known before the tokenizer is.
+#[derive(Debug, Clone)]
+pub struct Reading {
+    /// The data parameters as they were given.
+    data: DataArguments,
+    /// What makes documents.
+    pub rules: Rules,
+    /// The root of the cache.
+    pub cache_dir: PathBuf,
+    /// Threads.
+    pub pool: Arc<rayon::ThreadPool>,
+    /// Sizes that never change the result.
+    pub tuning: Tuning,
+}
+
+/// How a scan hears of the bad records that others found, and that it is wanted no more.
+#[derive(Debug, Default)]
+pub struct ScanState {
+    bad_records: AtomicU64,
+    unwanted: AtomicBool,
+}
+
+impl Reading {
+    /// Resolves `options` as far as reading goes.
+    pub fn new(options: &PrepareOptions) -> Result<Self> {
+        let data = options.data.clone();
+        check_percentage(&data)?;
+        let rules = Rules::new(&data)?;
+        let cache_dir = cache_dir(data.cache_dir.as_deref())?;
+        let workers = data.preprocessing_num_workers.unwrap_or(0); // 0 lets rayon take all cores
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(workers)
+            .thread_name(|index| format!("tokenmill-{index}"))
+            .build()
+            .map_err(|error| Error::config("--preprocessing_num_workers", format!("cannot start threads ({error})")))?;
+        let tuning = Tuning { partition_bytes: options.tuning.partition_bytes.max(1), ..options.tuning };
+        Ok(Self { data, rules, cache_dir, pool: Arc::new(pool), tuning })
+    }
+
+    /// What scans depend on besides files.
+    pub fn scan_options<'a>(&'a self, state: &'a ScanState) -> ScanOptions<'a> {
+        let Self { data, rules, cache_dir, tuning, .. } = self;
+        ScanOptions {
+            rules,
+            partition_bytes: tuning.partition_bytes,
+            read_bytes: tuning.read_bytes,
+            cache_dir: data.token_cache.then_some(cache_dir.as_path()),
+            rehash: data.rehash,
+            bad_records: BadRecords {
+                policy: data.on_bad_record,
+                limit: data.bad_records_limit(),
+                found: &state.bad_records,
+            },
+            unwanted: &state.unwanted,
+        }
+    }
+}
+
 /// What is resolved before any file is looked at.
 #[derive(Debug, Clone)]
 pub struct Setup {
+    /// What reading takes.
+    pub reading: Reading,
     /// The data parameters as they apply.
     pub data: DataArguments,
-    /// What makes documents.
-    pub rules: Rules,
     /// What is done to documents.
     pub encoding: Arc<Encoding>,
     /// What token partitions are a function of besides documents.
@@ -116,21 +174,19 @@ pub struct Setup {
     pub packing: Packing,
     /// The id that fills a padded block.
     pub pad_token_id: u32,
-    /// The root of the cache.
-    pub cache_dir: PathBuf,
     /// The store of token partitions, unless `token_cache` is off.
     pub store: Option<Store>,
-    /// Threads.
-    pub pool: Arc<rayon::ThreadPool>,
-    /// Sizes that never change the result.
-    pub tuning: Tuning,
 }
 
 impl Setup {
     /// Resolves `options`.
     pub fn new(options: &PrepareOptions) -> Result<Self> {
-        let mut data = options.data.clone();
-        check_percentage(&data)?;
+        Self::with(Reading::new(options)?, options)
+    }
+
+    /// Resolves the rest of `options`.
+    fn with(reading: Reading, options: &PrepareOptions) -> Result<Self> {
+        let mut data = reading.data.clone();
         let packing = packing(&data)?;
         data.append_eos = data.appends_eos();
         let tokenizer = Tokenizer::open(&options.tokenizer, data.use_fast_tokenizer)?;
@@ -147,45 +203,9 @@ impl Setup {
             add_special_tokens: data.add_special_tokens,
             eos_token_id: append,
         };
-        let rules = Rules::new(&data)?;
-        let cache_dir = cache_dir(data.cache_dir.as_deref())?;
-        let workers = data.preprocessing_num_workers.unwrap_or(0); // 0 lets rayon take all cores
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(workers)
-            .thread_name(|index| format!("tokenmill-{index}"))
-            .build()
-            .map_err(|error| Error::config("--preprocessing_num_workers", format!("cannot start threads ({error})")))?;
-        let store = if data.token_cache { Some(Store::open(&cache_dir)?) } else { None };
+        let store = if data.token_cache { Some(Store::open(&reading.cache_dir)?) } else { None };
         let encoding = Encoding { tokenizer, add_special_tokens: data.add_special_tokens, append, width };
-        let tuning = Tuning { partition_bytes: options.tuning.partition_bytes.max(1), ..options.tuning };
-        Ok(Self {
-            data,
-            rules,
-            encoding: Arc::new(encoding),
-            token_settings,
-            packing,
-            pad_token_id,
-            cache_dir,
-            store,
-            pool: Arc::new(pool),
-            tuning,
-        })
-    }
-
-    /// What scans depend on besides files.
-    pub fn scan_options<'a>(&'a self, bad_records: &'a AtomicU64) -> ScanOptions<'a> {
-        ScanOptions {
-            rules: &self.rules,
-            partition_bytes: self.tuning.partition_bytes,
-            read_bytes: self.tuning.read_bytes,
-            cache_dir: self.data.token_cache.then_some(self.cache_dir.as_path()),
-            rehash: self.data.rehash,
-            bad_records: BadRecords {
-                policy: self.data.on_bad_record,
-                limit: self.data.bad_records_limit(),
-                found: bad_records,
-            },
-        }
+        Ok(Self { reading, data, encoding: Arc::new(encoding), token_settings, packing, pad_token_id, store })
     }
 }
 
@@ -194,20 +214,21 @@ impl Job {
     pub fn new(options: &PrepareOptions) -> Result<Self> {
         let (train_text, validation_text) =
             texts(&options.data, &options.hub, &cache_dir(options.data.cache_dir.as_deref())?)?;
-        let setup = Setup::new(options)?;
-        let bad_records = AtomicU64::new(0);
-        let (data, scan_options) = (&setup.data, setup.scan_options(&bad_records));
-        let mut files_scanned = (0, 0);
+        let texts: Vec<&Text> = validation_text.iter().chain([&train_text]).collect();
+        let (setup, scans) = set_up_and_scan(options, &texts)?;
+        let read = scans.iter().map(|(_, read)| read).sum();
+        let files_scanned = (read, texts.iter().map(|text| text.inputs.len()).sum());
+        let mut scans = scans.into_iter().map(|(scans, _)| scans);
         let mut open = |text: &Text, split: Option<Split>| {
-            let (scans, read) = setup.pool.install(|| scan::scan(&text.root, &text.inputs, &scan_options))?;
-            files_scanned.0 += read;
-            files_scanned.1 += text.inputs.len();
-            let source = Source::plan(split, text, scans, &setup.token_settings, scan_options.partition_bytes);
+            let scans = scans.next().expect("one for each text");
+            let partition_bytes = setup.reading.tuning.partition_bytes;
+            let source = Source::plan(split, text, scans, &setup.token_settings, partition_bytes);
             if source.documents() == 0 {
                 return Err(text.without_document());
             }
             Ok(Arc::new(source))
         };
+        let data = &setup.data;
         let mut sources = Vec::new();
         if let Some(text) = &validation_text {
             sources.push((open(text, Some(Split::Validation))?, Assign::All(Split::Validation)));
@@ -223,8 +244,8 @@ impl Job {
         }
         let settings = settings(&setup, divided, validation_text.is_some());
         let fingerprint = fingerprint(&settings, &sources, &setup);
-        let Setup { data, rules, encoding, token_settings, packing, pad_token_id, cache_dir, store, pool, tuning } =
-            setup;
+        let Setup { reading, data, encoding, token_settings, packing, pad_token_id, store } = setup;
+        let Reading { rules, cache_dir, pool, tuning, .. } = reading;
         Ok(Self {
             data,
             rules,
@@ -286,6 +307,26 @@ impl Job {
         let text = |(source, _): &(Arc<Source>, Assign)| source.inputs.iter().any(|input| input.kind == Kind::Text);
         self.rules.sample_by == SampleBy::Line && self.sources.iter().any(text)
     }
+}
+
+/// Resolves everything but the text, and scans the text at the same time.
+/// Loading a large vocabulary and scanning 200 MB take about as long.
+fn set_up_and_scan(options: &PrepareOptions, texts: &[&Text]) -> Result<(Setup, Vec<Scanned>)> {
+    let reading = Reading::new(options)?;
+    let state = ScanState::default();
+    let scan = || {
+        let options = reading.scan_options(&state);
+        let scan = |text: &&Text| reading.pool.install(|| scan::scan(&text.root, &text.inputs, &options));
+        texts.iter().map(scan).collect::<Result<Vec<_>>>()
+    };
+    let (setup, scans) = std::thread::scope(|scope| {
+        let scanning = scope.spawn(scan);
+        let setup = Setup::with(reading.clone(), options);
+        // What it refuses is not to be said after hours of scanning.
+        state.unwanted.store(setup.is_err(), Ordering::Relaxed);
+        (setup, scanning.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    Ok((setup?, scans?))
 }
 
 /// `--cache_dir`, or `$XDG_CACHE_HOME/tokenmill` or `~/.cache/tokenmill`.
@@ -378,7 +419,7 @@ fn divide(data: &DataArguments, documents: u64) -> Result<Assign> {
 }
 
 fn settings(setup: &Setup, divided: bool, has_validation: bool) -> Value {
-    let Setup { data, token_settings: tokens, rules, .. } = setup;
+    let Setup { data, token_settings: tokens, reading: Reading { rules, .. }, .. } = setup;
     let validation = if divided {
         json!({"percentage": data.validation_split_percentage, "mode": data.validation_split_mode})
     } else if has_validation {

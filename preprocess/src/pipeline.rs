@@ -253,7 +253,7 @@ impl Reader {
             if let Some(reason) = gone {
                 return Err(reason);
             }
-            if left > 0 || hasher.finish() != segment.blake3 {
+            if left > 0 || hasher.end_run() != segment.blake3 {
                 return Err(scan::changed(input).into());
             }
         }

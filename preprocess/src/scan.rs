@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rayon::prelude::*;
@@ -81,10 +81,12 @@ impl FileScan {
     }
 }
 
-/// BLAKE3 of a run of documents.
+/// BLAKE3 of runs of documents, and of all of them.
 #[derive(Debug, Default)]
 pub struct DocumentsHasher {
-    hasher: blake3::Hasher,
+    run: blake3::Hasher,
+    /// Of the documents up to here, once a run has ended: that of the first run is that of all until then.
+    all: Option<blake3::Hasher>,
     /// What is not hashed yet: a document by itself is too short for the vector instructions to be worth much.
     waiting: Vec<u8>,
 }
@@ -98,15 +100,30 @@ impl DocumentsHasher {
         self.waiting.extend_from_slice(&(text.len() as u64).to_le_bytes());
         self.waiting.extend_from_slice(text.as_bytes());
         if self.waiting.len() >= HASHED_BYTES {
-            self.hasher.update(&self.waiting);
-            self.waiting.clear();
+            self.hash_waiting();
         }
     }
 
-    /// The hash of all, in hexadecimal.
-    pub fn finish(mut self) -> String {
-        self.hasher.update(&self.waiting);
-        self.hasher.finalize().to_hex().to_string()
+    fn hash_waiting(&mut self) {
+        self.run.update(&self.waiting);
+        if let Some(all) = &mut self.all {
+            all.update(&self.waiting);
+        }
+        self.waiting.clear();
+    }
+
+    /// Ends a run, and gives its hash in hexadecimal.
+    pub fn end_run(&mut self) -> String {
+        self.hash_waiting();
+        let run = std::mem::take(&mut self.run);
+        let hash = run.finalize().to_hex().to_string();
+        self.all.get_or_insert(run);
+        hash
+    }
+
+    /// The hash of all documents of runs that ended, in hexadecimal.
+    pub fn all(&self) -> String {
+        self.all.clone().unwrap_or_default().finalize().to_hex().to_string()
     }
 }
 
@@ -125,6 +142,8 @@ pub struct ScanOptions<'a> {
     pub rehash: bool,
     /// What becomes of records that cannot be used.
     pub bad_records: BadRecords<'a>,
+    /// Set when nobody wants the scan any more.
+    pub unwanted: &'a AtomicBool,
 }
 
 /// What becomes of records that cannot be used.
@@ -213,9 +232,11 @@ impl Memory {
     }
 }
 
-/// Scans all inputs of one directory, in parallel, on the current rayon pool. Returns the scans in input
-/// order and how many files were read for it.
-pub fn scan(dir: &Path, inputs: &[Input], options: &ScanOptions<'_>) -> Result<(Vec<FileScan>, usize)> {
+/// The scans of all inputs of a directory, in their order, and how many files were read for it.
+pub type Scanned = (Vec<FileScan>, usize);
+
+/// Scans all inputs of one directory, in parallel, on the current rayon pool.
+pub fn scan(dir: &Path, inputs: &[Input], options: &ScanOptions<'_>) -> Result<Scanned> {
     let mut memory = Memory::open(dir, options)?;
     for input in inputs {
         if let Some(known) = memory.get(input)
@@ -289,7 +310,7 @@ pub fn scan_from(input: &Input, start: Start, options: &ScanOptions<'_>, cut: &m
         input,
         options,
         cut,
-        whole: DocumentsHasher::default(),
+        hasher: DocumentsHasher::default(),
         open: None,
         next: start,
         full: false,
@@ -297,14 +318,15 @@ pub fn scan_from(input: &Input, start: Start, options: &ScanOptions<'_>, cut: &m
         rejected: Vec::new(),
     };
     document::for_each(input, options.rules, start, options.read_bytes, &mut scanning)?;
-    let Scanning { whole, open, stopped, rejected, .. } = scanning;
+    let last = scanning.close();
+    let Scanning { hasher, stopped, rejected, .. } = scanning;
     if stopped {
         return Ok(None);
     }
     if storage::stat(&input.path)? != Some(input.stat) {
         return Err(changed(input));
     }
-    Ok(Some(Rest { blake3: whole.finish(), last: open.map(close), rejected }))
+    Ok(Some(Rest { blake3: hasher.all(), last, rejected }))
 }
 
 /// A file being scanned.
@@ -312,9 +334,9 @@ struct Scanning<'a, 'c> {
     input: &'a Input,
     options: &'a ScanOptions<'a>,
     cut: &'a mut Cut<'c>,
-    whole: DocumentsHasher,
+    hasher: DocumentsHasher,
     /// The segment that documents are added to.
-    open: Option<(Segment, DocumentsHasher)>,
+    open: Option<Segment>,
     /// Where the next document begins.
     next: Start,
     /// Whether the open segment is long enough.
@@ -323,22 +345,30 @@ struct Scanning<'a, 'c> {
     rejected: Vec<Rejected>,
 }
 
+impl Scanning<'_, '_> {
+    /// Ends the open segment.
+    fn close(&mut self) -> Option<Segment> {
+        let segment = self.open.take()?;
+        Some(Segment { blake3: self.hasher.end_run(), ..segment })
+    }
+}
+
 impl Sink for Scanning<'_, '_> {
     fn document(&mut self, found: Document<'_>) -> Result<Flow> {
+        if self.options.unwanted.load(Ordering::Relaxed) {
+            return Err(Error::input(self.input.at(), "was not scanned to its end: nothing more is wanted of it"));
+        }
         if self.full
-            && let Some(segment) = self.open.take().map(close)
+            && let Some(segment) = self.close()
             && (self.cut)(segment)? == Flow::Stop
         {
             self.stopped = true;
             return Ok(Flow::Stop);
         }
         let start = self.next;
-        let (segment, hasher) = self.open.get_or_insert_with(|| {
-            let segment = Segment { start, documents: 0, text_bytes: 0, blake3: String::new() };
-            (segment, DocumentsHasher::default())
-        });
-        self.whole.update(found.text);
-        hasher.update(found.text);
+        self.hasher.update(found.text);
+        let new = || Segment { start, documents: 0, text_bytes: 0, blake3: String::new() };
+        let segment = self.open.get_or_insert_with(new);
         segment.documents += 1;
         segment.text_bytes += found.text.len() as u64;
         self.next = Start { at: found.end, records: found.record, ..start };
@@ -365,11 +395,6 @@ pub fn changed(input: &Input) -> Error {
     Error::input(input.at(), "changed while it was being read; run the command again when it is at rest")
 }
 
-fn close((mut segment, hasher): (Segment, DocumentsHasher)) -> Segment {
-    segment.blake3 = hasher.finish();
-    segment
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -384,7 +409,7 @@ mod tests {
         inputs[0].stat.ctime_ns = old;
         let rules = Rules::new(&DataArguments::default()).unwrap();
         let cache = tempfile::tempdir().unwrap();
-        let found = AtomicU64::new(0);
+        let (found, unwanted) = (AtomicU64::new(0), AtomicBool::new(false));
         let options = |policy, limit| ScanOptions {
             rules: &rules,
             partition_bytes: 1 << 20,
@@ -392,6 +417,7 @@ mod tests {
             cache_dir: Some(cache.path()),
             rehash: false,
             bad_records: BadRecords { policy, limit, found: &found },
+            unwanted: &unwanted,
         };
         let memory = |policy| Memory::open(dir.path(), &options(policy, None)).unwrap();
         let rejected = vec![Rejected { reason: Reason::InvalidJson, count: 2, first: "a.jsonl:2: is bad".to_owned() }];

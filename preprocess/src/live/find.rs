@@ -3,7 +3,7 @@
 //! They are those that a plan of the whole directory would have, since what comes after a file changes none before it.
 
 use std::panic::resume_unwind;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -12,7 +12,7 @@ use tokenmill_shared::Result;
 
 use super::Made;
 use crate::document::{Flow, Start};
-use crate::job::Setup;
+use crate::job::{ScanState, Setup};
 use crate::pipeline::Partitions;
 use crate::plan::{Grouping, Partition};
 use crate::scan::{self, FileScan, Memory, Rest};
@@ -27,7 +27,7 @@ pub(super) struct Finder {
     /// File and place where the first of them begins.
     pub from: (usize, Start),
     /// Records that were left out so far.
-    pub bad_records: AtomicU64,
+    pub state: ScanState,
 }
 
 /// Nobody wants more.
@@ -46,7 +46,7 @@ impl Finder {
     }
 
     fn find(&self, sender: &SyncSender<Result<Partition>>) -> Result<()> {
-        let options = &self.setup.tuning;
+        let options = &self.setup.reading.tuning;
         let mut grouping = Grouping::new(&self.setup.token_settings, options.partition_bytes);
         let wanted = |partition: Option<Partition>| {
             partition.map_or(Ok(()), |found| sender.send(Ok(found)).map_err(|_| Unwanted))
@@ -94,7 +94,7 @@ impl Finder {
         }
         self.made.scanned_files.fetch_add(1, Ordering::Relaxed);
         let mut segments = Vec::new();
-        let options = self.setup.scan_options(&self.bad_records);
+        let options = self.setup.reading.scan_options(&self.state);
         let rest = scan::scan_from(input, from, &options, &mut |segment| {
             segments.push(segment.clone());
             let sent = wanted(grouping.end_group()).and_then(|()| wanted(Some(grouping.segment(file, segment))));

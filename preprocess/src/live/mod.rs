@@ -26,7 +26,7 @@ use tokenmill_shared::{Error, Result};
 use self::cut::Cutter;
 use self::find::Finder;
 use crate::document::{Flow, Start};
-use crate::job::{PrepareOptions, Setup, allowed_block_size};
+use crate::job::{PrepareOptions, Reading, ScanState, Setup, allowed_block_size};
 use crate::pipeline::{Event, Partitions, Pipeline};
 use crate::plan::{self, TokenSettings};
 use crate::scan::{FileScan, Memory};
@@ -123,8 +123,8 @@ impl Live {
         let setup = Setup::new(options)?;
         // Texts to validate on are prepared by themselves, and looked at then.
         let training = DataArguments { validation_file_dir: Vec::new(), validation_file: Vec::new(), ..data.clone() };
-        let (Text { root: dir, inputs, .. }, _) = texts(&training, &options.hub, &setup.cache_dir)?;
-        let memory = Memory::open(&dir, &setup.scan_options(&AtomicU64::new(0)))?;
+        let (Text { root: dir, inputs, .. }, _) = texts(&training, &options.hub, &setup.reading.cache_dir)?;
+        let memory = Memory::open(&dir, &setup.reading.scan_options(&ScanState::default()))?;
         let fingerprint = fingerprint(&setup, &inputs, set_aside);
         let (inputs, memory) = (Arc::new(inputs), Arc::new(Mutex::new(memory)));
         Ok(Self { setup: Arc::new(setup), dir, inputs, memory, set_aside, keep, fingerprint, made: Arc::default() })
@@ -173,7 +173,7 @@ impl Live {
     /// A directory that holds the tokenizer's files, in the cache under the hash of all of them.
     pub fn tokenizer_dir(&self) -> Result<PathBuf> {
         let files: Vec<_> = self.tokenizer().files.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
-        tokenizer::keep(&self.setup.cache_dir, &files)
+        tokenizer::keep(&self.setup.reading.cache_dir, &files)
     }
 
     /// The width of ids, by the tokenizer's largest.
@@ -201,7 +201,7 @@ impl Live {
         };
         let Some(scans) = scans else { return Ok(None) };
         let (setup, mut tokens) = (&self.setup, 0);
-        for partition in plan::partitions(&scans, &setup.token_settings, setup.tuning.partition_bytes) {
+        for partition in plan::partitions(&scans, &setup.token_settings, setup.reading.tuning.partition_bytes) {
             match store.tokens(&partition.fingerprint, self.width())? {
                 Some(found) => tokens += found,
                 None => return Ok(None),
@@ -228,7 +228,7 @@ impl Live {
             memory: Arc::clone(&self.memory),
             made: Arc::clone(&self.made),
             from: (from.file, from.start),
-            bad_records: AtomicU64::new(0),
+            state: ScanState::default(),
         };
         self.blocks_of(finder.partitions(), from)
     }
@@ -242,12 +242,12 @@ impl Live {
         let pipeline = Pipeline {
             inputs: Arc::clone(&self.inputs),
             partitions,
-            rules: setup.rules.clone(),
+            rules: setup.reading.rules.clone(),
             encoding: Arc::clone(&setup.encoding),
             store: self.store().cloned(),
             keep: setup.store.clone().filter(|_| self.keep),
-            read_bytes: setup.tuning.read_bytes,
-            pool: Arc::clone(&setup.pool),
+            read_bytes: setup.reading.tuning.read_bytes,
+            pool: Arc::clone(&setup.reading.pool),
         };
         let mut cutter = Cutter::new(setup, &self.dir, from);
         let made = Arc::clone(&self.made);
@@ -339,7 +339,7 @@ fn set_aside(data: &DataArguments) -> Result<u64> {
 }
 
 fn fingerprint(setup: &Setup, inputs: &[Input], set_aside: u64) -> String {
-    let Setup { data, rules, encoding, token_settings, pad_token_id, .. } = setup;
+    let Setup { reading: Reading { rules, .. }, data, encoding, token_settings, pad_token_id, .. } = setup;
     let tokens: &TokenSettings = token_settings;
     let settings = json!([
         Layout::Stream.format_version(),

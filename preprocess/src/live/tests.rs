@@ -215,7 +215,7 @@ fn a_panic_is_an_error_and_no_hang() {
         memory: Arc::clone(&live.memory),
         made: Arc::clone(&live.made),
         from: (0, Start::default()),
-        bad_records: Default::default(),
+        state: Default::default(),
     };
     let mut partitions = found.partitions();
     let mut left = 3;

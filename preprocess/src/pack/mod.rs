@@ -24,7 +24,6 @@ use crate::document::Flow;
 use crate::job::Job;
 use crate::statistics::Counter;
 use crate::store::{DocumentEntry, Frame};
-use crate::tokenizer::Tokenizer;
 
 /// How documents are divided between training and validation.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -212,13 +211,13 @@ impl Packer {
     }
 
     /// Ends all splits and hands them to the dataset.
-    pub fn finish(self, dataset: &mut DatasetWriter, tokenizer: &Tokenizer) -> Result<()> {
+    pub fn finish(self, dataset: &mut DatasetWriter, job: &Job) -> Result<()> {
         for stream in self.streams.into_values() {
             let Stream { rule, counter, documents, text_bytes, read } = stream;
             let packed = rule.finish()?;
             let rejected = packed.rejected.into_iter().map(|(reason, tokens)| (reason.to_owned(), tokens)).collect();
             let written = packed.written.expect("a packer of a dataset writes");
-            let statistics = Some(counter.finish(tokenizer));
+            let statistics = Some(job.pool.install(|| counter.finish(&job.encoding.tokenizer)));
             dataset.add(written, SplitFacts { documents, text_bytes, read, rejected, statistics })?;
         }
         Ok(())

@@ -24,7 +24,7 @@ use super::nfc;
 use super::pieces::{self, Working};
 use super::probe::{around, proved};
 use super::reference::Reference;
-use super::together::{SHORT, Short};
+use super::together::{self, SHORT, Short};
 use super::unicode::{Classes, decode};
 use super::vocabulary::Vocabulary;
 use super::windows::{Sink, Vectors};
@@ -85,16 +85,34 @@ impl Model {
         let merged = merged.iter().map(|(left, right)| (left.as_slice(), right.as_slice()));
         let characters = Characters::new(&bytes, &merges, merged);
         let pairs = merges.byte_pairs(&bytes);
-        let (mut symbols, mut scratch) = (Vec::new(), Scratch::default());
-        let vocabulary = Vocabulary::new(tokens.iter().map(|(bytes, id)| (bytes.as_slice(), *id)), |token, id| {
-            symbols.clear();
-            symbols.extend(token.iter().map(|byte| bytes[usize::from(*byte)]));
-            merges.apply(&mut symbols, &mut scratch);
-            symbols == [id]
-        });
+        let gives = merging_gives(&tokens, &bytes, &pairs, &merges);
+        let tokens = tokens.iter().zip(gives).map(|((bytes, id), gives)| (bytes.as_slice(), *id, gives));
+        let vocabulary = Vocabulary::new(tokens);
         let ignores_merges = model["ignore_merges"] == true;
         Some(Self { bytes, characters, crossings, merges, pairs, vocabulary, ignores_merges })
     }
+}
+
+/// Of each token whether merging its bytes gives its id.
+fn merging_gives(tokens: &[(Vec<u8>, u32)], bytes: &[u32; 256], pairs: &BytePairs, merges: &Merges) -> Vec<bool> {
+    /// Tokens that are merged together; what they take fits into the first-level cache.
+    const TOGETHER: usize = 32;
+    let (mut short, mut symbols, mut scratch) = ([Short::default(); TOGETHER], Vec::new(), Scratch::default());
+    let mut gives = vec![false; tokens.len()];
+    let (shorts, longs): (Vec<usize>, _) = (0..tokens.len()).partition(|at| (1..=SHORT).contains(&tokens[*at].0.len()));
+    for numbers in shorts.chunks(TOGETHER) {
+        let short = &mut short[..numbers.len()];
+        short.iter_mut().zip(numbers).for_each(|(short, at)| short.begin_bytes(&tokens[*at].0, bytes, pairs));
+        together::merge(Vectors::detect(), short, merges);
+        short.iter().zip(numbers).for_each(|(short, at)| gives[*at] = short.symbols().eq([tokens[*at].1]));
+    }
+    for at in longs {
+        symbols.clear();
+        symbols.extend(tokens[at].0.iter().map(|byte| bytes[usize::from(*byte)]));
+        merges.apply(&mut symbols, &mut scratch);
+        gives[at] = symbols == [tokens[at].1];
+    }
+    gives
 }
 
 impl pieces::Model for Model {

@@ -27,17 +27,12 @@ pub(super) struct Token {
 }
 
 impl Vocabulary {
-    /// Of tokens and their ids; `merges` says whether merging a token's bytes gives it. Of tokens with the same bytes the
-    /// first counts.
-    pub(super) fn new<'a>(
-        tokens: impl ExactSizeIterator<Item = (&'a [u8], u32)>,
-        mut merges: impl FnMut(&'a [u8], u32) -> bool,
-    ) -> Self {
+    /// Of tokens, their ids, and whether merging a token's bytes gives it. Of tokens with the same bytes the first counts.
+    pub(super) fn new<'a>(tokens: impl ExactSizeIterator<Item = (&'a [u8], u32, bool)>) -> Self {
         let size = (tokens.len() * 3 / 2).next_power_of_two().max(2);
         let mut all = Self { short: Huge::new(size), shift: 64 - size.trailing_zeros(), long: HashMap::new() };
-        for (token, id) in tokens {
+        for (token, id, merges) in tokens {
             let key = cache::key(token, 0, token.len(), false);
-            let merges = merges(token, id);
             if cache::is_long(key) {
                 all.long.entry(token.into()).or_insert((id, merges));
                 continue;
@@ -89,14 +84,13 @@ mod tests {
     fn tokens_are_found_and_nothing_else() {
         let tokens: Vec<Vec<u8>> =
             (0..5000u32).map(|n| format!("{n}").repeat(n as usize % 9 + 1).into_bytes()).collect();
-        let vocabulary = Vocabulary::new(
-            tokens.iter().enumerate().map(|(n, token)| (token.as_slice(), n as u32 + 7)).rev(),
-            |token, id| token.len() as u32 > id % 5,
-        );
+        let gives = |token: &[u8], id: u32| token.len() as u32 > id % 5;
+        let numbered = tokens.iter().zip(7..5007).map(|(token, id)| (token.as_slice(), id, gives(token, id)));
+        let vocabulary = Vocabulary::new(numbered.rev());
         for (n, token) in tokens.iter().enumerate() {
             let (id, merges) = vocabulary.get(key(token, 0, token.len(), false), token).unwrap();
             assert_eq!(tokens[id as usize - 7], *token, "{n}");
-            assert_eq!(merges, token.len() as u32 > id % 5);
+            assert_eq!(merges, gives(token, id));
             let longer = [token.as_slice(), b"x"].concat();
             assert!(vocabulary.get(key(&longer, 0, longer.len(), false), &longer).is_none());
         }

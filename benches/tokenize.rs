@@ -107,8 +107,14 @@ fn ours(dir: &Path, corpus_name: &str, bytes: usize) -> f64 {
 
 /// The same of a peer; `None` without Python or if it cannot load the tokenizer.
 fn theirs(peer: &str, tokenizer: &Path, corpus: &Path) -> Option<f64> {
-    let script = shared_dir().join("peers/encode_speed.py");
-    let output = Command::new(python()?).arg(script).arg(peer).arg(tokenizer).arg(corpus).arg("1").output().ok()?;
+    let mut command = Command::new(python()?);
+    if peer == "tokenizers" {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("encode_tokenizers.py");
+        command.arg(script).arg(tokenizer).arg(corpus);
+    } else {
+        command.arg(shared_dir().join("peers/encode_speed.py")).arg(peer).arg(tokenizer).arg(corpus).arg("1");
+    }
+    let output = command.output().ok()?;
     serde_json::from_slice::<Value>(&output.stdout).ok()?["mb_per_cpu_s"].as_f64()
 }
 

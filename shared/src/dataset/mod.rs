@@ -6,6 +6,7 @@ mod index;
 mod ledger;
 mod manifest;
 mod name;
+mod pieces;
 mod reader;
 mod recut;
 mod shard;

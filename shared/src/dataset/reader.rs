@@ -3,11 +3,15 @@
 //! A record batch's CRC32C is compared with the index whenever it is read, over bytes already in memory
 //! (never a memory map, whose bytes could change after the check or end in a SIGBUS). So damage, truncation
 //! and swapped or foreign shards are found before a token reaches a batch.
+//!
+//! A batch has 256 KiB, and who reads blocks in random order wants 2 KiB of it. Reading and checking all of it for each
+//! block would be 128 times the work, so when a batch was checked the checksums of its pieces are kept: from then on a
+//! block costs its piece, and is as certain as before ([`super::pieces`]).
 
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{UInt32Type, UInt64Type};
@@ -15,6 +19,7 @@ use arrow_array::{Array, ArrowPrimitiveType, RecordBatch};
 use arrow_ipc::reader::StreamReader;
 
 use super::index::{BatchEntry, Index};
+use super::pieces::{Pieces, Recent};
 use super::shard::{self, ALIGNMENT};
 use super::{BlockReader, Layout, Manifest, ShardEntry, ShardKind, ShardName, Split, TokenWidth};
 use crate::{Error, Result, storage};
@@ -32,6 +37,8 @@ pub struct SplitReader {
     documents: Vec<Shard>,
     /// The schema message of sidecars, as we write it: no checksum of the index covers the one in the file.
     documents_schema: Vec<u8>,
+    /// How many blocks of [`data`](Self::data) have a checksum together.
+    blocks_in_piece: usize,
     recent: Recent,
 }
 
@@ -50,6 +57,8 @@ struct Shard {
 struct Batch {
     entry: BatchEntry,
     first_block: u64,
+    /// Known when it was checked, unless it was read in one go with its neighbours.
+    pieces: OnceLock<Pieces>,
 }
 
 impl SplitReader {
@@ -77,6 +86,7 @@ impl SplitReader {
             data: shards(ShardKind::Data, block_bytes)?,
             documents: shards(ShardKind::Documents, 0)?,
             documents_schema: shard::schema_message(&shard::documents_schema(manifest.layout)),
+            blocks_in_piece: Pieces::blocks(entry.blocks, block_bytes),
             recent: Recent::default(),
         })
     }
@@ -86,65 +96,103 @@ impl SplitReader {
         self.split
     }
 
-    fn with_batch<T>(
-        &self,
-        shards: &[Shard],
-        index: u64,
-        read: impl FnOnce(&[u8], &BatchEntry, usize) -> Option<T>,
-    ) -> Result<T> {
+    /// The shard and the number of the batch that hold block `index`.
+    fn find<'a>(&self, shards: &'a [Shard], index: u64) -> (&'a Shard, usize) {
         assert!(index < self.blocks, "block {index} of {} in split {}", self.blocks, self.split);
         let shard = &shards[shards.partition_point(|shard| shard.first_block + shard.blocks <= index)];
-        let number = shard.batches.partition_point(|batch| batch.first_block + u64::from(batch.entry.rows) <= index);
-        let batch = &shard.batches[number];
-        let entry = &batch.entry;
-        let damaged = |why: &str| {
-            let (split, begin, end) = (self.split, entry.offset, entry.offset + entry.bytes);
-            Error::corrupt(
-                &shard.path,
-                format!("block {index} of split {split}: bytes {begin} to {end} {why}; prepare the dataset again"),
-            )
-        };
-        let message = match self.recent.take(shard.name, number) {
-            Ok(message) => message,
-            Err(mut message) => {
-                message.resize(entry.bytes as usize, 0);
-                shard.file()?.read_exact_at(&mut message, entry.offset)?;
-                if crc32c::crc32c(&message) != entry.crc32c {
-                    return Err(damaged("do not match their checksum"));
-                }
-                message
+        let holds = |batch: &Batch| batch.first_block + u64::from(batch.entry.rows) <= index;
+        (shard, shard.batches.partition_point(holds))
+    }
+
+    /// Bytes of `shard` in which block `index` lies are not what they should be.
+    fn damaged(&self, shard: &Shard, index: u64, offset: u64, bytes: u64, why: &str) -> Error {
+        let (split, end) = (self.split, offset + bytes);
+        let reason =
+            format!("block {index} of split {split}: bytes {offset} to {end} {why}; prepare the dataset again");
+        Error::corrupt(&shard.path, reason)
+    }
+
+    /// Reads and checks a batch.
+    fn read_batch(&self, shard: &Shard, number: usize, index: u64) -> Result<Vec<u8>> {
+        let entry = &shard.batches[number].entry;
+        let mut message = self.recent.buffer();
+        message.resize(entry.bytes as usize, 0);
+        shard.file()?.read_exact_at(&mut message, entry.offset)?;
+        if crc32c::crc32c(&message) != entry.crc32c {
+            return Err(self.damaged(shard, index, entry.offset, entry.bytes, "do not match their checksum"));
+        }
+        Ok(message)
+    }
+
+    /// The piece of a checked batch's ids in which the block of `row` lies, and where in it. The ids begin at `ids`.
+    fn read_piece(&self, shard: &Shard, number: usize, index: u64, ids: usize) -> Option<Result<(Vec<u8>, usize)>> {
+        let Batch { entry, first_block, pieces } = &shard.batches[number];
+        let (row, block_bytes) = ((index - first_block) as usize, self.block_size * self.width.bytes());
+        let piece = pieces.get()?.of(row, entry.rows as usize, block_bytes);
+        let read = || {
+            let offset = entry.offset + (ids + piece.bytes.start) as u64;
+            let mut bytes = vec![0; piece.bytes.len()];
+            shard.file()?.read_exact_at(&mut bytes, offset)?;
+            if crc32c::crc32c(&bytes) != piece.crc32c {
+                let why = "changed after they were checked";
+                return Err(self.damaged(shard, index, offset, bytes.len() as u64, why));
             }
+            Ok((bytes, row * block_bytes - piece.bytes.start))
         };
-        let row = (index - batch.first_block) as usize;
-        let result = read(&message, entry, row).ok_or_else(|| damaged("are not a record batch of this dataset"))?;
-        self.recent.put(shard.name, number, message);
-        Ok(result)
+        Some(read())
     }
 
     /// The bytes of a block's ids.
     fn with_ids(&self, index: u64, take: impl FnOnce(&[u8])) -> Result<()> {
+        let (shard, number) = self.find(&self.data, index);
+        let batch = &shard.batches[number];
+        let entry = &batch.entry;
+        let row = (index - batch.first_block) as usize;
         let block_bytes = self.block_size * self.width.bytes();
-        self.with_batch(&self.data, index, |message, entry, row| {
-            // The ids are the only buffer of the batch and its last bytes, padded to the alignment.
-            let ids = entry.rows as usize * block_bytes;
-            let start = message.len().checked_sub(ids.next_multiple_of(ALIGNMENT))? + row * block_bytes;
-            take(message.get(start..start + block_bytes)?);
-            Some(())
-        })
+        // The ids are the only buffer of the batch and its last bytes, padded to the alignment.
+        let all_ids = entry.rows as usize * block_bytes;
+        let no_batch =
+            || self.damaged(shard, index, entry.offset, entry.bytes, "are not a record batch of this dataset");
+        let ids = (entry.bytes as usize).checked_sub(all_ids.next_multiple_of(ALIGNMENT)).ok_or_else(no_batch)?;
+        let in_order = self.recent.follows(index);
+        let held = self.recent.take(shard.name, number);
+        if held.is_none()
+            && !in_order
+            && let Some(piece) = self.read_piece(shard, number, index, ids)
+        {
+            let (bytes, start) = piece?;
+            take(&bytes[start..start + block_bytes]);
+            return Ok(());
+        }
+        let message = held.map_or_else(|| self.read_batch(shard, number, index), Ok)?;
+        if !in_order {
+            let all = &message[ids..ids + all_ids];
+            batch.pieces.get_or_init(|| Pieces::new(all, self.blocks_in_piece, block_bytes));
+        }
+        let start = ids + row * block_bytes;
+        take(&message[start..start + block_bytes]);
+        self.recent.put(shard.name, number, message);
+        Ok(())
     }
 }
 
 impl SplitReader {
     /// What the sidecar says of block `index`.
     fn of_sidecar<T>(&self, index: u64, read: impl Fn(&RecordBatch, usize) -> Option<T>) -> Result<T> {
-        self.with_batch(&self.documents, index, |message, _, row| {
-            // Our own bytes by their checksum; still, arrow's reader may panic, and a reader shall not.
-            let found = catch_unwind(AssertUnwindSafe(|| {
-                let stream = self.documents_schema.as_slice().chain(message);
-                read(&StreamReader::try_new(stream, None).ok()?.next()?.ok()?, row)
-            }));
-            found.ok()?
-        })
+        let (shard, number) = self.find(&self.documents, index);
+        let Batch { entry, first_block, .. } = &shard.batches[number];
+        let held = self.recent.take(shard.name, number);
+        let message = held.map_or_else(|| self.read_batch(shard, number, index), Ok)?;
+        // Our own bytes by their checksum; still, arrow's reader may panic, and a reader shall not.
+        let found = catch_unwind(AssertUnwindSafe(|| {
+            let stream = self.documents_schema.as_slice().chain(message.as_slice());
+            read(&StreamReader::try_new(stream, None).ok()?.next()?.ok()?, (index - first_block) as usize)
+        }));
+        let no_batch =
+            || self.damaged(shard, index, entry.offset, entry.bytes, "are not a record batch of this dataset");
+        let found = found.ok().flatten().ok_or_else(no_batch)?;
+        self.recent.put(shard.name, number, message);
+        Ok(found)
     }
 }
 
@@ -234,7 +282,7 @@ impl Shard {
             if entry.offset < end || !inside || !enough || entry.rows == 0 {
                 return Err(damaged(format!("the index says something impossible of byte {}", entry.offset)));
             }
-            batches.push(Batch { entry: *entry, first_block: first_block + blocks });
+            batches.push(Batch { entry: *entry, first_block: first_block + blocks, pieces: OnceLock::new() });
             blocks += u64::from(entry.rows);
             end = entry.offset + entry.bytes;
         }
@@ -250,32 +298,5 @@ impl Shard {
         }
         let file = storage::open(&self.path)?;
         Ok(self.file.get_or_init(|| file))
-    }
-}
-
-/// The record batches read last, checked: neighbouring blocks cost one read. A thread takes a batch out
-/// while it uses it, so that no thread waits for another's read.
-#[derive(Debug, Default)]
-struct Recent(Mutex<Vec<(ShardName, usize, Vec<u8>)>>);
-
-impl Recent {
-    /// 2 MiB a split, whatever its size.
-    const BATCHES: usize = 8;
-
-    /// The bytes of a record batch; if they are not here, a buffer to read them into.
-    fn take(&self, shard: ShardName, batch: usize) -> Result<Vec<u8>, Vec<u8>> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match held.iter().position(|(name, number, _)| (*name, *number) == (shard, batch)) {
-            Some(place) => Ok(held.remove(place).2),
-            None if held.len() >= Self::BATCHES => Err(held.remove(0).2),
-            None => Err(Vec::new()),
-        }
-    }
-
-    fn put(&self, shard: ShardName, batch: usize, message: Vec<u8>) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.len() < Self::BATCHES {
-            held.push((shard, batch, message));
-        }
     }
 }

@@ -204,6 +204,48 @@ fn many_shards_read_by_many_threads_are_one_stream() {
     assert_eq!(dataset.split(Split::Validation).unwrap().unwrap().valid_tokens(0).unwrap(), 100);
 }
 
+/// In random order a block costs its piece once its batch was checked; what changes after that is found all the same.
+#[test]
+fn blocks_read_in_any_order_are_checked_each_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = make_large(dir.path());
+    let reader = Dataset::open(dir.path()).unwrap().split(Split::Train).unwrap().unwrap();
+    let len = reader.len();
+    let order = |epoch| (0..len).map(move |at| crate::order::Permutation::new(len, 5, epoch).at(at));
+    let order: Vec<u64> = order(0).chain(order(1)).collect();
+    let read = |block: u64| {
+        let mut ids = Vec::new();
+        reader.read_block(block, &mut ids).map(|()| ids)
+    };
+    let last = len - 1;
+    for block in order.iter().copied().filter(|block| *block != last) {
+        let first = block as u32 * 4096;
+        assert!(read(block).unwrap().into_iter().eq(first..first + 4096), "{block}");
+    }
+    // A bit in the middle of every batch of one shard, below which all have been checked.
+    let shard = manifest.splits[&Split::Train].shards.iter().find(|shard| shard.name.kind == ShardKind::Data).unwrap();
+    let path = shard.name.path(dir.path(), Split::Train);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let changed: Vec<usize> = (0..shard.blocks as usize / 16).map(|batch| (batch << 18) + (100 << 10)).collect();
+    changed.iter().for_each(|at| bytes[*at] ^= 4);
+    std::fs::write(&path, &bytes).unwrap();
+    let others = || order.iter().filter(|block| **block >= shard.blocks && **block != last);
+    others().take(40).for_each(|block| drop(read(*block).unwrap()));
+    let failed = order.iter().take(len as usize).filter(|block| **block < shard.blocks).filter(|block| {
+        let error = match read(**block) {
+            Ok(ids) => {
+                let first = **block as u32 * 4096;
+                assert!(ids.into_iter().eq(first..first + 4096));
+                return false;
+            }
+            Err(error) => error.to_string(),
+        };
+        assert!(error.contains("changed after they were checked") || error.contains("checksum"), "{error}");
+        true
+    });
+    assert!(failed.count() >= changed.len());
+}
+
 #[test]
 fn a_split_without_a_token_has_an_empty_shard() {
     let dir = tempfile::tempdir().unwrap();

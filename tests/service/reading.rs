@@ -308,6 +308,9 @@ fn what_is_no_text_is_refused_and_the_service_lives() {
     refused(&good, nulls, Code::InvalidArgument, "null");
     let huge = "x".repeat(17 << 20);
     refused(&good, texts(&[&huge]), Code::OutOfRange, "");
+    // One side of the limit of 16 MiB and the other.
+    let found = exchange(&serving, &good, &[texts(&[&huge[..15 << 20]])]).unwrap();
+    assert!(flight_data_to_batches(&found).unwrap()[0].num_rows() == 1);
     // Every byte of a batch's head and body changed in turn: an answer or an error, never an end of the service.
     let mut messages = batches_to_flight_data(&texts(&["a"]).schema(), &[texts(&["the mill", "磨坊"])]).unwrap();
     messages[0].flight_descriptor = Some(FlightDescriptor::new_cmd(good.to_string()));

@@ -95,6 +95,46 @@ fn readers_that_take_nothing_cost_a_bounded_buffer() {
     assert_eq!(Some(read_all()), blocks);
 }
 
+/// A peer that would take everything and then reads nothing: HTTP/2 holds so much of each stream and no more.
+#[test]
+fn http2_holds_a_bounded_part_of_what_a_peer_asked_for_and_does_not_read() {
+    let place = large();
+    let serving = Serving::start(&place, false, &[]);
+    const STREAMS: u64 = 60;
+    let bytes = serving.service("data", None).description.splits[&Split::Train].blocks.unwrap() * 32;
+    flight::runtime().block_on(async {
+        let stream = tokio::net::TcpStream::connect(serving.address).await.unwrap();
+        let mut builder = h2::client::Builder::new();
+        let window = (1 << 31) - 1;
+        let (send, connection) = builder
+            .initial_window_size(window)
+            .initial_connection_window_size(window)
+            .handshake::<_, bytes::Bytes>(stream)
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        let ticket = FlightTicket::new("{\"dataset\": \"data\"}");
+        // Flag, length, field 1 with the ticket.
+        let length = ticket.ticket.len() as u8;
+        let message = [&[0, 0, 0, 0, length + 2, 10, length][..], &ticket.ticket].concat();
+        let before = serving.memory();
+        let mut open = Vec::new();
+        for _ in 0..STREAMS {
+            let request = http::Request::post("http://h/arrow.flight.protocol.FlightService/DoGet");
+            let request = request.header("content-type", "application/grpc").header("te", "trailers").body(()).unwrap();
+            let (answer, mut body) = send.clone().ready().await.unwrap().send_request(request, false).unwrap();
+            body.send_data(message.clone().into(), true).unwrap();
+            open.push(answer);
+        }
+        // Until the first answer comes; from then on this thread, the only one, reads nothing.
+        open.remove(0).await.unwrap();
+        std::thread::sleep(Duration::from_secs(2));
+        let grown = serving.memory().saturating_sub(before);
+        let most = STREAMS * (2 << 20);
+        assert!(grown < most && 2 * most < STREAMS * bytes, "{grown} bytes for {STREAMS} streams of {bytes}");
+    });
+}
+
 /// Streams that are opened and reset at once, as fast as it goes.
 #[test]
 fn a_flood_of_resets_ends_the_connection_and_not_the_service() {

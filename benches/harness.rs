@@ -2,6 +2,8 @@
 //! outside; corpora and peers; targets, of which a missed one makes the bench fail.
 #![allow(clippy::disallowed_methods)]
 
+pub mod model;
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};

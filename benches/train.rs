@@ -10,8 +10,9 @@
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use serde_json::{Value, json};
-use tokenmill_benches::{Run, Targets, corpus, program, python, run, shared_dir};
+use serde_json::Value;
+use tokenmill_benches::model::{MEDIUM, SMALL, Size, prepare};
+use tokenmill_benches::{Run, Targets, program, python, run};
 use tokenmill_trainer::model::{Config, Model, Quantisation};
 use tokenmill_trainer::ops::quantised::Codebook;
 
@@ -20,46 +21,6 @@ const STEPS: usize = 12;
 
 /// Of full, LoRA and QLoRA steps in turn.
 const ROUNDS: usize = 5;
-
-/// Of the tokenizer, Llama-2's.
-const VOCAB_SIZE: usize = 32_000;
-
-/// A model and how its 1,024 tokens of a step are divided.
-struct Size {
-    name: &'static str,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: usize,
-    tie_word_embeddings: bool,
-    batch_size: usize,
-    block_size: usize,
-}
-
-const SMALL: Size = Size {
-    name: "15M parameters, 4 blocks of 256",
-    hidden_size: 288,
-    intermediate_size: 768,
-    num_hidden_layers: 6,
-    num_attention_heads: 6,
-    num_key_value_heads: 3,
-    tie_word_embeddings: true,
-    batch_size: 4,
-    block_size: 256,
-};
-
-const MEDIUM: Size = Size {
-    name: "125M parameters, 2 blocks of 512",
-    hidden_size: 768,
-    intermediate_size: 2048,
-    num_hidden_layers: 12,
-    num_attention_heads: 12,
-    num_key_value_heads: 4,
-    tie_word_embeddings: false,
-    batch_size: 2,
-    block_size: 512,
-};
 
 /// One layer of a model of seven billion parameters.
 const LAYER_OF_7B: &str = r#"{
@@ -187,63 +148,10 @@ fn resident_bytes() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
 }
 
-/// Blocks of English for the run.
-fn prepare(size: &Size, dir: &Path, dataset: &Path) {
-    let text = dir.join("text");
-    std::fs::create_dir(&text).expect("a new directory");
-    let lines = corpus("en", 1_000_000).into_iter().map(|text| json!({ "text": text }).to_string() + "\n");
-    std::fs::write(text.join("en.jsonl"), lines.collect::<String>()).expect("written");
-    let mut command = Command::new(program("preprocess"));
-    command.args(["prepare", "--validation_split_percentage", "0", "--block_size", &size.block_size.to_string()]);
-    command.arg("--tokenizer_name_or_path").arg(shared_dir().join("data/tokenizers/llama2"));
-    command.arg("--train_file_dir").arg(text).arg("--output_dir").arg(dataset);
-    run(command.arg("--cache_dir").arg(dir.join("cache")));
-}
-
 fn train(size: &Size, (flag, model): (&str, &Path), dataset: &Path, output: &Path, more: &[&str]) -> Run {
     let mut command = Command::new(program("trainer"));
     command.arg(flag).arg(model).arg("--dataset_dir").arg(dataset).arg("--output_dir").arg(output).args(more);
     command.args(["--train_sampling_strategy", "sequential", "--save_strategy", "no"]);
     command.args(["--lr_scheduler_type", "constant", "--learning_rate", "1e-3", "--max_steps", &STEPS.to_string()]);
     run(command.args(["--per_device_train_batch_size", &size.batch_size.to_string()]))
-}
-
-impl Size {
-    fn parameters(&self) -> usize {
-        let (width, inner) = (self.hidden_size, self.intermediate_size);
-        let key_width = width / self.num_attention_heads * self.num_key_value_heads;
-        let layer = 2 * width * width + 2 * key_width * width + 3 * inner * width + 2 * width;
-        let embeddings = if self.tie_word_embeddings { 1 } else { 2 };
-        self.num_hidden_layers * layer + embeddings * VOCAB_SIZE * width + width
-    }
-
-    /// Weight, gradient and two moments of every parameter; of every token and layer what the backward reads:
-    /// residual stream and its norm twice, queries, attention output as heads and merged, keys, values, and
-    /// gate, up and their product; logits of 8 Mi values at a time.
-    fn needed_bytes(&self) -> f64 {
-        let (width, inner) = (self.hidden_size, self.intermediate_size);
-        let key_width = width / self.num_attention_heads * self.num_key_value_heads;
-        let saved = self.num_hidden_layers * (7 * width + 2 * key_width + 3 * inner);
-        (16 * self.parameters() + 4 * self.batch_size * self.block_size * saved + (32 << 20)) as f64
-    }
-
-    fn config(&self) -> Value {
-        json!({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": VOCAB_SIZE,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_attention_heads": self.num_attention_heads,
-            "num_key_value_heads": self.num_key_value_heads,
-            "head_dim": self.hidden_size / self.num_attention_heads,
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "max_position_embeddings": 1024,
-            "rms_norm_eps": 1e-5,
-            "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
-            "hidden_act": "silu",
-            "initializer_range": 0.02,
-        })
-    }
 }

@@ -14,7 +14,7 @@ use tokenmill_trainer::service::Service;
 use super::training::{result, train};
 use super::{Chance, Proxy, Serving, connection, prepared};
 
-/// How often things go wrong: ten times, or a hundred at night.
+/// How often things go wrong: ten times, or a hundred at night; `tests/service_ledger.tsv` has what ran.
 fn times() -> u64 {
     if std::env::var("TOKENMILL_SCALE").is_ok_and(|scale| scale == "night" || scale == "release") { 100 } else { 10 }
 }

@@ -20,6 +20,7 @@ mod kills;
 mod loading;
 mod looking;
 mod means;
+mod mixing;
 mod numerics;
 mod old_checkpoints;
 mod packing;

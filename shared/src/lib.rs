@@ -7,6 +7,7 @@ pub mod config;
 pub mod dataset;
 pub mod error;
 pub mod hub;
+pub mod mixture;
 pub mod order;
 pub mod progress;
 pub mod random;

@@ -228,9 +228,9 @@ pub struct TrainerArguments {
     /// Modules trained whole and saved with the adapters: embed_tokens,lm_head
     #[arg(long, value_name = "NAMES", num_args = 1.., value_delimiter = ',', help_heading = "Adapters")]
     pub modules_to_save: Vec<String>,
-    /// A dataset made by `preprocess prepare`, instead of --train_file_dir
-    #[arg(long, value_name = "DIR", help_heading = "Data")]
-    pub dataset_dir: Option<PathBuf>,
+    /// A dataset made by `preprocess prepare`, instead of --train_file_dir; or several, mixed by weight, each as NAME=DIR:WEIGHT
+    #[arg(long, value_name = "DIR", num_args = 1.., help_heading = "Data")]
+    pub dataset_dir: Vec<PathBuf>,
     /// Blocks from `preprocess serve`: grpc://HOST:PORT/NAME, or grpcs:// with TLS
     #[arg(long, value_name = "ADDRESS", help_heading = "Data")]
     pub data_service: Option<String>,
@@ -481,7 +481,7 @@ impl Default for TrainerArguments {
             lora_dropout: 0.05,
             use_rslora: false,
             modules_to_save: Vec::new(),
-            dataset_dir: None,
+            dataset_dir: Vec::new(),
             data_service: None,
             data_service_token_file: None,
             data_service_ca_file: None,

@@ -92,6 +92,11 @@ pub fn blocks_before(settings: &ResultSettings, step: u64) -> u64 {
 /// The blocks of step `step` (from 0), in order.
 pub fn blocks_of_step(settings: &ResultSettings, step: u64) -> Vec<u64> {
     let (epoch, range) = positions(settings, step);
+    if !settings.mixture.is_empty() {
+        // Each dataset has passes of its own, so an epoch goes on where the one before ended.
+        let (before, seed) = (epoch * settings.blocks_per_epoch, settings.random_order.then_some(settings.data_seed));
+        return range.map(|position| settings.mixture.block(before + position, seed)).collect();
+    }
     if !settings.random_order {
         return range.collect();
     }
@@ -301,6 +306,7 @@ pub fn documents_by(before: u64, starts: &[u32]) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokenmill_shared::mixture::{Mixture, Share};
 
     fn settings(random_order: bool) -> ResultSettings {
         ResultSettings {
@@ -312,6 +318,7 @@ mod tests {
             random_order,
             quantisation: None,
             document_mask: false,
+            mixture: Mixture::default(),
         }
     }
 
@@ -332,6 +339,22 @@ mod tests {
         assert_eq!(step.divisors(LossMean::Predicted), [8.0, 8.0]);
         assert_eq!(step.divisors(LossMean::AllLabels), [11.0, 11.0]);
         assert_eq!(step.divisors(LossMean::MicroBatches), [6.0, 2.0]);
+    }
+
+    /// Steps of a mixture are its positions one after the other, also where an epoch ends.
+    #[test]
+    fn epochs_of_a_mixture_go_on_where_the_one_before_ended() {
+        let share = |name: &str, blocks, weight| Share { name: name.to_owned(), blocks, weight };
+        let mixture = Mixture::new(vec![share("a", 20, 3), share("b", 3, 1)]);
+        for random_order in [false, true] {
+            let settings = ResultSettings { mixture: mixture.clone(), ..settings(random_order) };
+            let drawn: Vec<u64> = (0..18).flat_map(|step| blocks_of_step(&settings, step)).collect();
+            let seed = random_order.then_some(1);
+            assert!(drawn.iter().copied().eq((0..3 * 23).map(|position| mixture.block(position, seed))));
+            assert_eq!(blocks_before(&settings, 13), 50);
+            let of_b = drawn.iter().filter(|block| **block >= 20).count();
+            assert!((16..=18).contains(&of_b), "{of_b} of 69");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod evaluate;
 pub mod gradients;
 mod launcher;
 mod merge;
+mod mixed;
 pub mod model;
 pub mod ops;
 mod optim_args;

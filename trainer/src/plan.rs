@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokenmill_preprocess::{Live, Output, PrepareOptions, Tuning, cache_dir, prepare};
 use tokenmill_shared::config::{Compat, DataArguments, HubArguments, ValidationText};
 use tokenmill_shared::dataset::{Dataset, Split};
+use tokenmill_shared::mixture::Mixture;
 use tokenmill_shared::storage::Lock;
 use tokenmill_shared::{Error, Result, hub, progress};
 
@@ -20,6 +21,7 @@ use crate::arguments::{Debug, LogLevel, Sampling, SaveStrategy, Shuffle, Strateg
 use crate::cuda::Device;
 use crate::data::LossMean;
 use crate::evaluate::EvaluationSet;
+use crate::mixed::{Given, Mixed};
 use crate::model::{Config, EmbeddingNoise, Model, Positions, Quantisation};
 use crate::ops::precision::Precision;
 use crate::ops::quantised::Codebook;
@@ -79,7 +81,7 @@ impl Plan {
             ("--train_file_dir", data.train_file_dir.is_some()),
             ("--train_file", !data.train_file.is_empty()),
             ("--dataset_name", data.dataset_name.is_some()),
-            ("--dataset_dir", arguments.dataset_dir.is_some()),
+            ("--dataset_dir", !arguments.dataset_dir.is_empty()),
             ("--data_service", arguments.data_service.is_some()),
         ]
         .into_iter()
@@ -225,10 +227,15 @@ impl Plan {
             let options = self.prepare_options(self.arguments.data.clone())?;
             return TrainingSet::live(Live::open(&options, self.arguments.streaming_cache)?);
         }
-        let dataset = self.open_dataset()?;
         // Flags of a dataset that is made now are in its fingerprint; one that is given may be cut anew.
-        let block_size = self.arguments.data.block_size.filter(|_| self.arguments.dataset_dir.is_some());
-        TrainingSet::prepared(dataset, block_size)
+        match Given::parse(&self.arguments.dataset_dir)? {
+            Given::Nothing => TrainingSet::prepared(self.prepared_text()?, None),
+            Given::One(dir) => TrainingSet::prepared(self.open_dataset(&dir)?, self.arguments.data.block_size),
+            Given::Named(named) => {
+                let datasets = named.iter().map(|one| self.open_dataset(&one.dir)).collect::<Result<Vec<_>>>()?;
+                Ok(TrainingSet::mixed(Mixed::new(&named, datasets, self.arguments.data.block_size)?))
+            }
+        }
     }
 
     fn open_service(&self, address: &str) -> Result<TrainingSet> {
@@ -252,17 +259,20 @@ impl Plan {
         TrainingSet::served(service, &cache_dir(arguments.data.cache_dir.as_deref())?)
     }
 
-    fn open_dataset(&self) -> Result<Dataset> {
-        let mut data = self.arguments.data.clone();
-        if let Some(dir) = &self.arguments.dataset_dir {
-            let dataset = Dataset::open(dir)?;
-            refuse_data_flags(&data, "--dataset_dir")?;
-            if data.is_compat(Compat::RunClm) && dataset.manifest().head.settings["packing"] != "run_clm" {
-                let reason = "is run_clm, and the dataset of --dataset_dir was packed otherwise; give it to `preprocess prepare`";
-                return Err(Error::config("--compat", reason));
-            }
-            return Ok(dataset);
+    fn open_dataset(&self, dir: &Path) -> Result<Dataset> {
+        let (dataset, data) = (Dataset::open(dir)?, &self.arguments.data);
+        refuse_data_flags(data, "--dataset_dir")?;
+        if data.is_compat(Compat::RunClm) && dataset.manifest().head.settings["packing"] != "run_clm" {
+            let reason =
+                "is run_clm, and the dataset of --dataset_dir was packed otherwise; give it to `preprocess prepare`";
+            return Err(Error::config("--compat", reason));
         }
+        Ok(dataset)
+    }
+
+    /// The dataset of the training text, and of what is set aside of it.
+    fn prepared_text(&self) -> Result<Dataset> {
+        let mut data = self.arguments.data.clone();
         if matches!(data.validation_text()?, ValidationText::Named(_)) {
             // They come apart; nothing of the training text is set aside.
             (data.validation_file_dir, data.validation_split_percentage) = (Vec::new(), 0.0);
@@ -280,6 +290,14 @@ impl Plan {
             (_, Source::Live(text)) => return Ok(EvaluationSet::held(text.validation.clone()).into_iter().collect()),
             (_, Source::Served(service)) => {
                 return Ok(EvaluationSet::served(service, data.validation_blocks_limit()).into_iter().collect());
+            }
+            (_, Source::Mixed(mixed)) => {
+                let (limit, shares) = (data.validation_blocks_limit(), mixed.mixture.shares());
+                let sets = mixed.datasets.iter().zip(shares).map(|(dataset, share)| {
+                    let name = Some(share.name.clone());
+                    EvaluationSet::open(name, dataset, Split::Validation, training.block_size, limit)
+                });
+                return sets.filter_map(Result::transpose).collect();
             }
             (_, Source::Prepared(dataset)) => {
                 let limit = data.validation_blocks_limit();
@@ -376,7 +394,7 @@ impl Plan {
         check_model_type(arguments.model_type.as_deref(), &config)?;
         #[cfg(feature = "cuda")]
         self.check_gpu_takes(&config)?;
-        let finished = arguments.dataset_dir.is_some() || arguments.data_service.is_some();
+        let finished = !arguments.dataset_dir.is_empty() || arguments.data_service.is_some();
         if !finished { check_positions(&config, arguments.data.block_size()) } else { Ok(()) }
     }
 
@@ -641,6 +659,10 @@ impl Plan {
             random_order: random,
             quantisation: self.quantisation.map(Quantisation::name),
             document_mask: arguments.document_mask,
+            mixture: match &data.source {
+                Source::Mixed(mixed) => mixed.mixture.clone(),
+                _ => Mixture::default(),
+            },
         }
     }
 }
@@ -686,12 +708,15 @@ pub struct ResultSettings {
     /// Whether documents do not see each other.
     #[serde(default)]
     pub document_mask: bool,
+    /// The datasets that are mixed, if any are.
+    #[serde(default)]
+    pub mixture: Mixture,
 }
 
 /// What cannot be while text is prepared.
 fn check_streaming(arguments: &TrainerArguments) -> Result<()> {
     let finished =
-        [("--dataset_dir", arguments.dataset_dir.is_some()), ("--data_service", arguments.data_service.is_some())];
+        [("--dataset_dir", !arguments.dataset_dir.is_empty()), ("--data_service", arguments.data_service.is_some())];
     if let Some((flag, _)) = finished.into_iter().find(|(_, given)| *given) {
         return Err(Error::config(
             "--streaming",
@@ -881,7 +906,7 @@ mod tests {
         let mut arguments = TrainerArguments {
             use_peft: false,
             model_name_or_path: Some("m".into()),
-            dataset_dir: Some("d".into()),
+            dataset_dir: vec!["d".into()],
             output_dir: Some("o".into()),
             do_train: true,
             ..TrainerArguments::default()

@@ -10,6 +10,7 @@ use tokenmill_preprocess::live::{Block, Position};
 use tokenmill_shared::dataset::{BlockReader, Dataset, Split};
 use tokenmill_shared::{Error, Result};
 
+use crate::mixed::Mixed;
 use crate::service::Service;
 
 /// Blocks to train on, and what the model must fit.
@@ -32,6 +33,8 @@ pub struct TrainingSet {
 pub enum Source {
     /// A dataset on disk, read in any order.
     Prepared(Box<Dataset>),
+    /// Several of them, mixed by weight.
+    Mixed(Arc<Mixed>),
     /// A dataset on disk at a service, read in the order of training.
     Served(Arc<Service>),
     /// Raw text, in its own order.
@@ -61,6 +64,29 @@ impl TrainingSet {
             fingerprint,
             source: Source::Prepared(Box::new(dataset)),
         })
+    }
+
+    /// Finished datasets that are mixed.
+    pub fn mixed(mixed: Mixed) -> Self {
+        let (first, block_size) = (&mixed.datasets[0], mixed.block_size());
+        let mut hasher = blake3::Hasher::new();
+        for (dataset, share) in mixed.datasets.iter().zip(mixed.mixture.shares()) {
+            let manifest = dataset.manifest();
+            if manifest.block_size != block_size {
+                let splits = manifest.splits.iter().map(|(split, entry)| (split.as_str(), entry.ledger.remainder));
+                eprint!("{}: ", share.name);
+                say_cut(manifest.block_size, block_size, splits);
+            }
+            let fingerprint = of_view(&manifest.head.fingerprint, manifest.block_size, block_size);
+            hasher.update(format!("{} {fingerprint}\n", share.name).as_bytes());
+        }
+        Self {
+            tokenizer_dir: first.tokenizer_dir(),
+            largest_token_id: first.manifest().head.largest_token_id,
+            block_size,
+            fingerprint: hasher.finalize().to_hex().to_string(),
+            source: Source::Mixed(Arc::new(mixed)),
+        }
     }
 
     /// Raw text. Its first blocks are read and set aside for validation; the rest waits to be taken.

@@ -199,6 +199,7 @@ impl TrainerState<'_> {
 mod tests {
     use super::*;
     use crate::schedule::{Kind, Schedule};
+    use tokenmill_shared::mixture::Mixture;
     use tokenmill_shared::random::{Purpose, Stream};
 
     #[test]
@@ -243,6 +244,7 @@ mod tests {
             random_order: true,
             quantisation: None,
             document_mask: false,
+            mixture: Mixture::default(),
         };
         let counters = Counters { loss_sum: 0.1 + 0.2, loss_since_log: 1.0 / 3.0, ..Counters::default() };
         // Every double, not only short ones: serde_json needs its feature `float_roundtrip` for that.

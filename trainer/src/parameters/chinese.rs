@@ -31,7 +31,10 @@ pub const CHINESE: &[(&str, &str)] = &[
     ("lora_dropout", "训练时适配器输入被丢弃的比例"),
     ("use_rslora", "改为按 alpha / √秩 缩放"),
     ("modules_to_save", "整体训练并随适配器保存的模块：embed_tokens,lm_head"),
-    ("dataset_dir", "`preprocess prepare` 做好的数据集，代替 --train_file_dir"),
+    (
+        "dataset_dir",
+        "`preprocess prepare` 做好的数据集，代替 --train_file_dir；也可给出多个，按权重混合，各写作 名称=目录:权重",
+    ),
     ("data_service", "从 `preprocess serve` 读取块：grpc://HOST:PORT/NAME，用 TLS 时为 grpcs://"),
     ("data_service_token_file", "服务所要求的令牌所在的文件"),
     ("data_service_ca_file", "签发服务证书的机构，PEM（默认：浏览器信任的那些）"),

@@ -299,6 +299,13 @@ impl Run {
                 self.blocks = Some(reader.len().min(limit.unwrap_or(u64::MAX)));
                 self.training = Some(reader.into());
             }
+            Source::Mixed(mixed) => {
+                let limit = self.plan.arguments.data.train_blocks_limit();
+                let blocks = mixed.len().min(limit.unwrap_or(u64::MAX));
+                mixed.lines(blocks).for_each(|line| eprintln!("{line}"));
+                self.blocks = Some(blocks);
+                self.training = Some(Arc::clone(mixed) as Arc<dyn BlockReader>);
+            }
             Source::Served(service) => {
                 let none = || service.error("it has no training block; serve a dataset with some");
                 let reader = service.reader(Split::Train).ok_or_else(none)?;
@@ -317,7 +324,7 @@ impl Run {
     /// The steps `steps`, of those that draw data.
     fn load(&self, settings: &ResultSettings, batch_size: usize, steps: Range<u64>) -> Loader {
         match &self.data.source {
-            Source::Prepared(_) => {
+            Source::Prepared(_) | Source::Mixed(_) => {
                 let reader = self.training.clone().expect("open while training");
                 Loader::start(reader, settings.clone(), batch_size, steps.start, steps.end)
             }

@@ -1,5 +1,6 @@
 //! One optimizer step: forward and backward over its micro-batches, checks, one update.
 
+use tokenmill_shared::dataset::BlockReader;
 use tokenmill_shared::{Error, Result};
 
 use super::{Run, documents};
@@ -9,6 +10,7 @@ use crate::data::StepBatches;
 use crate::optimizer::Optimizer;
 use crate::plan::Steps;
 use crate::schedule::Adaptive;
+use crate::training_set::Source;
 
 /// So many steps in a row that cannot be used stop the run, and so many that would have to be left out.
 const SKIPPED_LIMIT: u64 = 10;
@@ -101,14 +103,17 @@ impl Run {
 
     /// What was found in a step that cannot be used, and in which documents.
     fn describe(&self, loss: f64, norm: f64, batches: &StepBatches) -> Result<String> {
-        let documents = match (&batches.live, self.training.as_deref()) {
-            (Some((_, documents)), _) => documents.clone(),
-            (None, reader) => documents::of_blocks(reader.expect("open while training"), &batches.blocks)?,
+        let of_reader = |reader: &dyn BlockReader, blocks: &[u64]| {
+            let documents = documents::text(&documents::of_blocks(reader, blocks)?);
+            Ok(format!("{blocks:?} ({documents})"))
         };
-        let documents = documents::text(&documents);
-        let blocks = &batches.blocks;
+        let blocks = match (&batches.live, &self.data.source) {
+            (Some((_, documents)), _) => format!("{:?} ({})", batches.blocks, documents::text(documents)),
+            (None, Source::Mixed(mixed)) => mixed.by_dataset(&batches.blocks, of_reader)?.join(" and "),
+            (None, _) => of_reader(self.training.as_deref().expect("open while training"), &batches.blocks)?,
+        };
         Ok(format!(
-            "the loss is {loss} and the gradient norm {norm}, on training blocks {blocks:?} ({documents}); this step updated nothing"
+            "the loss is {loss} and the gradient norm {norm}, on training blocks {blocks}; this step updated nothing"
         ))
     }
 

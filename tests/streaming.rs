@@ -95,6 +95,46 @@ fn resuming_in_mid_stream_changes_no_bit_and_needs_nothing_kept() {
     run(&mut live(&place, "other", &flags, &resume[..2])).fails(2, &["--resume_from_checkpoint", "dataset"]);
 }
 
+/// Windows are shuffled anew in every epoch, each has its own blocks, and going on in the middle of one changes no bit.
+#[test]
+fn shuffled_windows_have_every_block_once_an_epoch_and_go_on_in_mid_window() {
+    let place = text();
+    let flags = FLAGS.replace("--train_sampling_strategy sequential", "--shuffle_window 7");
+    let flags = format!("{flags} --streaming_cache false");
+    run(&mut live(&place, "whole", &flags, &[])).ok();
+    let expected = losses(&place, "whole");
+    for step in [1, 2, 5, 7, 8, 9, 13] {
+        std::fs::remove_dir_all(place.path("cache")).unwrap();
+        let output = format!("resumed-{step}");
+        let checkpoint = place.path(&format!("whole/checkpoint-{step}"));
+        run(&mut live(&place, &output, &flags, &["--resume_from_checkpoint", checkpoint.to_str().unwrap()])).ok();
+        assert_eq!(losses(&place, &output), expected, "resumed at {step}");
+        assert_eq!(weights(&place, &output), weights(&place, "whole"), "resumed at {step}");
+    }
+    let checkpoint = place.path("whole/checkpoint-5");
+    let resume = ["--resume_from_checkpoint", checkpoint.to_str().unwrap(), "--shuffle_window", "8"];
+    run(&mut live(&place, "other", &flags, &resume)).fails(2, &["--resume_from_checkpoint", "shuffle_window"]);
+    run(&mut live(&place, "seeded", &flags, &["--data_seed", "3", "--save_strategy", "no"])).ok();
+    assert_ne!(losses(&place, "seeded"), expected);
+    run(&mut live(&place, "whole-text", FLAGS, &["--save_strategy", "no"])).ok();
+    assert_ne!(losses(&place, "whole-text"), expected);
+
+    // Without learning, a step of a whole window has the loss of its blocks, whatever their order.
+    let still = "--per_device_train_batch_size 7 --learning_rate 0 --max_steps 9 --save_strategy no";
+    let of = |output: &str, more: &[&str]| -> Vec<f64> {
+        run(&mut live(&place, output, still, more)).ok();
+        losses(&place, output).into_iter().map(f64::from_bits).collect()
+    };
+    let (ordered, shuffled) = (of("ordered", &[]), of("shuffled", &["--shuffle_window", "7"]));
+    for (ordered, shuffled) in ordered.iter().zip(&shuffled) {
+        assert!((ordered / shuffled - 1.0).abs() < 1e-6, "{ordered} {shuffled}");
+    }
+    // A window of two steps has the same loss in both, but each step its own.
+    let wider = of("wider", &["--shuffle_window", "14"]);
+    assert!((wider[0] / ordered[0] - 1.0).abs() > 1e-5);
+    assert!(((wider[0] + wider[1]) / (ordered[0] + ordered[1]) - 1.0).abs() < 1e-6);
+}
+
 #[test]
 fn once_counted_epochs_are_those_of_the_dataset() {
     let place = text();
@@ -135,6 +175,8 @@ fn what_cannot_be_known_beforehand_is_refused_with_the_remedy() {
         ("--max_steps 2 --validation_split_percentage 1", &["256", "--max_eval_samples"]),
         ("--max_steps 2 --packing false", &["--streaming", "--packing", "--dataset_dir"]),
         ("--num_train_epochs 1", &["--num_train_epochs", "--max_steps"]),
+        ("--max_steps 2 --shuffle_window 0", &["--shuffle_window", "cannot be 0"]),
+        ("--max_steps 2 --shuffle_window 4 --shuffle none", &["--shuffle_window", "--shuffle asks"]),
     ] {
         run(&mut live(&place, "out", more, &[])).fails(2, parts);
     }

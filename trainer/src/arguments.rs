@@ -255,6 +255,9 @@ pub struct TrainerArguments {
     /// With --streaming: keep the token partitions that are made, so that the next epoch and the next run make none
     #[arg(long, help_heading = "Data")]
     pub streaming_cache: bool,
+    /// With --streaming: draw blocks in random order from windows of so many, one after the other (default: in the order of the text)
+    #[arg(long, value_name = "BLOCKS", help_heading = "Data")]
+    pub shuffle_window: Option<usize>,
     /// Documents in a block do not see each other: attention stays inside each, and positions begin anew
     #[arg(long, help_heading = "Data")]
     pub document_mask: bool,
@@ -490,6 +493,7 @@ impl Default for TrainerArguments {
             data_service_timeout: 600.0,
             streaming: false,
             streaming_cache: true,
+            shuffle_window: None,
             document_mask: false,
             hub: HubArguments::default(),
             data: DataArguments::default(),

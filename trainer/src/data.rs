@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tokenmill_preprocess::live::{Block, Position};
+use tokenmill_preprocess::live::Block;
 use tokenmill_shared::dataset::{BlockReader, Split};
 use tokenmill_shared::order::Permutation;
 use tokenmill_shared::service::Ticket;
@@ -16,7 +16,7 @@ use tokenmill_shared::{Error, Result};
 use crate::model::{Batch, Documents};
 use crate::plan::ResultSettings;
 use crate::service::{ServedBlock, ServedBlocks, Service};
-use crate::training_set::TextOrder;
+use crate::text_order::{Place, TextOrder};
 
 /// What the loss of an optimizer step, or of an evaluation, is the mean over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub struct StepBatches {
     /// The numbers of their blocks, for messages.
     pub blocks: Vec<u64>,
     /// Of live text, where the next step begins, and the first and last document of each block.
-    pub live: Option<(Position, Vec<(u64, u64)>)>,
+    pub live: Option<(Place, Vec<(u64, u64)>)>,
 }
 
 impl StepBatches {
@@ -319,6 +319,7 @@ mod tests {
             quantisation: None,
             document_mask: false,
             mixture: Mixture::default(),
+            shuffle_window: None,
         }
     }
 

@@ -20,6 +20,7 @@ mod report;
 mod sample;
 mod schedule;
 pub mod service;
+mod text_order;
 pub mod torch;
 mod train;
 mod training_set;

@@ -218,8 +218,19 @@ impl Plan {
             .ok_or_else(|| Error::config("--tokenizer_name_or_path", "is missing"))
     }
 
-    /// What is trained on: the dataset as given, or prepared now (or found prepared in the cache), or the text itself.
+    /// What is trained on.
     pub fn open_data(&self) -> Result<TrainingSet> {
+        let data = self.open_source()?;
+        if self.arguments.shuffle_window.is_some() && !matches!(data.source, Source::Live(_)) {
+            eprintln!(
+                "--shuffle_window has no effect here: it is for text that is streamed; a dataset is shuffled whole"
+            );
+        }
+        Ok(data)
+    }
+
+    /// The dataset as given, or prepared now (or found prepared in the cache), or the text itself.
+    fn open_source(&self) -> Result<TrainingSet> {
         if let Some(address) = &self.arguments.data_service {
             return self.open_service(address);
         }
@@ -659,6 +670,7 @@ impl Plan {
             random_order: random,
             quantisation: self.quantisation.map(Quantisation::name),
             document_mask: arguments.document_mask,
+            shuffle_window: arguments.shuffle_window.filter(|_| live),
             mixture: match &data.source {
                 Source::Mixed(mixed) => mixed.mixture.clone(),
                 _ => Mixture::default(),
@@ -711,6 +723,9 @@ pub struct ResultSettings {
     /// The datasets that are mixed, if any are.
     #[serde(default)]
     pub mixture: Mixture,
+    /// Of live text, the windows that it is shuffled in, if it is.
+    #[serde(default)]
+    pub shuffle_window: Option<usize>,
 }
 
 /// What cannot be while text is prepared.
@@ -732,10 +747,22 @@ fn check_text_order(arguments: &TrainerArguments) -> Result<()> {
         let reason = "begins an epoch again to save the time of going on, which with text takes none; remove it";
         return Err(Error::config("--ignore_data_skip", reason));
     }
-    if arguments.train_sampling_strategy == Sampling::Random {
-        eprintln!("blocks come in the order of the text; where that is sorted, prepare it, for a random order");
+    let sequential = arguments.train_sampling_strategy == Sampling::Sequential || arguments.shuffle == Shuffle::None;
+    match arguments.shuffle_window {
+        Some(0) => Err(Error::config("--shuffle_window", "cannot be 0; leave it out for the order of the text")),
+        Some(_) if sequential => {
+            let flag = if arguments.shuffle == Shuffle::None { "--shuffle" } else { "--train_sampling_strategy" };
+            let reason = format!("is for a random order, and {flag} asks for that of the text; leave one of both out");
+            Err(Error::config("--shuffle_window", reason))
+        }
+        None if !sequential => {
+            eprintln!(
+                "blocks come in the order of the text; where that is sorted, give --shuffle_window, or prepare it, for a random order"
+            );
+            Ok(())
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// The files that a model of random weights is made by.

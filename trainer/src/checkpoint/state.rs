@@ -5,12 +5,12 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokenmill_preprocess::live::Position;
 use tokenmill_shared::dataset::FileEntry;
 use tokenmill_shared::{Error, Result};
 
 use crate::plan::{ResultSettings, Steps};
 use crate::schedule::Course;
+use crate::text_order::Place;
 use crate::train::{Best, LossScale};
 
 /// The version this program writes.
@@ -59,9 +59,9 @@ pub struct State {
     pub left_out: BTreeSet<u64>,
     /// Whether the optimizer's state was left out, so that nothing can go on from here.
     pub only_model: bool,
-    /// Of live text, where the next block begins.
+    /// Of live text, where the next step begins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub position: Option<Position>,
+    pub position: Option<Place>,
     /// Entries of the log so far.
     pub log_history: Vec<Value>,
     /// Size and BLAKE3 of every other file of the checkpoint.
@@ -245,6 +245,7 @@ mod tests {
             quantisation: None,
             document_mask: false,
             mixture: Mixture::default(),
+            shuffle_window: None,
         };
         let counters = Counters { loss_sum: 0.1 + 0.2, loss_since_log: 1.0 / 3.0, ..Counters::default() };
         // Every double, not only short ones: serde_json needs its feature `float_roundtrip` for that.

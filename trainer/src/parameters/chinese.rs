@@ -42,6 +42,7 @@ pub const CHINESE: &[(&str, &str)] = &[
     ("data_service_key_file", "它的私钥，PEM"),
     ("data_service_timeout", "服务没有应答时等待多久"),
     ("streaming", "一边准备 --train_file_dir 的文本一边训练，按文本自身的顺序：不需要的先不读"),
+    ("shuffle_window", "与 --streaming 同用：一窗接一窗，在这么多块的窗内随机取块（默认：按文本的顺序）"),
     ("document_mask", "一个数据块里的文档互不可见：注意力只在各自文档之内，位置从头数起"),
     ("streaming_cache", "与 --streaming 同用：保留做好的 token 分区，下一轮和下一次运行不必再做"),
     ("model_revision", "以 hub 名称指定的模型的分支、标签或提交"),

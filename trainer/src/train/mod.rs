@@ -18,7 +18,6 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 use serde_json::{Value, json};
-use tokenmill_preprocess::live::Position;
 use tokenmill_preprocess::tokenizer::Tokenizer;
 use tokenmill_shared::dataset::{BlockReader, Split};
 use tokenmill_shared::progress::{Progress, Unit};
@@ -41,7 +40,8 @@ use crate::plan::{Plan, ResultSettings, Steps};
 use crate::report::{self, Log, Reports, Stage};
 use crate::sample;
 use crate::schedule::Adaptive;
-use crate::training_set::{Source, TextOrder, TrainingSet};
+use crate::text_order::{Place, Shuffled, TextOrder};
+use crate::training_set::{Source, TrainingSet};
 
 /// Set by SIGINT or SIGTERM: finish the step, save, stop.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -143,7 +143,7 @@ struct Run {
     /// Blocks of an epoch, if they are known.
     blocks: Option<u64>,
     /// Where in live text the next step begins.
-    position: Option<Position>,
+    position: Option<Place>,
     /// Steps that are left out.
     left_out: BTreeSet<u64>,
     /// A learning rate that follows evaluations.
@@ -332,15 +332,12 @@ impl Run {
                 Loader::served(Arc::clone(service), settings.clone(), batch_size, steps.start, steps.end)
             }
             Source::Live(text) => {
-                let order = TextOrder {
-                    text: Arc::clone(text),
-                    limit: self.plan.arguments.data.train_blocks_limit(),
-                    blocks_per_step: settings.blocks_per_step as usize,
-                    drop_last: self.plan.drop_last(),
-                    document_mask: settings.document_mask,
-                    position: self.position.clone().unwrap_or_else(|| text.begin.clone()),
-                    blocks: None,
-                };
+                let blocks_per_step = settings.blocks_per_step as usize;
+                let mut order = TextOrder::new(Arc::clone(text), self.position.clone(), blocks_per_step);
+                order.shuffled = settings.shuffle_window.map(|window| Shuffled { window, seed: settings.data_seed });
+                order.limit = self.plan.arguments.data.train_blocks_limit();
+                order.drop_last = self.plan.drop_last();
+                order.document_mask = settings.document_mask;
                 Loader::live(order, batch_size, steps.end - steps.start)
             }
         }

@@ -50,7 +50,7 @@ pub struct Plan {
     in_use: Mutex<Vec<Arc<Lock>>>,
     /// The GPU that is trained on, if not the CPU.
     #[cfg(feature = "cuda")]
-    gpu: Option<std::sync::Arc<Device>>,
+    gpu: Option<Arc<Device>>,
 }
 
 impl Plan {

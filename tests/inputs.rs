@@ -2,9 +2,15 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
+use arrow_array::{ArrayRef, RecordBatch, StringArray};
+use parquet::arrow::ArrowWriter;
+use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::{Value, json};
-use tokenmill_tests::{Place, binaries, digest, lines, run};
+use tokenmill_preprocess::{Output, PrepareOptions, Tuning, prepare};
+use tokenmill_shared::config::{DataArguments, HubArguments};
+use tokenmill_tests::{Place, binaries, data, digest, lines, run};
 
 /// What a Chinese reader has in GBK.
 const NOVEL: &str = "\u{3000}\u{3000}第一回　甄士隐梦幻识通灵　贾雨村风尘怀闺秀\n此开卷第一回也。\n";
@@ -163,7 +169,7 @@ fn files_are_named_one_by_one_by_patterns_lists_and_standard_input() {
     let prepare = |output: &str, files: &[&str]| {
         let mut command = Command::new(&binaries().preprocess);
         command.arg("prepare").arg("--output_dir").arg(place.path(output)).arg("--train_file").args(files);
-        command.arg("--tokenizer_name_or_path").arg(tokenmill_tests::data("tokenizers/bytes"));
+        command.arg("--tokenizer_name_or_path").arg(data("tokenizers/bytes"));
         command.arg("--cache_dir").arg(place.path("cache")).current_dir(place.path(""));
         command.args(["--block_size", "16", "--validation_split_percentage", "0"]);
         command
@@ -225,4 +231,65 @@ fn files_are_named_one_by_one_by_patterns_lists_and_standard_input() {
     let [train, valid] = dirs.map(|dir| dir.to_str().unwrap().to_owned());
     run(&mut place.prepare("divided", &["--train_file_dir", &train, "--validation_file_dir", &valid])).ok();
     assert_eq!(digest(&place.path("split/validation")), digest(&place.path("divided/validation")));
+}
+
+/// Row groups of seven rows each.
+fn parquet_of(texts: &[&str]) -> Vec<u8> {
+    let column = |texts: &[String]| Arc::new(StringArray::from_iter_values(texts)) as ArrayRef;
+    let batch = |texts: &[&str]| {
+        let text: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+        let other: Vec<String> = texts.iter().map(|text| format!("other {text}")).collect();
+        RecordBatch::try_from_iter([("other", column(&other)), ("text", column(&text))]).unwrap()
+    };
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch(&[]).schema(), None).unwrap();
+    for rows in texts.chunks(7) {
+        writer.write(&batch(rows)).unwrap();
+        writer.flush().unwrap();
+    }
+    writer.into_inner().unwrap()
+}
+
+#[test]
+fn row_groups_of_parquet_give_the_same_whatever_the_threads_and_partitions_and_other_columns_are_not_read() {
+    let place = Place::new();
+    let all = lines(100, 8);
+    let texts: Vec<&str> = all.lines().collect();
+    let json = |text: &&str| format!("{}\n", json!({"text": text}));
+    place.write("json/a.jsonl", texts.iter().map(json).collect::<String>());
+    let mut file = parquet_of(&texts);
+    let metadata = SerializedFileReader::new(bytes::Bytes::from(file.clone())).unwrap();
+    let groups = metadata.metadata().row_groups();
+    assert_eq!(groups.len(), texts.len().div_ceil(7));
+    for group in groups {
+        let (start, length) = group.column(0).byte_range();
+        file[start as usize..(start + length) as usize].fill(0xff);
+    }
+    place.write("parquet/a.parquet", file);
+    let prepared = |text: &str, output: &str, workers: usize, partition_bytes: u64| {
+        let options = PrepareOptions {
+            data: DataArguments {
+                train_file_dir: Some(place.path(text)),
+                cache_dir: Some(place.path(&format!("cache-{output}"))),
+                block_size: Some(16),
+                preprocessing_num_workers: Some(workers),
+                ..DataArguments::default()
+            },
+            hub: HubArguments::default(),
+            tokenizer: data("tokenizers/bytes"),
+            model: None,
+            output: Output::Directory(place.path(output)),
+            tuning: Tuning { partition_bytes, ..Tuning::default() },
+        };
+        let prepared = prepare(&options).unwrap();
+        (digest(&place.path(output).join("train")), prepared.reuse.partitions_tokenized)
+    };
+    let (expected, _) = prepared("json", "json-out", 1, 64 << 20);
+    for workers in [1, 5] {
+        for partition_bytes in [150, 64 << 20] {
+            let output = format!("out-{workers}-{partition_bytes}");
+            let (found, partitions) = prepared("parquet", &output, workers, partition_bytes);
+            assert_eq!(found, expected, "{output}");
+            assert_eq!(partitions > 10, partition_bytes == 150, "{partitions} partitions");
+        }
+    }
 }

@@ -6,6 +6,7 @@ mod adapters;
 mod added_tokens;
 mod bad_input;
 mod cache;
+mod choice;
 mod damage;
 mod dependencies;
 mod document_mask;

@@ -13,7 +13,7 @@ use tokenmill_shared::config::Packing;
 use tokenmill_shared::storage;
 use tokenmill_shared::{Error, Result};
 
-use crate::document::{self, Document, Flow, Usable};
+use crate::document::{self, Document, Flow, Reads, Usable};
 use crate::job::{Job, Output};
 use crate::plan::{Part, Partition, Source};
 use crate::tokenize::TextBatch;
@@ -34,7 +34,7 @@ pub struct Estimate {
     pub partitions: u64,
     /// Those that would be reused.
     pub partitions_reused: u64,
-    /// Documents.
+    /// Documents, duplicates too.
     pub documents: u64,
     /// UTF-8 bytes of their text.
     pub text_bytes: u64,
@@ -95,8 +95,11 @@ pub fn estimate(job: &Job) -> Result<Estimate> {
     } else {
         (sample.tokens as f64 / (sample.bytes as f64).max(1.0) * bytes_to_tokenize as f64) as u64
     };
-    let documents = job.sources.iter().map(|(source, _)| source.documents()).sum();
-    let tokens = stored_tokens + new_tokens;
+    let documents: u64 = job.sources.iter().map(|(source, _)| source.documents).sum();
+    let in_partitions: u64 = job.partitions().map(Partition::documents).sum();
+    // Partitions at both ends of what is taken are tokenized whole.
+    let taken = documents as f64 / (in_partitions as f64).max(1.0);
+    let tokens = ((stored_tokens + new_tokens) as f64 * taken).round() as u64;
     let store_bytes = match &job.store {
         Some(_) => new_tokens * width.bytes() as u64 + 12 * missing_documents,
         None => 0,
@@ -112,7 +115,7 @@ pub fn estimate(job: &Job) -> Result<Estimate> {
         text_bytes: job.partitions().map(|partition: &Partition| partition.text_bytes).sum(),
         bytes_to_tokenize,
         tokens,
-        tokens_are_counted: whole,
+        tokens_are_counted: whole && documents == in_partitions,
         store_bytes,
         dataset_bytes,
         seconds: tokenizing + (store_bytes + dataset_bytes) as f64 / PACK_BYTES_PER_SECOND,
@@ -165,7 +168,7 @@ fn of_part(job: &Job, (source, part): (&Source, &Part), wanted: u64) -> Result<S
         Ok(if enough { Flow::Stop } else { Flow::Continue })
     };
     if segment.documents > 0 {
-        document::for_each(input, &job.rules, segment.start, job.read_bytes, &mut Usable(each))?;
+        document::for_each(input, &job.rules, segment.start, Reads::alone(job.read_bytes), &mut Usable(each))?;
     }
     Ok(sample)
 }

@@ -14,12 +14,12 @@ use tokenmill_shared::dataset::{Split, TokenWidth};
 use tokenmill_shared::{Error, Result};
 
 use crate::decode;
-use crate::document::{Reason, Rules};
+use crate::document::{Reads, Reason, Rules};
 use crate::encoding::TextEncoding;
 use crate::model_config::{check_positions, model_eos};
 use crate::pack::{self, Assign};
-use crate::plan::{Source, TokenSettings};
-use crate::scan::{self, BadRecords, Rejected, ScanOptions, Scanned};
+use crate::plan::{Source, TokenSettings, Window};
+use crate::scan::{self, BadRecords, FileScan, Rejected, ScanOptions, Scanned};
 use crate::source::{Kind, Text, texts};
 use crate::store::Store;
 use crate::tokenize::Encoding;
@@ -146,7 +146,7 @@ impl Reading {
         ScanOptions {
             rules,
             partition_bytes: tuning.partition_bytes,
-            read_bytes: tuning.read_bytes,
+            reads: Reads { bytes: tuning.read_bytes, decoders: self.pool.current_num_threads() },
             cache_dir: data.token_cache.then_some(cache_dir.as_path()),
             rehash: data.rehash,
             bad_records: BadRecords {
@@ -219,23 +219,29 @@ impl Job {
         let read = scans.iter().map(|(_, read)| read).sum();
         let files_scanned = (read, texts.iter().map(|text| text.inputs.len()).sum());
         let mut scans = scans.into_iter().map(|(scans, _)| scans);
+        let data = &setup.data;
         let mut open = |text: &Text, split: Option<Split>| {
             let scans = scans.next().expect("one for each text");
+            let of_training = Window { skip: data.skip_documents.unwrap_or(0), take: data.take_documents };
+            let window = if split == Some(Split::Validation) { Window::default() } else { of_training };
+            let documents: u64 = scans.iter().map(FileScan::documents).sum();
             let partition_bytes = setup.reading.tuning.partition_bytes;
-            let source = Source::plan(split, text, scans, &setup.token_settings, partition_bytes);
-            if source.documents() == 0 {
+            let source = Source::plan(split, text, scans, &setup.token_settings, partition_bytes, window);
+            if documents == 0 {
                 return Err(text.without_document());
+            }
+            if source.documents == 0 {
+                return Err(nothing_taken(window, documents));
             }
             Ok(Arc::new(source))
         };
-        let data = &setup.data;
         let mut sources = Vec::new();
         if let Some(text) = &validation_text {
             sources.push((open(text, Some(Split::Validation))?, Assign::All(Split::Validation)));
         }
         let divided = sources.is_empty() && data.validation_split_percentage > 0.0;
         let train = open(&train_text, (!divided).then_some(Split::Train))?;
-        let assign = if divided { divide(data, train.documents())? } else { Assign::All(Split::Train) };
+        let assign = if divided { divide(data, train.documents)? } else { Assign::All(Split::Train) };
         sources.push((train, assign));
 
         let mut splits = vec![(Split::Train, data.train_blocks_limit())];
@@ -283,6 +289,11 @@ impl Job {
             all.entry(rejected.reason).or_insert_with(new).count += rejected.count;
         }
         all
+    }
+
+    /// Whether any file has bad records.
+    pub fn has_bad_records(&self) -> bool {
+        self.sources.iter().flat_map(|(source, _)| &source.scans).any(|scan| scan.bad().is_some())
     }
 
     /// Files that were found in another encoding than UTF-8, where that was to be found out.
@@ -396,6 +407,15 @@ fn eos(tokenizer: &Tokenizer, options: &PrepareOptions) -> Result<u32> {
     })
 }
 
+/// The error for a window that no document is in.
+fn nothing_taken(window: Window, documents: u64) -> Error {
+    if window.take == Some(0) {
+        return Error::config("--take_documents", "is 0, which leaves nothing; leave it out to take all");
+    }
+    let reason = format!("is {}, and the training text has {documents} documents; pass over fewer", window.skip);
+    Error::config("--skip_documents", reason)
+}
+
 /// Divides `documents` between the splits; every split must get one.
 fn divide(data: &DataArguments, documents: u64) -> Result<Assign> {
     let percentage = data.validation_split_percentage;
@@ -439,6 +459,14 @@ fn settings(setup: &Setup, divided: bool, has_validation: bool) -> Value {
     // A dataset that was packed before there was a choice is the same today.
     if setup.packing != Packing::Concatenate {
         settings["packing"] = json!(setup.packing);
+    }
+    if data.deduplicate {
+        settings["deduplicate"] = json!(true);
+    }
+    for (name, documents) in [("skip_documents", data.skip_documents), ("take_documents", data.take_documents)] {
+        if let Some(documents) = documents {
+            settings[name] = json!(documents);
+        }
     }
     settings
 }

@@ -63,7 +63,7 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
     let job = Job::new(options)?;
     let _alone = tokenizing_alone(&job)?;
     let (dir, _writing) = output_dir(&job, &options.output)?;
-    let keeps_bad = job.data.on_bad_record == OnBadRecord::Quarantine && !job.rejected().is_empty();
+    let keeps_bad = job.data.on_bad_record == OnBadRecord::Quarantine && job.has_bad_records();
     let quarantine = keeps_bad.then(|| quarantine::write(&job, &dir)).transpose()?;
     let in_use = match &options.output {
         Output::Cache => Some(Arc::new(cache::in_use(&dir)?)),
@@ -87,9 +87,9 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
     let mut sources = Sources::default();
     let packed = tokenize_and_pack(&job, anew, &mut packer, &mut sources)?;
     let reuse = measured.unwrap_or(packed);
-    let median_document_tokens = packer.median_document_tokens();
+    let (median_document_tokens, duplicates) = (packer.median_document_tokens(), packer.duplicates());
     packer.finish(&mut dataset, &job)?;
-    let manifest = commit(dataset, &job)?;
+    let manifest = commit(dataset, &job, duplicates)?;
     explain::remember(&job)?;
     let written = unchanged(dir, manifest).written(reuse, median_document_tokens, &job);
     let encoding = Arc::clone(&job.encoding);
@@ -122,7 +122,7 @@ fn measure(job: &Job) -> Result<Reuse> {
 fn tokenize_and_pack(job: &Job, anew: bool, packer: &mut Packer, sources: &mut Sources) -> Result<Reuse> {
     let mut reuse = Reuse::default();
     for (source, assign) in &job.sources {
-        packer.begin_source(*assign);
+        packer.begin_source(source, *assign);
         pack_source(job, source, *assign, anew, packer, &mut reuse, sources)?;
     }
     Ok(reuse)
@@ -161,17 +161,17 @@ fn pack_source(
             Event::File { file, documents } => files.announce(file, documents),
             Event::Tokens(frame) => {
                 progress.add(frame.documents().map(|document| u64::from(document.text_bytes)).sum());
-                let of_documents: Vec<_> = frame.documents().map(|document| (files.next(), document)).collect();
-                for (file, document) in &of_documents {
-                    sources.add(file.map_or(Path::new(""), |file| &source.inputs[file].relative), *document);
-                }
-                let mut of_documents = of_documents.into_iter();
-                let hash_of_file = |_| {
-                    let file = of_documents.next()?.0?;
+                let of_documents: Vec<_> = frame.documents().map(|_| files.next()).collect();
+                let hash_of_file = |place: usize| {
+                    let file = of_documents[place]?;
                     let is_text = source.inputs[file].kind == Kind::Text;
                     (by_file_hash && is_text).then(|| file_hash(&source.scans[file].blake3))
                 };
-                return packer.push(&frame, hash_of_file);
+                let packed = |place: usize, document| {
+                    let file = of_documents[place].map_or(Path::new(""), |file| &source.inputs[file].relative);
+                    sources.add(file, document);
+                };
+                return packer.push(&frame, hash_of_file, packed);
             }
             Event::End => {}
         }
@@ -205,17 +205,19 @@ fn file_hash(blake3: &str) -> u32 {
     u32::from_str_radix(&blake3[..8], 16).map_or(0, u32::swap_bytes)
 }
 
-fn commit(mut dataset: DatasetWriter, job: &Job) -> Result<Manifest> {
+fn commit(mut dataset: DatasetWriter, job: &Job, duplicates: u64) -> Result<Manifest> {
     for (name, bytes) in &job.encoding.tokenizer.files {
         dataset.add_tokenizer_file(name, bytes)?;
     }
+    let rejected = job.rejected().into_iter().map(|(reason, found)| (reason.name(), found.count));
+    let duplicates = (duplicates > 0).then(|| (pack::DUPLICATE.to_owned(), duplicates));
     dataset.commit(ManifestHead {
         fingerprint: job.fingerprint.clone(),
         largest_token_id: job.encoding.tokenizer.largest_id(),
         eos_token_id: job.encoding.append,
         pad_token_id: job.pad_token_id,
         settings: job.settings.clone(),
-        rejected_records: job.rejected().into_iter().map(|(reason, found)| (reason.name(), found.count)).collect(),
+        rejected_records: rejected.chain(duplicates).collect(),
     })
 }
 

@@ -13,7 +13,7 @@ use futures::{StreamExt, stream};
 use tokenmill_shared::{Error, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::document::{self, Flow, Rules, Usable};
+use crate::document::{self, Flow, Reads, Rules, Usable};
 use crate::plan::{Part, Partition};
 use crate::scan::{self, DocumentsHasher};
 use crate::source::Input;
@@ -99,8 +99,10 @@ impl Pipeline {
         let reading = tokio::task::spawn_blocking(move || {
             let budget = Arc::new(Semaphore::new(IN_FLIGHT_BYTES / PERMIT_BYTES));
             let Self { inputs, partitions, rules, store, read_bytes, .. } = self;
+            // One thread decodes as fast as some four of them tokenize.
+            let reads = Reads { bytes: read_bytes, decoders: workers.div_ceil(4) };
             let runtime = tokio::runtime::Handle::current();
-            let reader = Reader { inputs, rules, store, read_bytes, sender, budget, runtime };
+            let reader = Reader { inputs, rules, store, reads, sender, budget, runtime };
             if let Err(Gone::Failed(error)) = reader.read(partitions) {
                 // If the sink is gone too, its error is the one to report.
                 let _ = reader.sender.blocking_send((Err(error), None));
@@ -197,7 +199,7 @@ struct Reader {
     inputs: Arc<Vec<Input>>,
     rules: Rules,
     store: Option<Store>,
-    read_bytes: usize,
+    reads: Reads,
     sender: mpsc::Sender<Sent>,
     budget: Arc<Semaphore>,
     runtime: tokio::runtime::Handle,
@@ -249,7 +251,7 @@ impl Reader {
                 }
                 Ok(if left == 0 { Flow::Stop } else { Flow::Continue })
             };
-            document::for_each(input, &self.rules, segment.start, self.read_bytes, &mut Usable(each))?;
+            document::for_each(input, &self.rules, segment.start, self.reads, &mut Usable(each))?;
             if let Some(reason) = gone {
                 return Err(reason);
             }

@@ -117,8 +117,21 @@ pub struct Source {
     pub inputs: Arc<Vec<Input>>,
     /// Their scans.
     pub scans: Vec<FileScan>,
-    /// Its partitions, in input order.
+    /// Its partitions, in input order; those alone that hold a document that is taken.
     pub partitions: Vec<Partition>,
+    /// Documents at the beginning of these partitions that are passed over.
+    pub passed_over: u64,
+    /// Documents that are taken after those.
+    pub documents: u64,
+}
+
+/// Which documents of a source are taken: those after the first `skip`, at most `take`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Window {
+    /// How many are passed over.
+    pub skip: u64,
+    /// How many are taken; all, if nothing is said.
+    pub take: Option<u64>,
 }
 
 impl Source {
@@ -129,20 +142,37 @@ impl Source {
         scans: Vec<FileScan>,
         settings: &TokenSettings,
         partition_bytes: u64,
+        window: Window,
     ) -> Self {
-        let partitions = partitions(&scans, settings, partition_bytes);
-        Self { split, root: text.root.clone(), inputs: Arc::new(text.inputs.clone()), scans, partitions }
+        let all: u64 = scans.iter().map(FileScan::documents).sum();
+        let begin = window.skip.min(all);
+        let end = window.take.map_or(all, |take| begin.saturating_add(take).min(all));
+        let (mut before, mut passed_over) = (0, None);
+        let mut partitions = partitions(&scans, settings, partition_bytes);
+        partitions.retain(|partition| {
+            let first = before;
+            before += partition.documents();
+            let taken = before > begin && first < end;
+            if taken {
+                passed_over.get_or_insert(begin.saturating_sub(first));
+            }
+            taken
+        });
+        Self {
+            split,
+            root: text.root.clone(),
+            inputs: Arc::new(text.inputs.clone()),
+            scans,
+            partitions,
+            passed_over: passed_over.unwrap_or(0),
+            documents: end - begin,
+        }
     }
 
     /// Its partitions, for the pipeline.
     pub fn each_partition(self: &Arc<Self>) -> Partitions {
         let source = Arc::clone(self);
         Box::new((0..self.partitions.len()).map(move |index| Ok(source.partitions[index].clone())))
-    }
-
-    /// Documents of all files.
-    pub fn documents(&self) -> u64 {
-        self.scans.iter().map(FileScan::documents).sum()
     }
 }
 
@@ -200,7 +230,7 @@ mod tests {
         };
         let inputs = (0..contents.len()).map(input).collect();
         let text = Text { root: ".".into(), flag: "--train_file_dir", inputs };
-        Source::plan(None, &text, contents.iter().map(scan).collect(), &settings, partition_bytes)
+        Source::plan(None, &text, contents.iter().map(scan).collect(), &settings, partition_bytes, Window::default())
     }
 
     #[test]

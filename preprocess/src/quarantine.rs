@@ -10,7 +10,7 @@ use serde_json::json;
 use tokenmill_shared::storage::{self, TemporaryFile};
 use tokenmill_shared::{Error, Result};
 
-use crate::document::{self, Bad, Document, Flow, Sink, Start};
+use crate::document::{self, Bad, Document, Flow, Reads, Sink, Start};
 use crate::job::Job;
 
 /// `out.quarantine.jsonl` for a dataset `out`.
@@ -28,9 +28,15 @@ pub fn write(job: &Job, dataset: &Path) -> Result<PathBuf> {
     }
     let mut file = TemporaryFile::create(&path)?;
     for (source, _) in &job.sources {
-        for (input, _) in source.inputs.iter().zip(&source.scans).filter(|(_, scan)| scan.rejected() > 0) {
+        for (input, _) in source.inputs.iter().zip(&source.scans).filter(|(_, scan)| scan.bad().is_some()) {
             let start = Start::of(input, &job.rules, job.read_bytes)?;
-            document::for_each(input, &job.rules, start, job.read_bytes, &mut Writing { file: &mut file })?;
+            document::for_each(
+                input,
+                &job.rules,
+                start,
+                Reads::alone(job.read_bytes),
+                &mut Writing { file: &mut file },
+            )?;
         }
     }
     file.publish()?;

@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use tokenmill_shared::config::OnBadRecord;
 use tokenmill_shared::progress::{Progress, Unit};
 use tokenmill_shared::storage::{self, Stat};
-use tokenmill_shared::{Error, Result};
+use tokenmill_shared::{Error, Location, Result};
 
-use crate::document::{self, Bad, Document, Flow, Reason, Rules, Sink, Start};
+use crate::document::{self, Bad, Document, Flow, Reads, Reason, Rules, Sink, Start};
 use crate::source::{Input, Kind};
 
 /// A run of documents of one file, at most one partition long.
@@ -56,11 +56,11 @@ pub struct Rejected {
     pub first: String,
 }
 
-/// Counts one more record in `all`.
-fn reject(all: &mut Vec<Rejected>, reason: Reason, error: &Error) {
+/// Counts one more record in `all`; `shown` says which.
+fn reject(all: &mut Vec<Rejected>, reason: Reason, shown: impl FnOnce() -> String) {
     match all.iter_mut().find(|rejected| rejected.reason == reason) {
         Some(rejected) => rejected.count += 1,
-        None => all.push(Rejected { reason, count: 1, first: error.to_string() }),
+        None => all.push(Rejected { reason, count: 1, first: shown() }),
     }
 }
 
@@ -75,9 +75,12 @@ impl FileScan {
         self.segments.iter().map(|segment| segment.text_bytes).sum()
     }
 
-    /// Records that were left out.
-    pub fn rejected(&self) -> u64 {
-        self.rejected.iter().map(|rejected| rejected.count).sum()
+    /// Records that were left out because they are bad: how many, and which is the first of the last reason.
+    pub fn bad(&self) -> Option<(u64, &str)> {
+        let bad = self.rejected.iter().filter(|rejected| rejected.reason.is_bad());
+        bad.fold(None, |bad, rejected| {
+            Some((bad.map_or(0, |(count, _)| count) + rejected.count, rejected.first.as_str()))
+        })
     }
 }
 
@@ -134,8 +137,8 @@ pub struct ScanOptions<'a> {
     pub rules: &'a Rules,
     /// The size at which a file is cut.
     pub partition_bytes: u64,
-    /// How much is read at a time.
-    pub read_bytes: usize,
+    /// How files are read.
+    pub reads: Reads,
     /// Where scans are remembered.
     pub cache_dir: Option<&'a Path>,
     /// Read again whatever is remembered.
@@ -208,7 +211,7 @@ impl Memory {
     /// The scan of a file that is as it was.
     pub fn get(&self, input: &Input) -> Option<&FileScan> {
         let entry = self.files.get(input.relative.to_str()?)?;
-        let counts = !self.fails_on_bad || entry.scan.rejected.is_empty();
+        let counts = !self.fails_on_bad || entry.scan.bad().is_none();
         (entry.stat == input.stat && counts).then_some(&entry.scan)
     }
 
@@ -239,13 +242,14 @@ pub type Scanned = (Vec<FileScan>, usize);
 pub fn scan(dir: &Path, inputs: &[Input], options: &ScanOptions<'_>) -> Result<Scanned> {
     let mut memory = Memory::open(dir, options)?;
     for input in inputs {
-        if let Some(known) = memory.get(input)
-            && let Some(last) = known.rejected.last()
-        {
-            options.bad_records.note(input, known.rejected(), &last.first)?;
+        if let Some((count, first)) = memory.get(input).and_then(FileScan::bad) {
+            options.bad_records.note(input, count, first)?;
         }
     }
     let unknown: Vec<&Input> = inputs.iter().filter(|input| memory.get(input).is_none()).collect();
+    // Threads that no other file keeps busy help with those that there are.
+    let decoders = options.reads.decoders.div_ceil(unknown.len().max(1));
+    let options = &ScanOptions { reads: Reads { decoders, ..options.reads }, ..options.clone() };
     let progress = Progress::new("scanning", Unit::Bytes, Some(unknown.iter().map(|input| input.stat.size).sum()));
     let found: Vec<Result<FileScan>> = unknown
         .par_iter()
@@ -305,7 +309,7 @@ type Cut<'a> = dyn FnMut(Segment) -> Result<Flow> + 'a;
 /// Scans the documents of a file from `start` on. Each segment goes to `cut` once a document follows it; `None` if that
 /// wants no more.
 pub fn scan_from(input: &Input, start: Start, options: &ScanOptions<'_>, cut: &mut Cut<'_>) -> Result<Option<Rest>> {
-    let start = if start.is_beginning() { Start::of(input, options.rules, options.read_bytes)? } else { start };
+    let start = if start.is_beginning() { Start::of(input, options.rules, options.reads.bytes)? } else { start };
     let mut scanning = Scanning {
         input,
         options,
@@ -317,7 +321,7 @@ pub fn scan_from(input: &Input, start: Start, options: &ScanOptions<'_>, cut: &m
         stopped: false,
         rejected: Vec::new(),
     };
-    document::for_each(input, options.rules, start, options.read_bytes, &mut scanning)?;
+    document::for_each(input, options.rules, start, options.reads, &mut scanning)?;
     let last = scanning.close();
     let Scanning { hasher, stopped, rejected, .. } = scanning;
     if stopped {
@@ -385,8 +389,12 @@ impl Sink for Scanning<'_, '_> {
             return Err(*bad.error);
         }
         self.options.bad_records.note(self.input, 1, &bad.error.to_string())?;
-        reject(&mut self.rejected, bad.reason, &bad.error);
+        reject(&mut self.rejected, bad.reason, || bad.error.to_string());
         Ok(Flow::Continue)
+    }
+
+    fn left_out(&mut self, reason: Reason, document: &Document<'_>) {
+        reject(&mut self.rejected, reason, || Location::record(&self.input.name, document.record).to_string());
     }
 }
 
@@ -413,7 +421,7 @@ mod tests {
         let options = |policy, limit| ScanOptions {
             rules: &rules,
             partition_bytes: 1 << 20,
-            read_bytes: 100,
+            reads: Reads::alone(100),
             cache_dir: Some(cache.path()),
             rehash: false,
             bad_records: BadRecords { policy, limit, found: &found },

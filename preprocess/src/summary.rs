@@ -12,7 +12,7 @@ use tokenmill_shared::dataset::{Layout, Manifest};
 use tokenmill_shared::storage::Lock;
 
 use crate::job::Job;
-use crate::pack::LONGEST_COUNTED;
+use crate::pack::{DUPLICATE, LONGEST_COUNTED};
 use crate::scan::Rejected;
 use crate::statistics::Sources;
 
@@ -146,6 +146,9 @@ impl Prepared {
         for bad in &self.bad_records {
             let count = HumanCount(bad.count);
             lines.push(format!("left out: {count} records ({}), the first {}", bad.reason.name(), bad.first));
+        }
+        if let Some(duplicates) = self.manifest.head.rejected_records.get(DUPLICATE) {
+            lines.push(format!("left out: {} documents with the tokens of an earlier one", HumanCount(*duplicates)));
         }
         if let Some(path) = &self.quarantine {
             lines.push(format!("the records that were left out are in {}", path.display()));

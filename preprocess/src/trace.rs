@@ -12,9 +12,9 @@ use serde::Serialize;
 use tokenmill_shared::dataset::{BlockReader, Dataset, Layout, Split, SplitReader};
 use tokenmill_shared::{Error, Result};
 
-use crate::document::{self, Document, Flow, Usable};
+use crate::document::{self, Bad, Document, Flow, Reads, Reason, Sink};
 use crate::job::Job;
-use crate::pack::Assign;
+use crate::pack::{Assign, Choice, Chosen};
 use crate::pipeline::{Event, Pipeline};
 use crate::plan::{Part, Source};
 use crate::source::Kind;
@@ -163,7 +163,9 @@ fn tokens_of(job: &Job, split: Split, document: u64) -> Result<Vec<u32>> {
 fn find(job: &Job, split: Split, wanted: Wanted) -> Result<Option<Found>> {
     let mut passed: BTreeMap<Split, (u64, u64)> = BTreeMap::new();
     let mut found = None;
+    let mut choice = Choice::new(job.data.deduplicate);
     for (source, assign) in &job.sources {
+        choice.begin_source(source);
         let pipeline = Pipeline {
             inputs: Arc::clone(&source.inputs),
             partitions: source.each_partition(),
@@ -174,7 +176,7 @@ fn find(job: &Job, split: Split, wanted: Wanted) -> Result<Option<Found>> {
             read_bytes: job.read_bytes,
             pool: Arc::clone(&job.pool),
         };
-        let (mut parts, mut in_part, mut seen) = (VecDeque::<Part>::new(), 0, 0);
+        let (mut parts, mut in_part) = (VecDeque::<Part>::new(), 0);
         pipeline.run(&mut |event| {
             let frame = match event {
                 Event::Begin { partition, .. } => {
@@ -184,15 +186,20 @@ fn find(job: &Job, split: Split, wanted: Wanted) -> Result<Option<Found>> {
                 Event::Tokens(frame) => frame,
                 Event::File { .. } | Event::End => return Ok(Flow::Continue),
             };
+            let mut ids = frame.ids();
             for document in frame.documents() {
+                let (own, rest) = ids.split_at(document.tokens as usize * job.encoding.width.bytes());
+                ids = rest;
                 while parts.front().is_some_and(|part| in_part >= part.segment.documents) {
                     parts.pop_front();
                     in_part = 0;
                 }
                 let part = parts.front().expect("documents are of the parts that were announced");
+                in_part += 1;
+                let Chosen::Kept(number) = choice.next(own) else { continue };
                 let by_file = matches!(assign, Assign::Hash(_)) && source.inputs[part.file].kind == Kind::Text;
                 let file_hash = by_file.then(|| crate::file_hash(&source.scans[part.file].blake3));
-                let of = assign.split_of(seen, file_hash.unwrap_or(document.hash));
+                let of = assign.split_of(number, file_hash.unwrap_or(document.hash));
                 let (documents, tokens) = passed.entry(of).or_default();
                 let token = match wanted {
                     Wanted::Token(token) => {
@@ -201,13 +208,12 @@ fn find(job: &Job, split: Split, wanted: Wanted) -> Result<Option<Found>> {
                     Wanted::OfDocument { document, token } => (*documents == document).then_some(token),
                 };
                 if let (Some(token), true) = (token, of == split) {
-                    let (part, document) = (part.clone(), *documents);
+                    let (part, in_part, document) = (part.clone(), in_part - 1, *documents);
                     found = Some(Found { source: Arc::clone(source), part, in_part, document, token });
                     return Ok(Flow::Stop);
                 }
                 *documents += 1;
                 *tokens += u64::from(document.tokens);
-                (seen, in_part) = (seen + 1, in_part + 1);
             }
             Ok(Flow::Continue)
         })?;
@@ -222,16 +228,36 @@ fn find(job: &Job, split: Split, wanted: Wanted) -> Result<Option<Found>> {
 fn with_text(job: &Job, found: &Found, mut take: impl FnMut(&str, u64, u64) -> Result<()>) -> Result<()> {
     let segment = &found.part.segment;
     let input = &found.source.inputs[found.part.file];
-    let (mut left, mut begins) = (found.in_part, segment.start.at);
-    let each = |document: Document<'_>| {
-        if left > 0 {
-            (left, begins) = (left - 1, document.end);
+    let mut reaching = Reaching { left: found.in_part, begins: segment.start.at, take: &mut take };
+    document::for_each(input, &job.rules, segment.start, Reads::alone(job.read_bytes), &mut reaching)
+}
+
+/// Goes to a document.
+struct Reaching<'a> {
+    /// Documents before it.
+    left: u64,
+    /// Where the next one begins.
+    begins: u64,
+    take: &'a mut dyn FnMut(&str, u64, u64) -> Result<()>,
+}
+
+impl Sink for Reaching<'_> {
+    fn document(&mut self, document: Document<'_>) -> Result<Flow> {
+        if self.left > 0 {
+            (self.left, self.begins) = (self.left - 1, document.end);
             return Ok(Flow::Continue);
         }
-        take(document.text, document.record, begins)?;
+        (self.take)(document.text, document.record, self.begins)?;
         Ok(Flow::Stop)
-    };
-    document::for_each(input, &job.rules, segment.start, job.read_bytes, &mut Usable(each))
+    }
+
+    fn bad(&mut self, _: Bad<'_>) -> Result<Flow> {
+        Ok(Flow::Continue)
+    }
+
+    fn left_out(&mut self, _: Reason, document: &Document<'_>) {
+        self.begins = document.end;
+    }
 }
 
 fn read(job: &Job, found: Found, id: u32) -> Result<Traced> {

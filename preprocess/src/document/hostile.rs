@@ -82,7 +82,7 @@ fn found_of(name: &str, bytes: &[u8], rules: &Rules, sink: &mut dyn Sink) -> Res
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join(name), bytes).unwrap();
     let input = crate::source::list(dir.path(), "--train_file_dir").unwrap().remove(0);
-    for_each(&input, rules, Start::of(&input, rules, 100)?, 100, sink)
+    for_each(&input, rules, Start::of(&input, rules, 100)?, Reads { bytes: 100, decoders: 2 }, sink)
 }
 
 /// A million levels where nobody looks cost no stack; on the way to a field they are an error.

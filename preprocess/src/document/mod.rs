@@ -13,8 +13,10 @@ mod columns;
 mod csv;
 mod fields;
 mod json;
+mod length;
 mod lines;
 mod parquet;
+mod row_groups;
 mod text;
 
 use serde::{Deserialize, Serialize};
@@ -45,6 +47,12 @@ pub struct Rules {
     /// What becomes of bytes that are none in it.
     #[serde(default, skip_serializing_if = "is_strict")]
     pub encoding_errors: EncodingErrors,
+    /// Characters that a document has at least.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_chars: Option<u64>,
+    /// Characters that a document has at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_chars: Option<u64>,
 }
 
 fn is_utf8(encoding: &Encoding) -> bool {
@@ -59,7 +67,7 @@ impl Rules {
     /// The rules that the data parameters say.
     ///
     /// # Errors
-    /// Fields that cannot be read as such.
+    /// Fields that cannot be read as such; documents that are to be longer than the longest.
     pub fn new(data: &DataArguments) -> Result<Self> {
         let rules = Self {
             sample_by: data.sample_by,
@@ -68,7 +76,14 @@ impl Rules {
             text_template: data.text_template.clone(),
             encoding: data.encoding,
             encoding_errors: data.encoding_errors,
+            min_chars: data.min_chars,
+            max_chars: data.max_chars,
         };
+        if let (Some(least), Some(most)) = (data.min_chars, data.max_chars)
+            && least > most
+        {
+            return Err(Error::config("--min_chars", format!("is {least}, more than --max_chars {most}")));
+        }
         rules.fields()?;
         Ok(rules)
     }
@@ -144,9 +159,18 @@ pub enum Reason {
     NotText,
     /// More bytes than [`LINE_LIMIT`].
     TooLong,
+    /// A document shorter than `--min_chars`.
+    TooFewCharacters,
+    /// A document longer than `--max_chars`.
+    TooManyCharacters,
 }
 
 impl Reason {
+    /// Whether the record is bad, and not only of a length that was not asked for.
+    pub fn is_bad(self) -> bool {
+        !matches!(self, Self::TooFewCharacters | Self::TooManyCharacters)
+    }
+
     /// Its name in a manifest.
     pub fn name(self) -> String {
         serde_json::json!(self).as_str().unwrap_or_default().to_owned()
@@ -180,6 +204,9 @@ pub trait Sink {
     fn bad(&mut self, bad: Bad<'_>) -> Result<Flow> {
         Err(*bad.error)
     }
+
+    /// Takes note of a document that is left out for its length.
+    fn left_out(&mut self, _reason: Reason, _document: &Document<'_>) {}
 }
 
 impl<F: FnMut(Document<'_>) -> Result<Flow>> Sink for F {
@@ -201,12 +228,31 @@ impl<F: FnMut(Document<'_>) -> Result<Flow>> Sink for Usable<F> {
     }
 }
 
+/// How a file is read; what is read never depends on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Reads {
+    /// Bytes asked of the operating system at a time.
+    pub bytes: usize,
+    /// Threads that may decode row groups of parquet.
+    pub decoders: usize,
+}
+
+impl Reads {
+    /// By the calling thread alone.
+    pub fn alone(bytes: usize) -> Self {
+        Self { bytes, decoders: 1 }
+    }
+}
+
 /// Hands every document of `input` from `start` on to `sink`, in order.
 ///
 /// # Errors
 /// Those of `sink`, and everything that is wrong with the file beyond single records, with record and byte.
-pub fn for_each(input: &Input, rules: &Rules, start: Start, read_bytes: usize, sink: &mut dyn Sink) -> Result<()> {
-    let reading = Reading { input, rules, fields: rules.fields()?, start, read_bytes };
+pub fn for_each(input: &Input, rules: &Rules, start: Start, reads: Reads, sink: &mut dyn Sink) -> Result<()> {
+    let Reads { bytes: read_bytes, decoders } = reads;
+    let reading = Reading { input, rules, fields: rules.fields()?, start, read_bytes, decoders };
+    let mut of_length = length::OfLength::new(rules, sink);
+    let sink: &mut dyn Sink = &mut of_length;
     match input.kind {
         Kind::Parquet => parquet::for_each(&reading, sink),
         Kind::Arrow => arrow::for_each(&reading, sink),
@@ -229,6 +275,7 @@ struct Reading<'a> {
     fields: Fields,
     start: Start,
     read_bytes: usize,
+    decoders: usize,
 }
 
 /// How to go on without a bad record, for errors of records.

@@ -5,11 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, Length};
 use tokenmill_shared::{Error, Location, Result, storage};
 
+use super::row_groups::{self, Batches};
 use super::{Flow, Reading, Sink, columns};
 use crate::decode;
 use crate::source::{Compression, Input};
@@ -29,33 +30,36 @@ pub(super) fn for_each(reading: &Reading<'_>, sink: &mut dyn Sink) -> Result<()>
         )
     };
     // The reader can panic on malformed files (arrow-rs issues 10437, 7124).
-    let guarded = |row: u64, result: std::thread::Result<std::result::Result<_, ParquetError>>| match result {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(damaged(row, &error)),
-        Err(_) => Err(damaged(row, &"the reader panicked")),
-    };
-    let builder = guarded(1, catch_unwind(|| ParquetRecordBatchReaderBuilder::try_new(file)))?;
-    let wanted = columns::wanted(reading, builder.schema())?;
-    let mask = ProjectionMask::roots(builder.parquet_schema(), wanted);
-    let builder = builder.with_projection(mask).with_batch_size(BATCH_ROWS).with_offset(start.at as usize);
-    let mut batches = match catch_unwind(AssertUnwindSafe(|| builder.build())) {
-        Ok(Ok(batches)) => batches,
+    let metadata = match catch_unwind(AssertUnwindSafe(|| ArrowReaderMetadata::load(&file, Default::default()))) {
+        Ok(Ok(metadata)) => metadata,
         Ok(Err(error)) => return Err(damaged(1, &error)),
         Err(_) => return Err(damaged(1, &"the reader panicked")),
     };
-    let mut row = start.at;
-    loop {
-        let batch = match catch_unwind(AssertUnwindSafe(|| batches.next())) {
-            Ok(None) => return Ok(()),
-            Ok(Some(Ok(batch))) => batch,
-            Ok(Some(Err(error))) => return Err(damaged(row + 1, &error)),
-            Err(_) => return Err(damaged(row + 1, &"the reader panicked")),
-        };
-        if columns::rows(reading, &batch, row, row, sink)? == Flow::Stop {
-            return Ok(());
-        }
-        row += batch.num_rows() as u64;
+    let wanted = columns::wanted(reading, metadata.schema())?;
+    let mask = ProjectionMask::roots(metadata.parquet_schema(), wanted);
+    let groups = metadata.metadata().row_groups();
+    // The row group that the first row is in, and its first row.
+    let (mut first, mut begins) = (0, 0);
+    while let Some(group) = groups.get(first)
+        && begins + group.num_rows().max(0) as u64 <= start.at
+    {
+        begins += group.num_rows().max(0) as u64;
+        first += 1;
     }
+    let open = |group: usize| {
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file.clone(), metadata.clone());
+        let builder = builder.with_projection(mask.clone()).with_batch_size(BATCH_ROWS).with_row_groups(vec![group]);
+        let skipped = if group == first { start.at - begins } else { 0 };
+        let batches = builder.with_offset(skipped as usize).build().map_err(|error| error.to_string())?;
+        Ok(Box::new(batches.map(|batch| batch.map_err(|error| error.to_string()))) as Batches)
+    };
+    let mut row = start.at;
+    row_groups::in_order(first, groups.len(), reading.decoders, &open, &mut |batch| {
+        let batch = batch.map_err(|failure| damaged(row + 1, &failure))?;
+        let flow = columns::rows(reading, &batch, row, row, sink)?;
+        row += batch.num_rows() as u64;
+        Ok(flow == Flow::Continue)
+    })
 }
 
 /// The file for reads by position. A compressed one is decompressed beside the system's temporaries into a file that
@@ -78,6 +82,7 @@ pub(super) fn random_access(input: &Input) -> Result<(storage::File, Option<stor
     }
 }
 
+#[derive(Clone)]
 struct RandomAccess(Arc<storage::File>);
 
 impl Length for RandomAccess {

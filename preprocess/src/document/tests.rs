@@ -12,7 +12,7 @@ fn documents_of(name: &str, bytes: &[u8], rules: &Rules, read_bytes: usize) -> R
     let inputs = crate::source::list(dir.path(), "--train_file_dir").unwrap();
     let mut texts = Vec::new();
     let start = Start::of(&inputs[0], rules, read_bytes)?;
-    for_each(&inputs[0], rules, start, read_bytes, &mut |document: Document<'_>| {
+    for_each(&inputs[0], rules, start, Reads::alone(read_bytes), &mut |document: Document<'_>| {
         texts.push(document.text.to_owned());
         Ok(Flow::Continue)
     })?;
@@ -98,7 +98,13 @@ pub(super) fn found_in(name: &str, bytes: &[u8], rules: &Rules, read_bytes: usiz
     std::fs::write(dir.path().join(name), bytes).unwrap();
     let input = crate::source::list(dir.path(), "--train_file_dir").unwrap().remove(0);
     let mut found = Found::default();
-    for_each(&input, rules, Start::of(&input, rules, read_bytes)?, read_bytes, &mut found)?;
+    for_each(
+        &input,
+        rules,
+        Start::of(&input, rules, read_bytes)?,
+        Reads { bytes: read_bytes, decoders: 3 },
+        &mut found,
+    )?;
     Ok(found)
 }
 
@@ -171,7 +177,7 @@ fn a_file_is_entered_in_the_middle_whatever_its_encoding() {
                 let begin = Start::of(&input, &rules, 5).unwrap();
                 let mut all: Vec<(Start, String)> = Vec::new();
                 let mut next = begin;
-                for_each(&input, &rules, begin, 5, &mut |document: Document<'_>| {
+                for_each(&input, &rules, begin, Reads::alone(5), &mut |document: Document<'_>| {
                     all.push((next, document.text.to_owned()));
                     next = Start { at: document.end, records: document.record, ..begin };
                     Ok(Flow::Continue)
@@ -180,7 +186,7 @@ fn a_file_is_entered_in_the_middle_whatever_its_encoding() {
                 assert_eq!(all.len(), 5, "{name} {:?}", begin.encoding);
                 for (index, (start, _)) in all.iter().enumerate() {
                     let mut rest = Found::default();
-                    for_each(&input, &rules, *start, 5, &mut rest).unwrap();
+                    for_each(&input, &rules, *start, Reads { bytes: 5, decoders: 2 }, &mut rest).unwrap();
                     let expected: Vec<&str> = all[index..].iter().map(|(_, text)| text.as_str()).collect();
                     let found: Vec<&str> = rest.documents.iter().map(|(_, text)| text.as_str()).collect();
                     assert_eq!(found, expected, "{name}{suffix} {:?} {start:?}", begin.encoding);
@@ -319,6 +325,6 @@ fn every_truncation_of_an_arrow_file_is_an_error_and_damage_never_panics() {
     storage::replace(&dir.path().join("a.arrow"), &arrow(&texts, false)).unwrap();
     let input = crate::source::list(dir.path(), "--train_file_dir").unwrap().remove(0);
     let mut rest = Found::default();
-    for_each(&input, &rules, start, 100, &mut rest).unwrap();
+    for_each(&input, &rules, start, Reads::alone(100), &mut rest).unwrap();
     assert_eq!(rest.documents, [(4, "four".to_owned()), (5, "five".to_owned())]);
 }

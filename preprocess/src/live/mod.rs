@@ -116,6 +116,16 @@ impl Live {
             let reason = "keeps bad records beside a dataset, and --streaming makes none; use skip";
             return Err(Error::config("--on_bad_record", format!("quarantine {reason}")));
         }
+        for (flag, given) in [
+            ("--deduplicate", data.deduplicate),
+            ("--skip_documents", data.skip_documents.is_some()),
+            ("--take_documents", data.take_documents.is_some()),
+        ] {
+            if given {
+                let reason = "looks at documents in the order of the whole text, and --streaming begins anywhere; prepare the text first: `preprocess prepare`, and --dataset_dir";
+                return Err(Error::config(flag, reason));
+            }
+        }
         let set_aside = set_aside(data)?;
         if data.packing()? != Packing::Concatenate {
             return Err(Error::config("--streaming", PACKED_OTHERWISE));

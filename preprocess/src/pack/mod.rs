@@ -6,6 +6,7 @@
 mod batches;
 mod best_fit;
 mod blocks;
+mod choice;
 mod concatenate;
 mod documents;
 
@@ -18,10 +19,12 @@ use tokenmill_shared::dataset::{BlockWriter, DatasetWriter, Layout, Split, Split
 use self::batches::Batches;
 use self::best_fit::BestFit;
 use self::blocks::Blocks;
+pub use self::choice::{Choice, Chosen};
 use self::concatenate::Concatenate;
 use self::documents::Documents;
 use crate::document::Flow;
 use crate::job::Job;
+use crate::plan::Source;
 use crate::statistics::Counter;
 use crate::store::{DocumentEntry, Frame};
 
@@ -98,7 +101,12 @@ struct Stream {
     documents: u64,
     text_bytes: u64,
     read: u64,
+    /// Tokens of documents that were left out because one before had the same.
+    duplicates: u64,
 }
+
+/// The reason for those in a ledger and, for the documents, in a manifest.
+pub const DUPLICATE: &str = "duplicate";
 
 impl Stream {
     fn push(&mut self, document: DocumentEntry, ids: &[u8]) -> Result<()> {
@@ -115,9 +123,11 @@ impl Stream {
 pub struct Packer {
     streams: BTreeMap<Split, Stream>,
     width: TokenWidth,
+    choice: Choice,
     assign: Assign,
-    /// Documents seen under the present assignment.
+    /// Documents seen under the present assignment, of those that are taken.
     seen: u64,
+    duplicates: u64,
     lengths: Vec<u64>,
 }
 
@@ -161,28 +171,53 @@ impl Packer {
             let options = RuleOptions { block_size, width, limit: *limit, limit_name };
             let rule = rule(job.packing, *split, &options)?;
             let counter = Counter::new(width, job.encoding.tokenizer.largest_id());
-            streams.insert(*split, Stream { rule, counter, documents: 0, text_bytes: 0, read: 0 });
+            streams.insert(*split, Stream { rule, counter, documents: 0, text_bytes: 0, read: 0, duplicates: 0 });
         }
-        Ok(Self { streams, width, assign: Assign::All(Split::Train), seen: 0, lengths: vec![0; LONGEST_COUNTED + 1] })
+        Ok(Self {
+            streams,
+            width,
+            choice: Choice::new(job.data.deduplicate),
+            assign: Assign::All(Split::Train),
+            seen: 0,
+            duplicates: 0,
+            lengths: vec![0; LONGEST_COUNTED + 1],
+        })
     }
 
     /// Begins a source whose documents are divided by `assign`.
-    pub fn begin_source(&mut self, assign: Assign) {
+    pub fn begin_source(&mut self, source: &Source, assign: Assign) {
+        self.choice.begin_source(source);
         self.assign = assign;
         self.seen = 0;
     }
 
     /// Packs the documents of a frame. `file_hash` stands for the documents' own in hash assignment, where
-    /// documents are pieces of a file. Stops when nothing that can still come would be kept.
-    pub fn push(&mut self, frame: &Frame, mut file_hash: impl FnMut(u64) -> Option<u32>) -> Result<Flow> {
+    /// documents are pieces of a file; `packed` is told which documents were. Both get the document's place in the frame.
+    /// Stops when nothing that can still come would be kept.
+    pub fn push(
+        &mut self,
+        frame: &Frame,
+        file_hash: impl Fn(usize) -> Option<u32>,
+        mut packed: impl FnMut(usize, DocumentEntry),
+    ) -> Result<Flow> {
         let mut ids = frame.ids();
-        for document in frame.documents() {
+        for (place, document) in frame.documents().enumerate() {
             let (own, rest) = ids.split_at(document.tokens as usize * self.width.bytes());
             ids = rest;
-            let split = self.assign.split_of(self.seen, file_hash(self.seen).unwrap_or(document.hash));
-            self.seen += 1;
+            let chosen = self.choice.next(own);
+            let (Chosen::Kept(number) | Chosen::Duplicate(number)) = chosen else { continue };
+            let split = self.assign.split_of(number, file_hash(place).unwrap_or(document.hash));
+            let stream = self.streams.get_mut(&split).expect("the splits were named at the start");
+            self.seen = number + 1;
+            if chosen == Chosen::Duplicate(number) {
+                stream.read += u64::from(document.tokens);
+                stream.duplicates += u64::from(document.tokens);
+                self.duplicates += 1;
+                continue;
+            }
             self.lengths[(document.tokens as usize).min(LONGEST_COUNTED)] += 1;
-            self.streams.get_mut(&split).expect("the splits were named at the start").push(document, own)?;
+            packed(place, document);
+            stream.push(document, own)?;
             if self.nothing_more_is_kept() {
                 return Ok(Flow::Stop);
             }
@@ -199,6 +234,11 @@ impl Packer {
         }
     }
 
+    /// Documents that were left out because one before had the same tokens.
+    pub fn duplicates(&self) -> u64 {
+        self.duplicates
+    }
+
     /// The median number of tokens of a document.
     pub fn median_document_tokens(&self) -> u64 {
         let total: u64 = self.lengths.iter().sum();
@@ -213,8 +253,11 @@ impl Packer {
     /// Ends all splits and hands them to the dataset.
     pub fn finish(self, dataset: &mut DatasetWriter, job: &Job) -> Result<()> {
         for stream in self.streams.into_values() {
-            let Stream { rule, counter, documents, text_bytes, read } = stream;
-            let packed = rule.finish()?;
+            let Stream { rule, counter, documents, text_bytes, read, duplicates } = stream;
+            let mut packed = rule.finish()?;
+            if duplicates > 0 {
+                packed.rejected.insert(DUPLICATE, duplicates);
+            }
             let rejected = packed.rejected.into_iter().map(|(reason, tokens)| (reason.to_owned(), tokens)).collect();
             let written = packed.written.expect("a packer of a dataset writes");
             let statistics = Some(job.pool.install(|| counter.finish(&job.encoding.tokenizer)));

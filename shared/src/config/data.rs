@@ -174,6 +174,21 @@ pub struct DataArguments {
     /// How many records may be left out so before the run fails after all (-1: any number)
     #[arg(long, value_name = "RECORDS")]
     pub max_bad_records: i64,
+    /// Leave out documents of fewer characters, the newline at the end of a line not counted
+    #[arg(long, value_name = "CHARACTERS")]
+    pub min_chars: Option<u64>,
+    /// Leave out documents of more characters
+    #[arg(long, value_name = "CHARACTERS")]
+    pub max_chars: Option<u64>,
+    /// Keep only the first of documents with the same tokens, validation text before training text
+    #[arg(long)]
+    pub deduplicate: bool,
+    /// Pass over the first N documents of the training text
+    #[arg(long, value_name = "DOCUMENTS")]
+    pub skip_documents: Option<u64>,
+    /// Take only N documents of the training text, after those that are passed over
+    #[arg(long, value_name = "DOCUMENTS")]
+    pub take_documents: Option<u64>,
     /// Add the special tokens that calling the Hugging Face tokenizer adds (Llama-2: BOS)
     #[arg(long)]
     pub add_special_tokens: bool,
@@ -231,6 +246,11 @@ impl Default for DataArguments {
             encoding_errors: EncodingErrors::Strict,
             on_bad_record: OnBadRecord::Fail,
             max_bad_records: 1000,
+            min_chars: None,
+            max_chars: None,
+            deduplicate: false,
+            skip_documents: None,
+            take_documents: None,
             add_special_tokens: true,
             append_eos: true,
             remainder: Remainder::Drop,

@@ -7,7 +7,7 @@ use tokenmill_shared::config::DataArguments;
 use tokenmill_shared::{Error, Location, Result};
 
 use crate::decode::READ_BYTES;
-use crate::document::{self, Document, Flow, Rules, Start};
+use crate::document::{self, Document, Flow, Reads, Rules, Start};
 use crate::source::{self, Input};
 
 /// Text in a batch: enough for all threads, little in memory.
@@ -51,7 +51,7 @@ impl Corpus {
                 Ok(())
             };
             let start = Start::of(input, &self.rules, READ_BYTES)?;
-            document::for_each(input, &self.rules, start, READ_BYTES, &mut |document: Document<'_>| {
+            document::for_each(input, &self.rules, start, Reads::alone(READ_BYTES), &mut |document: Document<'_>| {
                 bytes += document.text.len();
                 batch.push((document.text.to_owned(), document.record));
                 if bytes >= BATCH_BYTES {

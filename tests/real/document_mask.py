@@ -12,11 +12,11 @@ import training
 from programs import TESTS, run
 
 WINDOW = 8
-PAD = 1023  # an id of no text: transformers trains no embedding of it
+PAD = 0  # end-of-sequence, of which text is full: transformers trains no embedding of it
 COMMON = dict(vocab_size=1024, hidden_size=64, initializer_range=0.1, eos_token_id=0, bos_token_id=0)
 LLAMA = dict(**COMMON, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
 FAMILIES = {
-    "llama": (LlamaForCausalLM, LlamaConfig(**LLAMA)),
+    "llama": (LlamaForCausalLM, LlamaConfig(**LLAMA, pad_token_id=PAD)),
     "mistral": (MistralForCausalLM, MistralConfig(**LLAMA, sliding_window=WINDOW)),
     "gemma2": (Gemma2ForCausalLM, Gemma2Config(**LLAMA, head_dim=16, sliding_window=WINDOW, pad_token_id=PAD)),
     "glm": (GlmForCausalLM, GlmConfig(**LLAMA, head_dim=16, pad_token_id=PAD)),

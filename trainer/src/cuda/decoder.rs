@@ -690,7 +690,10 @@ impl Decoder {
             self.ops.device.launch("positions_backward", (shape.time, 1, 1), (256, 1), 0, &args)?;
         }
         let Some(gradient) = self.weights.gradient_in_parts(self.layout.embedding)? else { return Ok(()) };
-        let order = EmbeddingOrder::new(&batch.input_ids);
+        let order = EmbeddingOrder::new(&batch.input_ids, self.config.padding_row);
+        if order.pieces == 0 {
+            return Ok(());
+        }
         self.ops.device.send(&order.words, &mut b.pinned[1], b.order)?;
         let pieces = b.order.part(rows, 4 * order.pieces, 4);
         let scale = self.config.embedding_scale;

@@ -18,8 +18,8 @@ pub struct EmbeddingOrder {
 }
 
 impl EmbeddingOrder {
-    /// Of the tokens of one micro-batch.
-    pub fn new(ids: &[u32]) -> Self {
+    /// Of the tokens of one micro-batch, but for those that are `padding`.
+    pub fn new(ids: &[u32], padding: Option<u32>) -> Self {
         let mut sorted: Vec<u64> = ids.iter().zip(0u64..).map(|(id, at)| u64::from(*id) << 32 | at).collect();
         sorted.sort_unstable();
         let id_of = |key: u64| (key >> 32) as u32;
@@ -28,6 +28,10 @@ impl EmbeddingOrder {
         let mut start = 0;
         for run in sorted.chunk_by(|one, next| id_of(*one) == id_of(*next)) {
             let id = id_of(run[0]);
+            if Some(id) == padding {
+                start += run.len() as u32;
+                continue;
+            }
             if run.len() > PIECE {
                 joins.push([partials, run.len().div_ceil(PIECE) as u32, id, 0]);
             }
@@ -50,7 +54,13 @@ mod tests {
     #[test]
     fn every_token_is_in_one_piece_and_every_piece_of_an_id_is_joined() {
         let ids: Vec<u32> = (0..500).map(|at| if at % 3 == 0 { 7 } else { at * 31 % 90 }).collect();
-        let order = EmbeddingOrder::new(&ids);
+        assert_order(&ids, None);
+        assert_order(&ids, Some(7));
+        assert_eq!(EmbeddingOrder::new(&[7; 3], Some(7)).pieces, 0);
+    }
+
+    fn assert_order(ids: &[u32], padding: Option<u32>) {
+        let order = EmbeddingOrder::new(ids, padding);
         let (tokens, rest) = order.words.split_at(ids.len());
         let (pieces, joins) = rest.split_at(4 * order.pieces);
         assert_eq!(joins.len(), 4 * order.joins);
@@ -68,7 +78,8 @@ mod tests {
         }
         assert!(partial.iter().all(Vec::is_empty));
         for (id, tokens) in summed.iter().enumerate() {
-            let expected: Vec<u32> = (0..500).filter(|at| ids[*at as usize] as usize == id).collect();
+            let is_of = |at: &u32| ids[*at as usize] as usize == id && padding != Some(id as u32);
+            let expected: Vec<u32> = (0..500).filter(is_of).collect();
             assert_eq!(*tokens, expected);
         }
     }

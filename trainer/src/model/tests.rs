@@ -17,7 +17,7 @@ fn tiny_json(family: &str) -> serde_json::Value {
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "query_pre_attn_scalar": 5, "z_loss_weight": 0,
         "attn_logit_softcapping": if family == "gemma2" { json!(3.0) } else { json!(null) },
         "final_logit_softcapping": if family == "gemma2" { json!(4.0) } else { json!(null) },
-        "sliding_window_pattern": 2,
+        "sliding_window_pattern": 2, "pad_token_id": null,
     })
 }
 
@@ -45,6 +45,43 @@ fn a_lost_gradient_is_found_whichever_parameter_it_is_of() {
         model.clear_gradients();
         model.forward_backward(&batch(), 1.0, false).unwrap();
         model.gradients().check_all_written(1).unwrap();
+    }
+}
+
+/// PyTorch's `Embedding` adds nothing to the row of its `padding_idx`; the output projection does, also where it is the same.
+#[test]
+fn looking_padding_up_trains_nothing() {
+    let with = |family: &str, pad_token_id: serde_json::Value| {
+        let mut json = tiny_json(family);
+        match pad_token_id {
+            serde_json::Value::Bool(_) => drop(json.as_object_mut().unwrap().remove("pad_token_id")),
+            id => json["pad_token_id"] = id,
+        }
+        Config::resolve(json).unwrap()
+    };
+    let row = |family, pad| with(family, pad).padding_row;
+    assert_eq!(
+        [row("llama", json!(false)), row("gemma", json!(false)), row("gemma", json!(null))],
+        [None, Some(0), None]
+    );
+    assert_eq!([row("glm", json!(false)), row("llama", json!(-1)), row("llama", json!(50))], [None, Some(49), None]);
+    assert_eq!([row("gpt2", json!(7)), row("bloom", json!(7)), row("mistral", json!(7))], [None, None, Some(7)]);
+    for family in families() {
+        let gradients = |pad_token_id| {
+            let mut model = Model::init(with(family, pad_token_id), 1).unwrap();
+            gradients_of(&mut model, &[batch()], false)
+        };
+        let ((loss, all), (same_loss, without)) = (gradients(json!(null)), gradients(json!(7)));
+        assert_eq!(loss, same_loss);
+        let differ: Vec<usize> = (0..all.len()).filter(|at| all[*at] != without[*at]).collect();
+        if row(family, json!(7)).is_none() {
+            assert!(differ.is_empty(), "{family}");
+            continue;
+        }
+        let tied = with(family, json!(7)).tie_word_embeddings;
+        assert_eq!(differ.len(), 16, "{family}: one row of the embedding");
+        assert!(differ.windows(2).all(|pair| pair[1] == pair[0] + 1), "{family}: {differ:?}");
+        assert!(differ.iter().all(|at| tied || without[*at] == 0.0), "{family}");
     }
 }
 

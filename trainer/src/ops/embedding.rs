@@ -21,15 +21,15 @@ pub fn forward(ids: &[u32], weight: &Tensor, scale: f32) -> Result<Tensor> {
 }
 
 /// Adds each row of `dy`, multiplied by `scale`, to the gradient row of its id, in token order: rows that occur twice sum the same
-/// way whatever the threads.
-pub fn backward(dy: &Tensor, ids: &[u32], scale: f32, slot: Slot<'_>) -> Result<()> {
+/// way whatever the threads. The row of `padding` is left out.
+pub fn backward(dy: &Tensor, ids: &[u32], scale: f32, padding: Option<u32>, slot: Slot<'_>) -> Result<()> {
     let (_, width) = dy.dims2()?;
     let dy = values(dy)?;
     slot.write(|dw, add| {
         if !add {
             dw.par_chunks_mut(1 << 16).for_each(|piece| piece.fill(0.0));
         }
-        for (dy, id) in dy.chunks_exact(width).zip(ids) {
+        for (dy, id) in dy.chunks_exact(width).zip(ids).filter(|(_, id)| Some(**id) != padding) {
             let row = &mut dw[*id as usize * width..][..width];
             row.iter_mut().zip(dy).for_each(|(w, y)| *w += y * scale);
         }

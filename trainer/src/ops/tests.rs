@@ -401,8 +401,11 @@ fn embedding_sums_the_gradients_of_repeated_ids() {
     let found = embedding::forward(&ids, &weight, 1.5).unwrap();
     assert_eq!(flat(&found), flat(&expected(std::slice::from_ref(&weight)).unwrap()));
     let dy = random(&[5, 4], 2);
-    let dw = gradient_of(36, |gradients| embedding::backward(&dy, &ids, 1.5, gradients.slot(0)).unwrap());
-    assert_slopes(&[&weight], &[dw], &dy, expected);
+    let dw = gradient_of(36, |gradients| embedding::backward(&dy, &ids, 1.5, None, gradients.slot(0)).unwrap());
+    assert_slopes(&[&weight], std::slice::from_ref(&dw), &dy, expected);
+    let padded = gradient_of(36, |gradients| embedding::backward(&dy, &ids, 1.5, Some(3), gradients.slot(0)).unwrap());
+    let without = |at: usize| if at / 4 == 3 { 0.0 } else { dw[at] };
+    assert_eq!(padded, (0..36).map(without).collect::<Vec<_>>());
     assert!(embedding::forward(&[9], &weight, 1.0).unwrap_err().to_string().contains("id 9"));
 }
 

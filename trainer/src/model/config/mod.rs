@@ -134,6 +134,8 @@ pub struct Config {
     pub logit_softcap: Option<f32>,
     /// What embedded tokens are multiplied by.
     pub embedding_scale: f32,
+    /// A token whose row of the embedding gets no gradient for being looked up.
+    pub padding_row: Option<u32>,
     /// Whether the output projection is the embedding.
     pub tie_word_embeddings: bool,
     /// Whether the rows of the output projection are scaled to length 1 before they are used.
@@ -203,6 +205,7 @@ impl Config {
             attention_softcap: None,
             logit_softcap: None,
             embedding_scale: 1.0,
+            padding_row: None,
             tie_word_embeddings: fields.flag("tie_word_embeddings", false),
             normalized_head: false,
             dropout: DropoutRates::default(),

@@ -118,9 +118,10 @@ impl<'a> Decoder<'a> {
         let dropout = self.dropout(self.config.dropout.embedding, Place::Embedding);
         dropout.map_or(Ok(()), |dropout| dropout.apply(&dx))?;
         if let Some(positions) = layout.positions {
-            embedding::backward(&dx, &self.positions, 1.0, gradients.slot(positions))?;
+            embedding::backward(&dx, &self.positions, 1.0, None, gradients.slot(positions))?;
         }
-        embedding::backward(&dx, ids, self.config.embedding_scale, gradients.slot(layout.embedding))
+        let (scale, padding) = (self.config.embedding_scale, self.config.padding_row);
+        embedding::backward(&dx, ids, scale, padding, gradients.slot(layout.embedding))
     }
 
     fn attention_end(&self, layer: &Layer, number: usize) -> End {

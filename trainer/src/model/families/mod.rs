@@ -11,6 +11,8 @@ mod gpt_neox;
 mod llama;
 mod qwen;
 
+use serde_json::Value;
+
 use super::config::{Config, Fields, Resolved};
 use super::layout::Layout;
 
@@ -123,7 +125,7 @@ impl Family {
 
 /// Resolves the configuration of a model of `family`.
 pub(super) fn resolve(family: Family, fields: &Fields<'_>) -> Resolved<Config> {
-    match family {
+    let mut config = match family {
         Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => llama::resolve(family, fields),
         Family::Gemma | Family::Gemma2 | Family::Gemma3 => gemma::resolve(family, fields),
         Family::Glm | Family::Glm4 => glm::resolve(family, fields),
@@ -132,7 +134,23 @@ pub(super) fn resolve(family: Family, fields: &Fields<'_>) -> Resolved<Config> {
         Family::Gpt2 => gpt2::resolve(fields),
         Family::Bloom => bloom::resolve(fields),
         Family::GptNeox => gpt_neox::resolve(fields),
-    }
+    }?;
+    config.padding_row = padding_row(family, fields, config.vocab_size);
+    Ok(config)
+}
+
+/// The `padding_idx` of PyTorch's `Embedding`, which most of transformers' classes make the configuration's `pad_token_id`:
+/// its row stays as it is, also where padding is the end-of-sequence token and text is full of it. -1 is the last row.
+fn padding_row(family: Family, fields: &Fields<'_>, vocab_size: usize) -> Option<u32> {
+    let usual = match family {
+        Family::Qwen | Family::Gpt2 | Family::Bloom | Family::GptNeox => return None,
+        Family::Gemma | Family::Gemma2 | Family::Gemma3 | Family::Baichuan => Some(0),
+        Family::Glm | Family::Glm4 => Some(151_329),
+        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => None,
+    };
+    let row = fields.0.get("pad_token_id").map_or(usual, Value::as_i64)?;
+    let row = if row < 0 { row + vocab_size as i64 } else { row };
+    u32::try_from(row).ok().filter(|row| (*row as usize) < vocab_size)
 }
 
 /// The weights of a model.

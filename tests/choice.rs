@@ -111,6 +111,7 @@ fn documents_of_other_lengths_are_left_out_and_counted() {
     assert!(said.contains("records left out: too few characters"), "{said}");
     run(&mut place.prepare("none", &["--min_chars", "5", "--max_chars", "4"]))
         .fails(2, &["--min_chars", "--max_chars"]);
+    run(&mut place.prepare("none", &["--min_chars", "1000"])).fails(2, &["no document", "left out", "--min_chars"]);
 }
 
 #[test]

@@ -67,6 +67,17 @@ fn live_text_trains_to_the_bits_of_the_dataset_over_epochs() {
     }
 }
 
+/// Resumes the run `whole` after a step, with nothing kept, and shows that it ends in the same bits. Returns its output.
+fn resume_without_cache(place: &Place, flags: &str, step: u32) -> String {
+    std::fs::remove_dir_all(place.path("cache")).unwrap();
+    let output = format!("resumed-{step}");
+    let checkpoint = place.path(&format!("whole/checkpoint-{step}"));
+    run(&mut live(place, &output, flags, &["--resume_from_checkpoint", checkpoint.to_str().unwrap()])).ok();
+    assert_eq!(losses(place, &output), losses(place, "whole"), "resumed at {step}");
+    assert_eq!(weights(place, &output), weights(place, "whole"), "resumed at {step}");
+    output
+}
+
 #[test]
 fn resuming_in_mid_stream_changes_no_bit_and_needs_nothing_kept() {
     let place = text();
@@ -78,12 +89,7 @@ fn resuming_in_mid_stream_changes_no_bit_and_needs_nothing_kept() {
     assert_eq!(json(&place, "whole", "eval_results.json")["eval_samples"], 3);
     // Epochs are of 8 or more steps, so that the border of one is among these.
     for step in [1, 4, 6, 7, 8, 9, 10, 11, 12, 13] {
-        std::fs::remove_dir_all(place.path("cache")).unwrap();
-        let output = format!("resumed-{step}");
-        let checkpoint = place.path(&format!("whole/checkpoint-{step}"));
-        run(&mut live(&place, &output, &flags, &["--resume_from_checkpoint", checkpoint.to_str().unwrap()])).ok();
-        assert_eq!(losses(&place, &output), expected, "resumed at {step}");
-        assert_eq!(weights(&place, &output), weights(&place, "whole"), "resumed at {step}");
+        let output = resume_without_cache(&place, &flags, step);
         let loss = |output: &str| json(&place, output, "eval_results.json")["eval_loss"].as_f64().unwrap().to_bits();
         assert_eq!(loss(&output), loss("whole"));
     }
@@ -104,12 +110,7 @@ fn shuffled_windows_have_every_block_once_an_epoch_and_go_on_in_mid_window() {
     run(&mut live(&place, "whole", &flags, &[])).ok();
     let expected = losses(&place, "whole");
     for step in [1, 2, 5, 7, 8, 9, 13] {
-        std::fs::remove_dir_all(place.path("cache")).unwrap();
-        let output = format!("resumed-{step}");
-        let checkpoint = place.path(&format!("whole/checkpoint-{step}"));
-        run(&mut live(&place, &output, &flags, &["--resume_from_checkpoint", checkpoint.to_str().unwrap()])).ok();
-        assert_eq!(losses(&place, &output), expected, "resumed at {step}");
-        assert_eq!(weights(&place, &output), weights(&place, "whole"), "resumed at {step}");
+        resume_without_cache(&place, &flags, step);
     }
     let checkpoint = place.path("whole/checkpoint-5");
     let resume = ["--resume_from_checkpoint", checkpoint.to_str().unwrap(), "--shuffle_window", "8"];

@@ -225,10 +225,11 @@ impl Job {
             let of_training = Window { skip: data.skip_documents.unwrap_or(0), take: data.take_documents };
             let window = if split == Some(Split::Validation) { Window::default() } else { of_training };
             let documents: u64 = scans.iter().map(FileScan::documents).sum();
+            let rejected = scans.iter().flat_map(|scan| &scan.rejected).map(|rejected| rejected.count).sum();
             let partition_bytes = setup.reading.tuning.partition_bytes;
             let source = Source::plan(split, text, scans, &setup.token_settings, partition_bytes, window);
             if documents == 0 {
-                return Err(text.without_document());
+                return Err(text.without_document(rejected));
             }
             if source.documents == 0 {
                 return Err(nothing_taken(window, documents));

@@ -5,9 +5,10 @@
 //! window, and how much of it was taken. While one is taken the next is read.
 
 use std::collections::VecDeque;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use serde::{Deserialize, Serialize};
 use tokenmill_preprocess::live::{Block, Position};
@@ -184,13 +185,38 @@ fn windows(mut blocks: TextBlocks, size: usize) -> Windows {
         return Box::new(windows);
     }
     let (sender, receiver) = sync_channel(0);
-    thread::spawn(move || {
+    let mut reading = Some(thread::spawn(move || {
         for window in windows {
             let failed = window.is_err();
             if sender.send(window).is_err() || failed {
                 return;
             }
         }
-    });
-    Box::new(receiver.into_iter())
+    }));
+    Box::new(std::iter::from_fn(move || {
+        let window = receiver.recv().ok();
+        // After a panic the epoch would seem to end here.
+        if window.is_none()
+            && let Some(Err(panicked)) = reading.take().map(JoinHandle::join)
+        {
+            resume_unwind(panicked);
+        }
+        window
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    fn a_reader_that_panics_does_not_end_the_epoch() {
+        for size in [1, 3] {
+            let blocks: TextBlocks = Box::new(std::iter::from_fn(|| panic!("as a reader might")));
+            let mut windows = windows(blocks, size);
+            assert!(catch_unwind(AssertUnwindSafe(|| windows.next())).is_err(), "windows of {size}");
+        }
+    }
 }

@@ -89,7 +89,7 @@ pub(super) fn run_verify(argv: Vec<OsString>) -> Result<()> {
     }
     Err(Error::corrupt(
         dir,
-        format!("{} things are wrong; prepare the dataset again into a new directory", report.wrong.len()),
+        format!("is damaged ({} found); prepare the dataset again into a new directory", report.wrong.len()),
     ))
 }
 

@@ -69,7 +69,7 @@ fn add(word: &str, flag: &str, spool_dir: &Path, inputs: &mut Vec<Input>) -> Res
 fn file(path: &Path, flag: &str) -> Result<Input> {
     let shown = path.display();
     let Some(stat) = storage::stat(path)? else {
-        return Err(Error::config(flag, format!("{shown} does not exist")));
+        return Err(Error::config(flag, format!("{shown} does not exist; correct the path")));
     };
     if path.is_dir() {
         return Err(Error::config(flag, format!("{shown} is a directory; give it as {flag}_dir")));

@@ -85,7 +85,7 @@ impl Input {
 pub fn list(dir: &Path, flag: &str) -> Result<Vec<Input>> {
     let shown = dir.display();
     if storage::stat(dir)?.is_none() {
-        return Err(Error::config(flag, format!("{shown} does not exist")));
+        return Err(Error::config(flag, format!("{shown} does not exist; correct the path")));
     }
     if !dir.is_dir() {
         return Err(Error::config(

@@ -26,10 +26,16 @@ impl Text {
         Ok(Self { root: dir.to_owned(), flag, inputs: list(dir, flag)? })
     }
 
-    /// The error for text without a document.
-    pub fn without_document(&self) -> Error {
+    /// The error for text without a document, of which so many records were left out.
+    pub fn without_document(&self, rejected: u64) -> Error {
         let shown = if self.root == Path::new(".") { "they name".into() } else { self.root.to_string_lossy() };
-        Error::config(self.flag, format!("the files in {shown} hold no document"))
+        let why = match rejected {
+            0 => String::new(),
+            _ => format!(
+                ": all {rejected} records are left out, for their length (--min_chars, --max_chars) or as bad ones (--on_bad_record)"
+            ),
+        };
+        Error::config(self.flag, format!("the files in {shown} hold no document{why}"))
     }
 }
 

@@ -125,7 +125,7 @@ impl Tokenizer {
         let flag = "--tokenizer_name_or_path";
         if storage::stat(dir)?.is_none() {
             let reason =
-                format!("{} does not exist; give a local directory (names on a hub are not built yet)", dir.display());
+                format!("{} does not exist; give a directory with a tokenizer, or its name on a hub", dir.display());
             return Err(Error::config(flag, reason));
         }
         let path = dir.join("tokenizer.json");

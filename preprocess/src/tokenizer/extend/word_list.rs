@@ -28,7 +28,7 @@ pub(super) struct Words {
 pub(super) fn read(path: &Path, pattern: Option<&str>, limit: Option<usize>) -> Result<Words> {
     let flag = "--word_list";
     if storage::stat(path)?.is_none() {
-        return Err(Error::config(flag, format!("{} does not exist", path.display())));
+        return Err(Error::config(flag, format!("{} does not exist; correct the path", path.display())));
     }
     if path.is_dir() {
         return Err(Error::config(flag, format!("{} is a directory; give the file", path.display())));

@@ -151,7 +151,7 @@ impl Config {
     pub fn load(dir: &Path) -> Result<Self> {
         let path = if dir.is_dir() { dir.join("config.json") } else { dir.to_owned() };
         if storage::stat(&path)?.is_none() {
-            let reason = "does not exist; give a local Hugging Face model directory (names on a hub are not built yet)";
+            let reason = "does not exist; give a directory with a Hugging Face model, or its name on a hub";
             return Err(Error::config(path.display().to_string(), reason));
         }
         let bytes = storage::read_at_most(&path, CONFIG_LIMIT)?;

@@ -102,6 +102,7 @@ impl Plan {
         let base = self.arguments.model_name_or_path.as_deref().or(self.arguments.init_from_config.as_deref());
         let asked = Config::load(base.expect("one of both is given"))?;
         let mut model = Model::load(dir)?;
+        model.set_padding_row(asked.padding_row);
         self.train_rows(&mut model)?;
         let saved = model.config();
         let shape = |config: &Config| {

@@ -18,7 +18,6 @@ use super::characters::Characters;
 use super::crossing::Crossings;
 use super::guard::guarded;
 use super::line::Line;
-
 use super::metaspace::merges;
 use super::nfc;
 use super::pieces::{self, Working};

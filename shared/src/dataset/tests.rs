@@ -1,3 +1,4 @@
+//! Datasets written and read back: by Arrow as by us; what is damaged, swapped or unfinished is refused.
 #![allow(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;

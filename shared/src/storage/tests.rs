@@ -1,3 +1,5 @@
+//! What is left of files that were not published, and how directories are listed.
+
 use std::io::Write;
 
 use super::*;

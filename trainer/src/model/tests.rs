@@ -1,3 +1,6 @@
+//! Every family in small: gradients are the slopes of the loss, no bit depends on threads, recomputing or how a step is
+//! divided, and what is lost, frozen or masked stays so.
+
 use serde_json::json;
 
 use super::*;

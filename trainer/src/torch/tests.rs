@@ -1,3 +1,5 @@
+//! Files of PyTorch read, and ours read back; pickles that would run something are refused.
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 

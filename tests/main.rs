@@ -25,6 +25,7 @@ mod mixing;
 mod numerics;
 mod old_checkpoints;
 mod packing;
+mod pages;
 mod power_cut;
 mod quantised;
 mod resume;

@@ -4,7 +4,8 @@
 //! `cargo bench --workspace --bench end_to_end [-- TOKENIZER…]`. With `TOKENMILL_PYTHON` (see `peers.sh`) the peers run
 //! too; with `TOKENMILL_DATASETS_PYTHON`, a Python that has `datasets` and `transformers`, that pipeline as well. Peers
 //! are timed by themselves, without starting Python or loading the tokenizer; ours from start to end of the process.
-//! `TOKENMILL_SCALE=night` takes 240 MB of each text instead of 24.
+//! `TOKENMILL_SCALE=night` takes 240 MB of each text instead of 24, `release` 960; `datasets`, whose rate the size does not
+//! change, has 24 MB of them.
 #![allow(clippy::disallowed_methods)]
 
 use std::fmt::Write as _;
@@ -22,19 +23,27 @@ const ROUNDS: usize = 3;
 
 const MB: f64 = 1e6;
 
+/// Text for `datasets`, and for all at the smallest size.
+const SMALL_BYTES: usize = 24 << 20;
+
 /// One text, as it is and as records.
 struct Input {
     name: &'static str,
     documents: Vec<String>,
     txt: PathBuf,
     jsonl: PathBuf,
+    /// The beginning of `txt`.
+    small: PathBuf,
 }
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let mut targets = Targets::new("end_to_end");
-    let night = std::env::var("TOKENMILL_SCALE").is_ok_and(|scale| scale == "night");
-    let bytes = if night { 240 << 20 } else { 24 << 20 };
+    let bytes = match std::env::var("TOKENMILL_SCALE").as_deref() {
+        Ok("release") => 960 << 20,
+        Ok("night") => 240 << 20,
+        _ => SMALL_BYTES,
+    };
     let work = tempfile::tempdir().expect("a temporary directory");
     let preprocess = program("preprocess");
     let inputs: Vec<Input> = ["en", "zh", "mixed"].map(|name| Input::write(name, bytes, work.path())).into();
@@ -70,7 +79,7 @@ fn main() -> ExitCode {
                     targets.at_least(&format!("{what}, beside the best peer"), size / fastest / best, 2.0, "times");
                 }
                 if let (Some(python), "txt") = (std::env::var_os("TOKENMILL_DATASETS_PYTHON"), format) {
-                    let rate = datasets_rate(&PathBuf::from(python), &tokenizer, path, work.path());
+                    let rate = datasets_rate(&PathBuf::from(python), &tokenizer, &input.small, work.path());
                     println!("       datasets {rate:.1} MB of file/s");
                     targets.at_least(&format!("{what}, beside datasets"), size / fastest / rate, 50.0, "times");
                 }
@@ -98,20 +107,24 @@ impl Input {
             left = left.saturating_sub(line.len());
             documents.push(line);
         }
-        let of = |format: &str, line: &dyn Fn(&String) -> String| {
-            let dir = work.join(format!("{name}-{format}"));
+        let of = |what: &str, format: &str, bytes: usize, line: &dyn Fn(&String) -> String| {
+            let dir = work.join(format!("{name}-{what}"));
             std::fs::create_dir(&dir).expect("a new directory");
             let path = dir.join(format!("{name}.{format}"));
-            let content = documents.iter().fold(String::new(), |mut content, text| {
+            let mut content = String::new();
+            for text in &documents {
                 let _ = writeln!(content, "{}", line(text));
-                content
-            });
+                if content.len() >= bytes {
+                    break;
+                }
+            }
             std::fs::write(&path, content).expect("room for the input");
             path
         };
-        let txt = of("txt", &String::clone);
-        let jsonl = of("jsonl", &|text| json!({ "text": text }).to_string());
-        Self { name, documents, txt, jsonl }
+        let txt = of("txt", "txt", usize::MAX, &String::clone);
+        let small = of("small", "txt", SMALL_BYTES, &String::clone);
+        let jsonl = of("jsonl", "jsonl", usize::MAX, &|text| json!({ "text": text }).to_string());
+        Self { name, documents, txt, jsonl, small }
     }
 }
 

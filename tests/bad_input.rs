@@ -1,5 +1,6 @@
 //! Bad input: a clear message with place and remedy, an exit code by class, nothing lost.
 
+use std::path::Path;
 use std::process::Command;
 
 use tokenmill_tests::{Place, TINY_LLAMA, binaries, data, digest, lines, run};
@@ -124,23 +125,27 @@ fn training_on_blocks_longer_than_a_table_of_positions_is_refused() {
     let config =
         r#"{"model_type": "gpt2", "n_positions": 48, "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 1024}"#;
     let config = place.write("gpt2/config.json", config);
-    let train = |size: &str, source: &[&str], output: &str| {
+    let train = |size: &str, tokenizer: &Path, output: &str| {
         let mut command = Command::new(&binaries().trainer);
-        command.arg("--init_from_config").arg(&config).arg("--output_dir").arg(place.path(output)).args(source);
-        command.arg("--tokenizer_name_or_path").arg(data("tokenizers/bytes"));
+        command.arg("--init_from_config").arg(&config).arg("--output_dir").arg(place.path(output));
+        command.arg("--train_file_dir").arg(place.path("text")).arg("--tokenizer_name_or_path").arg(tokenizer);
         command.arg("--cache_dir").arg(place.path("cache")).args(["--block_size", size, "--use_peft", "false"]);
         run(command.args(["--max_steps", "1", "--save_strategy", "no", "--validation_split_percentage", "0"]))
     };
-    let text = place.path("text");
-    let text = ["--train_file_dir", text.to_str().unwrap()];
-    train("49", &text, "out").fails(2, &["--block_size", "48 positions", "gpt2"]);
+    let bytes = data("tokenizers/bytes");
+    train("49", &bytes, "out").fails(2, &["--block_size", "48 positions", "gpt2"]);
     assert!(!place.path("cache").exists(), "something was tokenized");
+    // Scripts ask for 1024 and let the tokenizer's bound decide.
+    let bounded = place.path("bounded");
+    place.write("bounded/tokenizer_config.json", r#"{"eos_token": "<|endoftext|>", "model_max_length": 48}"#);
+    std::fs::copy(bytes.join("tokenizer.json"), bounded.join("tokenizer.json")).unwrap();
+    train("1024", &bounded, "short").ok();
     run(&mut place.prepare("data", &["--block_size", "49"])).ok();
     let mut command = Command::new(&binaries().trainer);
     command.arg("--init_from_config").arg(&config).arg("--output_dir").arg(place.path("out"));
     run(command.arg("--dataset_dir").arg(place.path("data"))).fails(2, &["--block_size", "49", "48 positions"]);
     assert!(!place.path("out").exists());
-    train("48", &text, "out").ok();
+    train("48", &bytes, "out").ok();
 }
 
 #[test]

@@ -109,7 +109,8 @@ impl Pipeline {
             }
         });
         let received = stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
-        // Twice the workers, so that a finished batch never leaves a thread idle while order is restored.
+        // So many that threads find work while the sink writes a shard's batch or syncs a partition: with twice the workers
+        // 240 MB of English took 1.65 s, so 1.48 (medians of 5 runs in turn).
         let mut events = Box::pin(
             received
                 .map(move |(item, permit)| {
@@ -128,7 +129,7 @@ impl Pipeline {
                         Ok::<_, Error>((event, permit))
                     }
                 })
-                .buffered(2 * workers + 2),
+                .buffered(16 * workers),
         );
         let mut result = Ok(());
         while let Some(event) = events.next().await {

@@ -101,6 +101,11 @@ pub struct Tokenizer {
     pub files: Vec<(&'static str, Vec<u8>)>,
 }
 
+/// transformers writes 1e30 where there is no bound.
+fn model_max_length(config: &Value) -> Option<usize> {
+    config["model_max_length"].as_f64().filter(|length| *length < 1e9).map(|length| length as usize)
+}
+
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer").field("blake3", &self.blake3).field("eos_token_id", &self.eos_token_id).finish()
@@ -169,12 +174,10 @@ impl Tokenizer {
             let token = [&config, &special].into_iter().find_map(|file| token_named(file, key))?;
             engine.reference().id_of(&token)
         };
-        let model_max_length =
-            config["model_max_length"].as_f64().filter(|length| *length < 1e9).map(|length| length as usize);
         let mut tokenizer = Self {
             eos_token_id: named("eos_token"),
             pad_token_id: named("pad_token"),
-            model_max_length,
+            model_max_length: model_max_length(&config),
             blake3,
             files,
             engine,
@@ -184,6 +187,12 @@ impl Tokenizer {
             tokenizer.eos_token_id = model_eos(dir)?;
         }
         Ok(tokenizer)
+    }
+
+    /// The longest input that the configuration of the tokenizer in `dir` allows, which is not loaded; `None` if it sets no
+    /// bound.
+    pub fn longest_input(dir: &Path) -> Result<Option<usize>> {
+        Ok(model_max_length(&json_file(dir, "tokenizer_config.json")?))
     }
 
     /// Whether `dir` holds a tokenizer that [`load`](Self::load) could read.

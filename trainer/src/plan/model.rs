@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use tokenmill_preprocess::tokenizer::Tokenizer;
 use tokenmill_shared::{Error, Result};
 
 use super::Plan;
@@ -32,7 +33,12 @@ impl Plan {
         #[cfg(feature = "cuda")]
         self.check_gpu_takes(&config)?;
         let finished = !arguments.dataset_dir.is_empty() || arguments.data_service.is_some();
-        if !finished { check_positions(&config, arguments.data.block_size()) } else { Ok(()) }
+        // Where positions go on, that is said once the blocks are there.
+        if finished || !matches!(config.positions, Positions::Learned) {
+            return Ok(());
+        }
+        let longest = Tokenizer::longest_input(self.tokenizer_dir()?)?.unwrap_or(usize::MAX);
+        check_positions(&config, arguments.data.block_size().min(longest))
     }
 
     /// Checks what is asked of a checkpoint whose weights are quantised.

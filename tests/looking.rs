@@ -221,3 +221,25 @@ fn completions_and_manual_pages_are_of_every_flag() {
     assert!(page.contains("dry_run") && page.contains("block_size"));
     run(Command::new(&binaries().preprocess).args(["man", "cook"])).fails(2, &["prepare, explain, trace", "cook"]);
 }
+
+#[test]
+fn help_says_what_a_command_is_about() {
+    let programs = binaries();
+    for (program, words, about) in [
+        (&programs.preprocess, "prepare --help", "Text to packed token blocks."),
+        (&programs.preprocess, "explain --help", "Which partitions would be reused"),
+        (&programs.preprocess, "trace --help", "The file and the byte"),
+        (&programs.preprocess, "cache --help", "What is kept for reuse"),
+        (&programs.preprocess, "cache prune --help", "Makes room in the cache."),
+        (&programs.preprocess, "tokenizer --help", "Making tokenizers"),
+        (&programs.preprocess, "tokenizer extend --help", "New pieces for a BPE tokenizer"),
+        (&programs.trainer, "--help", "Continues the pretraining"),
+        (&programs.trainer, "merge --help", "Folds an adapter into the model"),
+        (&programs.trainer, "explain --help", "Shows how flags or a configuration file are read"),
+    ] {
+        let help = run(Command::new(program).args(words.split(' '))).ok().stdout;
+        assert!(help.starts_with(about), "{words}: {help}");
+    }
+    let page = run(Command::new(&programs.preprocess).args(["man", "prepare"])).ok().stdout;
+    assert!(page.contains("Text to packed token blocks."), "{page}");
+}

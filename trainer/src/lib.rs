@@ -30,8 +30,8 @@ use std::ffi::OsString;
 use std::io::Write;
 
 use arguments::TrainerArguments;
-use clap::{Args, Command};
-use tokenmill_shared::config::{completions, manual, parse, with_grammar};
+use clap::Command;
+use tokenmill_shared::config::{completions, manual, parse, with_arguments};
 use tokenmill_shared::{Error, Result};
 
 const ABOUT: &str = "Continues the pretraining of a Hugging Face causal language model. Flags are those of run_clm.py and MedicalGPT's pretraining.py; one that is not built yet is refused by name. `trainer merge` folds an adapter into its model, `trainer explain` shows how flags are read, `trainer parameters` lists every flag (`trainer parameters zh` in Chinese), `trainer completions SHELL` and `trainer man` print what shells and `man -l -` read.";
@@ -79,6 +79,5 @@ pub fn run(argv: Vec<OsString>) -> Result<()> {
 fn program() -> Command {
     let trainer = Command::new("trainer").version(env!("CARGO_PKG_VERSION")).about(ABOUT);
     let merge = Command::new("merge").about(MERGE);
-    with_grammar(TrainerArguments::augment_args(trainer))
-        .subcommand(with_grammar(merge::MergeArguments::augment_args(merge)))
+    with_arguments::<TrainerArguments>(trainer).subcommand(with_arguments::<merge::MergeArguments>(merge))
 }

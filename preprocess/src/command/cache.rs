@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use clap::{Args, Command};
 use indicatif::HumanBytes;
-use tokenmill_shared::config::parse;
+use tokenmill_shared::config::{parse, with_arguments};
 use tokenmill_shared::{Error, Result};
 
-use super::{of, print_json, print_lines};
+use super::{print_help, print_json, print_lines};
 use crate::cache;
 use crate::job::cache_dir;
 
@@ -39,6 +39,10 @@ pub(super) fn run(argv: Vec<OsString>) -> Result<()> {
     let (name, about) = match name.as_str() {
         "list" => LIST,
         "prune" => PRUNE,
+        "-h" | "--help" => {
+            print_help(command());
+            return Ok(());
+        }
         _ => return Err(Error::config("cache", format!("has the commands list and prune, not {name:?}"))),
     };
     let command = Command::new(name).bin_name(format!("preprocess cache {name}")).about(about);
@@ -67,6 +71,6 @@ pub(super) fn run(argv: Vec<OsString>) -> Result<()> {
 }
 
 pub(super) fn command() -> Command {
-    let both = [LIST, PRUNE].map(|(name, about)| of::<CacheArguments>(Command::new(name).about(about)));
+    let both = [LIST, PRUNE].map(|(name, about)| with_arguments::<CacheArguments>(Command::new(name).about(about)));
     super::command("cache", "What is kept for reuse").subcommands(both)
 }

@@ -10,8 +10,8 @@ mod tokenizer;
 use std::ffi::OsString;
 use std::io::Write;
 
-use clap::{Args, Command};
-use tokenmill_shared::config::{completions, manual, with_grammar};
+use clap::Command;
+use tokenmill_shared::config::{completions, manual, with_arguments};
 use tokenmill_shared::{Error, Result};
 
 use crate::serve::ServeArguments;
@@ -75,26 +75,26 @@ pub fn run(argv: Vec<OsString>) -> Result<()> {
 fn program() -> Command {
     let about = "Text to packed blocks of token ids, and looking at them";
     Command::new("preprocess").version(env!("CARGO_PKG_VERSION")).about(about).subcommands([
-        of::<prepare::PrepareArguments>(prepare::prepare_command()),
-        of::<prepare::ExplainArguments>(prepare::explain_command()),
-        of::<prepare::TraceArguments>(prepare::trace_command()),
-        of::<look::InspectArguments>(look::inspect_command()),
-        of::<look::VerifyArguments>(look::verify_command()),
+        with_arguments::<prepare::PrepareArguments>(prepare::prepare_command()),
+        with_arguments::<prepare::ExplainArguments>(prepare::explain_command()),
+        with_arguments::<prepare::TraceArguments>(prepare::trace_command()),
+        with_arguments::<look::InspectArguments>(look::inspect_command()),
+        with_arguments::<look::VerifyArguments>(look::verify_command()),
         cache::command(),
-        of::<ServeArguments>(serve::command()),
+        with_arguments::<ServeArguments>(serve::command()),
         tokenizer::command(),
-        of::<machine::DoctorArguments>(machine::doctor_command()),
+        with_arguments::<machine::DoctorArguments>(machine::doctor_command()),
     ])
-}
-
-/// A command with the arguments of `T`.
-fn of<T: Args>(command: Command) -> Command {
-    with_grammar(T::augment_args(command))
 }
 
 /// A command of the program.
 fn command(name: &'static str, about: &'static str) -> Command {
     Command::new(name).bin_name(format!("preprocess {name}")).about(about)
+}
+
+/// The help of a command that has commands.
+fn print_help(mut command: Command) {
+    print_lines(&[command.render_help().to_string()]);
 }
 
 /// One JSON value on standard output.

@@ -3,16 +3,20 @@
 use std::ffi::OsString;
 
 use clap::Command;
-use tokenmill_shared::config::parse;
+use tokenmill_shared::config::{parse, with_arguments};
 use tokenmill_shared::{Error, Result};
 
-use super::{of, print_json};
+use super::{print_help, print_json};
 use crate::tokenizer::extend::{ExtendArguments, extend};
 
 const EXTEND: &str = "New pieces for a BPE tokenizer, byte-level or SentencePiece style, trained on a corpus or taken from a word list. Old ids stay, old merges come first; fertility before and after is reported.";
 
 pub(super) fn run(argv: Vec<OsString>) -> Result<()> {
     let name = argv.get(1).and_then(|word| word.to_str()).unwrap_or_default();
+    if matches!(name, "-h" | "--help") {
+        print_help(command());
+        return Ok(());
+    }
     if name != "extend" {
         return Err(Error::config("tokenizer", format!("has one command, extend, not {name:?}")));
     }
@@ -30,5 +34,5 @@ pub(super) fn run(argv: Vec<OsString>) -> Result<()> {
 
 pub(super) fn command() -> Command {
     super::command("tokenizer", "Making tokenizers")
-        .subcommand(of::<ExtendArguments>(Command::new("extend").about(EXTEND)))
+        .subcommand(with_arguments::<ExtendArguments>(Command::new("extend").about(EXTEND)))
 }

@@ -38,6 +38,21 @@ pub fn with_grammar(command: Command) -> Command {
     })
 }
 
+/// `command` with the arguments of `T`, in this grammar.
+pub fn with_arguments<T: clap::Args>(command: Command) -> Command {
+    with_grammar(keeping_about(command, T::augment_args))
+}
+
+/// What `augment` makes of `command`, which stays about what it is about: clap puts the doc comment of the arguments there.
+fn keeping_about(command: Command, augment: impl FnOnce(Command) -> Command) -> Command {
+    let about = command.get_about().cloned();
+    let command = augment(command);
+    match about {
+        Some(about) => command.about(about).long_about(None),
+        None => command,
+    }
+}
+
 /// Parses `argv` (program name first) into `T`: its defaults, overlaid by what is given. A flag that is known and
 /// stands for nothing here is refused, or said to have no effect, with the reason.
 ///
@@ -45,7 +60,7 @@ pub fn with_grammar(command: Command) -> Command {
 /// [`Error::Config`] naming the flag: unknown (with the nearest name), refused (with the reason), or a
 /// value that cannot be read; or the configuration file. `--help` and `--version` print and exit.
 pub fn parse<T: clap::Args + Default>(command: Command, argv: impl IntoIterator<Item = OsString>) -> Result<T> {
-    let command = with_grammar(T::augment_args_for_update(command));
+    let command = with_grammar(keeping_about(command, T::augment_args_for_update));
     let mut argv: Vec<OsString> = argv.into_iter().collect();
     if command.get_positionals().next().is_none() {
         argv = file::expand(argv)?;

@@ -13,7 +13,7 @@ pub use data::{
     DataArguments, Encoding, EncodingErrors, OnBadRecord, Remainder, SampleBy, ValidationSplitMode, ValidationText,
 };
 pub use generated::{completions, manual};
-pub use grammar::{boolean, parse, with_grammar};
+pub use grammar::{boolean, parse, with_arguments, with_grammar};
 pub use hub::{HubArguments, Secret};
 pub use known::{KNOWN, Known, Takes, Text, Verdict, known};
 pub use packing::{Compat, Packing, PackingStrategy};

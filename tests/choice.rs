@@ -27,8 +27,9 @@ fn prepared(place: &Place, text: &str, output: &str, tuning: Tuning, data_argume
 }
 
 /// Small partitions and one byte at a time, or as it is.
-const TUNINGS: [Tuning; 2] =
-    [Tuning { partition_bytes: 300, read_bytes: 7 }, Tuning { partition_bytes: 64 << 20, read_bytes: 1 << 20 }];
+fn tunings() -> [Tuning; 2] {
+    [Tuning { partition_bytes: 300, read_bytes: 7, ..Tuning::default() }, Tuning::default()]
+}
 
 fn blocks(place: &Place, dataset: &str) -> Value {
     let splits = ["train", "validation"].map(|split| {
@@ -52,7 +53,7 @@ fn the_first_of_equal_documents_stays_whatever_the_workers() {
     place.write("distinct/a.txt", &distinct);
     let without_validation = DataArguments { validation_split_percentage: 0.0, ..DataArguments::default() };
     prepared(&place, "distinct", "expected", Tuning::default(), without_validation.clone());
-    for (number, tuning) in TUNINGS.into_iter().enumerate() {
+    for (number, tuning) in tunings().into_iter().enumerate() {
         for workers in [1, 3] {
             let output = format!("out-{number}-{workers}");
             let arguments = DataArguments {
@@ -92,7 +93,7 @@ fn documents_of_other_lengths_are_left_out_and_counted() {
     let longer = all.lines().filter(|line| line.chars().count() > 40).count() as u64;
     assert!(shorter > 10 && longer > 10);
     prepared(&place, "fitting", "expected", Tuning::default(), DataArguments::default());
-    for (number, tuning) in TUNINGS.into_iter().enumerate() {
+    for (number, tuning) in tunings().into_iter().enumerate() {
         let arguments = DataArguments { min_chars: Some(10), max_chars: Some(40), ..DataArguments::default() };
         let output = format!("out-{number}");
         let result = prepared(&place, "all", &output, tuning, arguments.clone());
@@ -124,7 +125,7 @@ fn what_is_passed_over_and_taken_is_counted_in_documents_of_the_training_text() 
     let divided = DataArguments { validation_split_percentage: 10.0, ..DataArguments::default() };
     prepared(&place, "taken", "expected", Tuning::default(), divided.clone());
     let arguments = DataArguments { skip_documents: Some(50), take_documents: Some(100), ..divided };
-    for (number, tuning) in TUNINGS.into_iter().enumerate() {
+    for (number, tuning) in tunings().into_iter().enumerate() {
         let output = format!("out-{number}");
         let result = prepared(&place, "all", &output, tuning, arguments.clone());
         assert_eq!(blocks(&place, &output), blocks(&place, "expected"), "{tuning:?}");

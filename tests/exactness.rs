@@ -49,7 +49,7 @@ fn output_of(way: &Way, settings: &DataArguments) -> std::collections::BTreeMap<
         tokenizer: data("tokenizers/bytes"),
         model: None,
         output: Output::Directory(place.path("out")),
-        tuning: Tuning { partition_bytes: way.partition_bytes, read_bytes: way.read_bytes },
+        tuning: Tuning { partition_bytes: way.partition_bytes, read_bytes: way.read_bytes, ..Tuning::default() },
     };
     let prepared = prepare(&options).unwrap();
     assert!(prepared.manifest.splits.values().all(|split| split.ledger.balances()));

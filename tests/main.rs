@@ -19,6 +19,7 @@ mod hub;
 mod inputs;
 mod kills;
 mod loading;
+mod long_documents;
 mod looking;
 mod means;
 mod mixing;

@@ -155,9 +155,10 @@ fn of_part(job: &Job, (source, part): (&Source, &Part), wanted: u64) -> Result<S
     let (mut sample, mut left) = (Sample::default(), segment.documents);
     let mut batch = TextBatch::default();
     let each = |found: Document<'_>| {
+        // What parts cost beside a whole document is nothing here.
         batch.push(found.text, found.record);
         sample.bytes += found.text.len() as u64;
-        left -= 1;
+        left -= u64::from(found.extent.ends);
         let enough = left == 0 || sample.bytes >= wanted;
         if enough || batch.is_full() {
             let began = Instant::now();
@@ -168,7 +169,8 @@ fn of_part(job: &Job, (source, part): (&Source, &Part), wanted: u64) -> Result<S
         Ok(if enough { Flow::Stop } else { Flow::Continue })
     };
     if segment.documents > 0 {
-        document::for_each(input, &job.rules, segment.start, Reads::alone(job.read_bytes), &mut Usable(each))?;
+        let mut usable = Usable { each, broken: &segment.broken };
+        document::for_each(input, &job.rules, segment.start, Reads::alone(job.read_bytes), &mut usable)?;
     }
     Ok(sample)
 }

@@ -14,7 +14,7 @@ use tokenmill_shared::dataset::{Split, TokenWidth};
 use tokenmill_shared::{Error, Result};
 
 use crate::decode;
-use crate::document::{Reads, Reason, Rules};
+use crate::document::{PART_BYTES, Reads, Reason, Rules};
 use crate::encoding::TextEncoding;
 use crate::model_config::{check_positions, model_eos};
 use crate::pack::{self, Assign};
@@ -58,11 +58,13 @@ pub struct Tuning {
     pub partition_bytes: u64,
     /// Bytes asked of the operating system at a time.
     pub read_bytes: usize,
+    /// Text after which a document may be cut into parts.
+    pub part_bytes: usize,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { partition_bytes: 64 << 20, read_bytes: decode::READ_BYTES }
+        Self { partition_bytes: 64 << 20, read_bytes: decode::READ_BYTES, part_bytes: PART_BYTES }
     }
 }
 
@@ -128,7 +130,7 @@ impl Reading {
     pub fn new(options: &PrepareOptions) -> Result<Self> {
         let data = options.data.clone();
         check_percentage(&data)?;
-        let rules = Rules::new(&data)?;
+        let rules = Rules::new(&data)?.in_parts(&data, options.tuning.part_bytes);
         let cache_dir = cache_dir(data.cache_dir.as_deref())?;
         let workers = data.preprocessing_num_workers.unwrap_or(0); // 0 lets rayon take all cores
         let pool = rayon::ThreadPoolBuilder::new()
@@ -185,11 +187,14 @@ impl Setup {
     }
 
     /// Resolves the rest of `options`.
-    fn with(reading: Reading, options: &PrepareOptions) -> Result<Self> {
+    fn with(mut reading: Reading, options: &PrepareOptions) -> Result<Self> {
         let mut data = reading.data.clone();
         let packing = packing(&data)?;
         data.append_eos = data.appends_eos();
         let tokenizer = Tokenizer::open(&options.tokenizer, data.use_fast_tokenizer)?;
+        if !tokenizer.can_cut_anywhere() {
+            reading.rules.part_bytes = None;
+        }
         data.block_size = Some(allowed_block_size(data.block_size(), tokenizer.model_max_length)?);
         if let Some(model) = &options.model {
             check_positions(model, data.block_size())?;
@@ -338,7 +343,17 @@ fn set_up_and_scan(options: &PrepareOptions, texts: &[&Text]) -> Result<(Setup, 
         state.unwanted.store(setup.is_err(), Ordering::Relaxed);
         (setup, scanning.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
-    Ok((setup?, scans?))
+    let (setup, scans) = (setup?, scans?);
+    // Documents came in parts, and the tokenizer is one that takes them whole.
+    let in_parts = |(scans, _): &Scanned| scans.iter().any(FileScan::is_in_parts);
+    if setup.reading.rules.part_bytes.is_none() && scans.iter().any(in_parts) {
+        let state = ScanState::default();
+        let options = setup.reading.scan_options(&state);
+        let scan = |text: &&Text| reading.pool.install(|| scan::scan(&text.root, &text.inputs, &options));
+        let scans = texts.iter().map(scan).collect::<Result<Vec<_>>>()?;
+        return Ok((setup, scans));
+    }
+    Ok((setup, scans))
 }
 
 /// `--cache_dir`, or `$XDG_CACHE_HOME/tokenmill` or `~/.cache/tokenmill`.

@@ -49,7 +49,7 @@ pub use job::{Output, PrepareOptions, Tuning, cache_dir};
 pub use live::Live;
 pub use summary::{Prepared, Reuse, Status};
 
-use document::Flow;
+use document::{Extent, Flow};
 use job::Job;
 use pack::{Assign, Measure, Packer};
 use pipeline::{Event, Pipeline};
@@ -161,7 +161,7 @@ fn pack_source(
             Event::File { file, documents } => files.announce(file, documents),
             Event::Tokens(frame) => {
                 progress.add(frame.documents().map(|document| u64::from(document.text_bytes)).sum());
-                let of_documents: Vec<_> = frame.documents().map(|_| files.next()).collect();
+                let of_documents: Vec<_> = frame.documents().map(|document| files.next(document.extent)).collect();
                 let hash_of_file = |place: usize| {
                     let file = of_documents[place]?;
                     let is_text = source.inputs[file].kind == Kind::Text;
@@ -183,6 +183,7 @@ fn pack_source(
 #[derive(Default)]
 struct FileOfDocument {
     files: VecDeque<(usize, u64)>,
+    last: Option<usize>,
 }
 
 impl FileOfDocument {
@@ -190,13 +191,17 @@ impl FileOfDocument {
         self.files.push_back((file, documents));
     }
 
-    fn next(&mut self) -> Option<usize> {
+    fn next(&mut self, extent: Extent) -> Option<usize> {
+        if !extent.begins {
+            return self.last;
+        }
         while self.files.front().is_some_and(|(_, left)| *left == 0) {
             self.files.pop_front();
         }
         let (file, left) = self.files.front_mut()?;
         *left -= 1;
-        Some(*file)
+        self.last = Some(*file);
+        self.last
     }
 }
 

@@ -13,12 +13,12 @@ use futures::{StreamExt, stream};
 use tokenmill_shared::{Error, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::document::{self, Flow, Reads, Rules, Usable};
+use crate::document::{self, Extent, Flow, Reads, Rules, Usable};
 use crate::plan::{Part, Partition};
 use crate::scan::{self, DocumentsHasher};
 use crate::source::Input;
 use crate::store::{Frame, PartitionWriter, Store};
-use crate::tokenize::{Encoding, TextBatch};
+use crate::tokenize::{Encoding, Parts, TextBatch};
 
 /// Text and stored frames that may be between reader and sink. Ids take up to about as much again.
 pub const IN_FLIGHT_BYTES: usize = 64 << 20;
@@ -98,11 +98,11 @@ impl Pipeline {
         let (pool, encoding, inputs) = (Arc::clone(&self.pool), Arc::clone(&self.encoding), Arc::clone(&self.inputs));
         let reading = tokio::task::spawn_blocking(move || {
             let budget = Arc::new(Semaphore::new(IN_FLIGHT_BYTES / PERMIT_BYTES));
-            let Self { inputs, partitions, rules, store, read_bytes, .. } = self;
+            let Self { inputs, partitions, rules, encoding, store, read_bytes, .. } = self;
             // One thread decodes as fast as some four of them tokenize.
             let reads = Reads { bytes: read_bytes, decoders: workers.div_ceil(4) };
             let runtime = tokio::runtime::Handle::current();
-            let reader = Reader { inputs, rules, store, reads, sender, budget, runtime };
+            let reader = Reader { inputs, rules, encoding, store, reads, sender, budget, runtime };
             if let Err(Gone::Failed(error)) = reader.read(partitions) {
                 // If the sink is gone too, its error is the one to report.
                 let _ = reader.sender.blocking_send((Err(error), None));
@@ -199,6 +199,7 @@ impl From<Error> for Gone {
 struct Reader {
     inputs: Arc<Vec<Input>>,
     rules: Rules,
+    encoding: Arc<Encoding>,
     store: Option<Store>,
     reads: Reads,
     sender: mpsc::Sender<Sent>,
@@ -238,21 +239,34 @@ impl Reader {
             let (input, segment) = (&self.inputs[part.file], &part.segment);
             let mut hasher = DocumentsHasher::default();
             let mut batch = TextBatch::default();
+            let mut parts = Parts::new(&self.encoding.tokenizer, input);
             let mut gone = None;
             let mut left = segment.documents;
             let each = |found: document::Document<'_>| {
-                hasher.update(found.text);
-                batch.push(found.text, found.record);
-                left -= 1;
-                if (left == 0 || batch.is_full())
-                    && let Err(reason) = self.send_text(part.file, std::mem::take(&mut batch))
-                {
-                    gone = Some(reason);
-                    return Ok(Flow::Stop);
+                let Extent { begins, ends } = found.extent;
+                hasher.update(found.text, found.extent);
+                left -= u64::from(ends);
+                let mut batches = Vec::new();
+                if begins && ends {
+                    batch.push(found.text, found.record);
+                } else {
+                    // A part is a batch of its own.
+                    batches.extend(Some(std::mem::take(&mut batch)).filter(|batch| !batch.is_empty()));
+                    batches.extend(parts.next(&found)?);
+                }
+                if !batch.is_empty() && (left == 0 || batch.is_full()) {
+                    batches.push(std::mem::take(&mut batch));
+                }
+                for batch in batches {
+                    if let Err(reason) = self.send_text(part.file, batch) {
+                        gone = Some(reason);
+                        return Ok(Flow::Stop);
+                    }
                 }
                 Ok(if left == 0 { Flow::Stop } else { Flow::Continue })
             };
-            document::for_each(input, &self.rules, segment.start, self.reads, &mut Usable(each))?;
+            let mut usable = Usable { each, broken: &segment.broken };
+            document::for_each(input, &self.rules, segment.start, self.reads, &mut usable)?;
             if let Some(reason) = gone {
                 return Err(reason);
             }

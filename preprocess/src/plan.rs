@@ -219,7 +219,14 @@ mod tests {
         };
         let scan = |text: &String| {
             let blake3 = blake3::hash(text.as_bytes()).to_hex().to_string();
-            let segment = Segment { start: Start::default(), documents: 1, text_bytes: 1000, blake3: blake3.clone() };
+            let segment = Segment {
+                start: Start::default(),
+                documents: 1,
+                text_bytes: 1000,
+                blake3: blake3.clone(),
+                long: 0,
+                broken: Vec::new(),
+            };
             FileScan { blake3, segments: vec![segment], rejected: Vec::new() }
         };
         let settings = TokenSettings {

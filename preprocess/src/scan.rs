@@ -17,7 +17,7 @@ use tokenmill_shared::progress::{Progress, Unit};
 use tokenmill_shared::storage::{self, Stat};
 use tokenmill_shared::{Error, Location, Result};
 
-use crate::document::{self, Bad, Document, Flow, Reads, Reason, Rules, Sink, Start};
+use crate::document::{self, Bad, Document, Extent, Flow, Reads, Reason, Rules, Sink, Start};
 use crate::source::{Input, Kind};
 
 /// A run of documents of one file, at most one partition long.
@@ -31,6 +31,16 @@ pub struct Segment {
     pub text_bytes: u64,
     /// BLAKE3 of its documents, in hexadecimal.
     pub blake3: String,
+    /// Documents of it that came in parts.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub long: u64,
+    /// Records within it of which parts came, and that cannot be used all the same; ascending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub broken: Vec<u64>,
+}
+
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What a scan found in one file.
@@ -70,6 +80,11 @@ impl FileScan {
         self.segments.iter().map(|segment| segment.documents).sum()
     }
 
+    /// Whether a document of it came in parts.
+    pub fn is_in_parts(&self) -> bool {
+        self.segments.iter().any(|segment| segment.long > 0)
+    }
+
     /// UTF-8 bytes of their text.
     pub fn text_bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.text_bytes).sum()
@@ -85,7 +100,7 @@ impl FileScan {
 }
 
 /// BLAKE3 of runs of documents, and of all of them.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct DocumentsHasher {
     run: blake3::Hasher,
     /// Of the documents up to here, once a run has ended: that of the first run is that of all until then.
@@ -98,9 +113,11 @@ pub struct DocumentsHasher {
 const HASHED_BYTES: usize = 64 << 10;
 
 impl DocumentsHasher {
-    /// Takes one more document.
-    pub fn update(&mut self, text: &str) {
-        self.waiting.extend_from_slice(&(text.len() as u64).to_le_bytes());
+    /// Takes one more document, or a part of one.
+    pub fn update(&mut self, text: &str, extent: Extent) {
+        // No text is so long that its length needs the highest bit.
+        let goes_on = u64::from(!extent.ends) << 63;
+        self.waiting.extend_from_slice(&(text.len() as u64 | goes_on).to_le_bytes());
         self.waiting.extend_from_slice(text.as_bytes());
         if self.waiting.len() >= HASHED_BYTES {
             self.hash_waiting();
@@ -278,7 +295,9 @@ fn memory_path(cache: &Path, dir: &Path, options: &ScanOptions<'_>) -> Result<Pa
     let scans = cache.join("scans");
     storage::create_dir_all(&scans)?;
     let dir = storage::canonicalize(dir)?;
-    let key = serde_json::json!([2, dir.to_string_lossy(), options.rules, options.partition_bytes]).to_string();
+    let rules = options.rules;
+    let key =
+        serde_json::json!([3, dir.to_string_lossy(), rules, rules.part_bytes, options.partition_bytes]).to_string();
     Ok(scans.join(format!("{}.json", &blake3::hash(key.as_bytes()).to_hex()[..32])))
 }
 
@@ -319,6 +338,8 @@ pub fn scan_from(input: &Input, start: Start, options: &ScanOptions<'_>, cut: &m
         next: start,
         full: false,
         stopped: false,
+        before_long: None,
+        broken: Vec::new(),
         rejected: Vec::new(),
     };
     document::for_each(input, options.rules, start, options.reads, &mut scanning)?;
@@ -346,6 +367,10 @@ struct Scanning<'a, 'c> {
     /// Whether the open segment is long enough.
     full: bool,
     stopped: bool,
+    /// The number of the long document of which a part came last, and what there was before it.
+    before_long: Option<(u64, DocumentsHasher, Option<Segment>)>,
+    /// Long records that cannot be used, since the last document.
+    broken: Vec<u64>,
     rejected: Vec<Rejected>,
 }
 
@@ -362,7 +387,9 @@ impl Sink for Scanning<'_, '_> {
         if self.options.unwanted.load(Ordering::Relaxed) {
             return Err(Error::input(self.input.at(), "was not scanned to its end: nothing more is wanted of it"));
         }
-        if self.full
+        let Extent { begins, ends } = found.extent;
+        if begins
+            && self.full
             && let Some(segment) = self.close()
             && (self.cut)(segment)? == Flow::Stop
         {
@@ -370,11 +397,20 @@ impl Sink for Scanning<'_, '_> {
             return Ok(Flow::Stop);
         }
         let start = self.next;
-        self.hasher.update(found.text);
-        let new = || Segment { start, documents: 0, text_bytes: 0, blake3: String::new() };
+        if begins && !ends {
+            self.before_long = Some((found.record, self.hasher.clone(), self.open.clone()));
+        }
+        self.hasher.update(found.text, found.extent);
+        let new = || Segment { start, documents: 0, text_bytes: 0, blake3: String::new(), long: 0, broken: Vec::new() };
         let segment = self.open.get_or_insert_with(new);
-        segment.documents += 1;
         segment.text_bytes += found.text.len() as u64;
+        if !ends {
+            return Ok(Flow::Continue);
+        }
+        segment.documents += 1;
+        segment.long += u64::from(!begins);
+        segment.broken.append(&mut self.broken);
+        self.before_long = None;
         self.next = Start { at: found.end, records: found.record, ..start };
         let length = match self.input.kind {
             Kind::Text | Kind::JsonLines | Kind::Csv | Kind::Tsv => found.end.saturating_sub(segment.start.at),
@@ -389,6 +425,10 @@ impl Sink for Scanning<'_, '_> {
             return Err(*bad.error);
         }
         self.options.bad_records.note(self.input, 1, &bad.error.to_string())?;
+        if let Some((record, hasher, open)) = self.before_long.take() {
+            (self.hasher, self.open) = (hasher, open);
+            self.broken.push(record);
+        }
         reject(&mut self.rejected, bad.reason, || bad.error.to_string());
         Ok(Flow::Continue)
     }

@@ -29,14 +29,18 @@ impl Counter {
         Self { width, documents_by_tokens: Vec::new(), occurrences, recent, recent_tokens: 0 }
     }
 
-    /// Counts a document, its ids little-endian.
-    pub fn push(&mut self, ids: &[u8]) {
-        let tokens = ids.len() / self.width.bytes();
+    /// Counts a document of so many tokens.
+    pub fn document(&mut self, tokens: u64) {
         let bucket = tokens.checked_ilog2().map_or(0, |power| power as usize + 1);
         if self.documents_by_tokens.len() <= bucket {
             self.documents_by_tokens.resize(bucket + 1, 0);
         }
         self.documents_by_tokens[bucket] += 1;
+    }
+
+    /// Counts the tokens of a document, or of a part of one; ids are little-endian.
+    pub fn count(&mut self, ids: &[u8]) {
+        let tokens = ids.len() / self.width.bytes();
         match self.recent_tokens.checked_add(tokens as u32) {
             Some(sum) => self.recent_tokens = sum,
             None => {
@@ -127,7 +131,7 @@ const MOST_SOURCES: usize = 200;
 pub struct Sources(pub BTreeMap<String, SourceCount>);
 
 impl Sources {
-    /// Counts a document of the file at this path, relative to the input directory.
+    /// Counts a document, or a part of one, of the file at this path, relative to the input directory.
     pub fn add(&mut self, relative: &Path, document: DocumentEntry) {
         let first = relative.components().next().map(|first| first.as_os_str().to_string_lossy());
         let mut name = first.unwrap_or_default();
@@ -138,7 +142,7 @@ impl Sources {
             Some(count) => count,
             None => self.0.entry(name.into_owned()).or_default(),
         };
-        count.documents += 1;
+        count.documents += u64::from(document.extent.ends);
         count.text_bytes += u64::from(document.text_bytes);
         count.tokens += u64::from(document.tokens);
     }
@@ -170,7 +174,8 @@ mod tests {
     fn lengths_are_counted_by_powers_of_two() {
         let mut counter = Counter::new(TokenWidth::U16, 7);
         for tokens in [0usize, 1, 2, 3, 4, 7, 8] {
-            counter.push(&[5, 0].repeat(tokens));
+            counter.count(&[5, 0].repeat(tokens));
+            counter.document(tokens as u64);
         }
         assert_eq!(counter.documents_by_tokens, [1, 1, 2, 2, 1]);
         counter.add_recent();

@@ -12,7 +12,11 @@ use tokenmill_shared::dataset::TokenWidth;
 use tokenmill_shared::storage::{self, Lock, TemporaryFile};
 use tokenmill_shared::{Error, Result};
 
+use crate::document::Extent;
+
 const FRAME_MAGIC: [u8; 4] = *b"TMF1";
+/// Of a frame with parts of documents, which programs that know of none take for damaged.
+const PARTS_MAGIC: [u8; 4] = *b"TMF2";
 const FOOTER_MAGIC: [u8; 8] = *b"TMTOKEN1";
 /// Magic, documents, ids in bytes, CRC32C.
 const HEADER_BYTES: usize = 16;
@@ -21,14 +25,21 @@ const FOOTER_BYTES: usize = 28;
 /// Per document: tokens, UTF-8 bytes of its text, hash of its text.
 const DOCUMENT_BYTES: usize = 12;
 
-/// One document's facts in a frame.
+/// Bits of the tokens of a document that is in parts: this one does not begin it, does not end it. A part has fewer tokens
+/// than bytes, and is of at most twice 64 MiB.
+const GOES_ON_HERE: u32 = 1 << 31;
+const GOES_ON_LATER: u32 = 1 << 30;
+
+/// One document's facts in a frame, or those of a part of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DocumentEntry {
+    /// Which part of the document.
+    pub extent: Extent,
     /// Tokens, the appended end-of-sequence token included.
     pub tokens: u32,
     /// UTF-8 bytes of its text.
     pub text_bytes: u32,
-    /// The first four bytes of its text's BLAKE3.
+    /// The first four bytes of its text's BLAKE3; of a part, of that.
     pub hash: u32,
 }
 
@@ -43,12 +54,15 @@ impl Frame {
     /// Builds a frame from its documents and their ids, little-endian in the final width.
     pub fn new(documents: &[DocumentEntry], ids: &[u8]) -> Self {
         let mut bytes = Vec::with_capacity(HEADER_BYTES + documents.len() * DOCUMENT_BYTES + ids.len());
-        bytes.extend_from_slice(&FRAME_MAGIC);
+        let whole = documents.iter().all(|document| document.extent == Extent::WHOLE);
+        bytes.extend_from_slice(if whole { &FRAME_MAGIC } else { &PARTS_MAGIC });
         bytes.extend_from_slice(&(documents.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&(ids.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&[0; 4]);
         for document in documents {
-            for field in [document.tokens, document.text_bytes, document.hash] {
+            let Extent { begins, ends } = document.extent;
+            let goes_on = if begins { 0 } else { GOES_ON_HERE } | if ends { 0 } else { GOES_ON_LATER };
+            for field in [document.tokens | goes_on, document.text_bytes, document.hash] {
                 bytes.extend_from_slice(&field.to_le_bytes());
             }
         }
@@ -61,7 +75,13 @@ impl Frame {
     /// Its documents, in order.
     pub fn documents(&self) -> impl ExactSizeIterator<Item = DocumentEntry> {
         self.bytes[HEADER_BYTES..][..self.documents * DOCUMENT_BYTES].chunks_exact(DOCUMENT_BYTES).map(|entry| {
-            DocumentEntry { tokens: u32_at(entry, 0), text_bytes: u32_at(entry, 4), hash: u32_at(entry, 8) }
+            let tokens = u32_at(entry, 0);
+            DocumentEntry {
+                extent: Extent { begins: tokens & GOES_ON_HERE == 0, ends: tokens & GOES_ON_LATER == 0 },
+                tokens: tokens & !(GOES_ON_HERE | GOES_ON_LATER),
+                text_bytes: u32_at(entry, 4),
+                hash: u32_at(entry, 8),
+            }
         })
     }
 
@@ -222,7 +242,7 @@ impl PartitionReader {
         self.file.read_exact_at(&mut header, self.offset)?;
         let documents = u32_at(&header, 4) as usize;
         let length = HEADER_BYTES as u64 + (documents * DOCUMENT_BYTES) as u64 + u64::from(u32_at(&header, 8));
-        if header[..4] != FRAME_MAGIC || length > self.end - self.offset {
+        if ![FRAME_MAGIC, PARTS_MAGIC].iter().any(|magic| header[..4] == *magic) || length > self.end - self.offset {
             return Err(damaged(self.offset));
         }
         let mut bytes = vec![0; length as usize];
@@ -246,9 +266,15 @@ mod tests {
     const PRINT: &str = "abcdef";
 
     fn write(store: &Store) -> Vec<Frame> {
-        let document = |tokens| DocumentEntry { tokens, text_bytes: 9, hash: 7 };
-        let frames =
-            vec![Frame::new(&[document(1), document(2)], &[1, 0, 2, 0, 3, 0]), Frame::new(&[document(0)], &[])];
+        let document = |tokens| DocumentEntry { extent: Extent::WHOLE, tokens, text_bytes: 9, hash: 7 };
+        let part = |begins, ends, tokens| DocumentEntry { extent: Extent { begins, ends }, ..document(tokens) };
+        let frames = vec![
+            Frame::new(&[document(1), document(2)], &[1, 0, 2, 0, 3, 0]),
+            Frame::new(&[document(0)], &[]),
+            Frame::new(&[part(true, false, 1)], &[4, 0]),
+            Frame::new(&[part(false, false, 0)], &[]),
+            Frame::new(&[part(false, true, 1)], &[5, 0]),
+        ];
         let mut writer = store.create(PRINT).unwrap();
         frames.iter().for_each(|frame| writer.append(frame).unwrap());
         writer.publish().unwrap();
@@ -261,7 +287,7 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         assert!(store.get(PRINT).unwrap().is_none());
         let frames = write(&store);
-        assert_eq!(store.tokens(PRINT, TokenWidth::U16).unwrap(), Some(3));
+        assert_eq!(store.tokens(PRINT, TokenWidth::U16).unwrap(), Some(5));
         assert_eq!(store.tokens("fedcba", TokenWidth::U16).unwrap(), None);
         let mut reader = store.get(PRINT).unwrap().unwrap();
         for frame in frames {

@@ -12,12 +12,12 @@ use serde::Serialize;
 use tokenmill_shared::dataset::{BlockReader, Dataset, Layout, Split, SplitReader};
 use tokenmill_shared::{Error, Result};
 
-use crate::document::{self, Bad, Document, Flow, Reads, Reason, Sink};
+use crate::document::{self, Bad, Document, Extent, Flow, Reads, Sink};
 use crate::job::Job;
 use crate::pack::{Assign, Choice, Chosen};
 use crate::pipeline::{Event, Pipeline};
 use crate::plan::{Part, Source};
-use crate::source::Kind;
+use crate::source::{Input, Kind};
 
 /// Where a token came from.
 #[derive(Debug, Serialize)]
@@ -92,6 +92,11 @@ pub fn trace(job: &Job, dir: &Path, split: Split, block: u64, position: u64) -> 
     };
     let found = find(job, split, wanted)?.ok_or_else(|| changed(dir))?;
     read(job, found, id)
+}
+
+fn too_long(input: &Input) -> Error {
+    let reason = "has this token in a document that was cut into parts, and trace takes documents whole";
+    Error::config(input.name.display().to_string(), reason)
 }
 
 fn changed(dir: &Path) -> Error {
@@ -176,7 +181,7 @@ fn find(job: &Job, split: Split, wanted: Wanted) -> Result<Option<Found>> {
             read_bytes: job.read_bytes,
             pool: Arc::clone(&job.pool),
         };
-        let (mut parts, mut in_part) = (VecDeque::<Part>::new(), 0);
+        let (mut parts, mut in_part, mut chosen) = (VecDeque::<Part>::new(), 0, Chosen::Outside);
         pipeline.run(&mut |event| {
             let frame = match event {
                 Event::Begin { partition, .. } => {
@@ -190,13 +195,17 @@ fn find(job: &Job, split: Split, wanted: Wanted) -> Result<Option<Found>> {
             for document in frame.documents() {
                 let (own, rest) = ids.split_at(document.tokens as usize * job.encoding.width.bytes());
                 ids = rest;
-                while parts.front().is_some_and(|part| in_part >= part.segment.documents) {
+                while document.extent.begins && parts.front().is_some_and(|part| in_part >= part.segment.documents) {
                     parts.pop_front();
                     in_part = 0;
                 }
                 let part = parts.front().expect("documents are of the parts that were announced");
-                in_part += 1;
-                let Chosen::Kept(number) = choice.next(own) else { continue };
+                let Extent { begins, ends } = document.extent;
+                if begins {
+                    in_part += 1;
+                    chosen = choice.next(own);
+                }
+                let Chosen::Kept(number) = chosen else { continue };
                 let by_file = matches!(assign, Assign::Hash(_)) && source.inputs[part.file].kind == Kind::Text;
                 let file_hash = by_file.then(|| crate::file_hash(&source.scans[part.file].blake3));
                 let of = assign.split_of(number, file_hash.unwrap_or(document.hash));
@@ -208,11 +217,14 @@ fn find(job: &Job, split: Split, wanted: Wanted) -> Result<Option<Found>> {
                     Wanted::OfDocument { document, token } => (*documents == document).then_some(token),
                 };
                 if let (Some(token), true) = (token, of == split) {
+                    if document.extent != Extent::WHOLE {
+                        return Err(too_long(&source.inputs[part.file]));
+                    }
                     let (part, in_part, document) = (part.clone(), in_part - 1, *documents);
                     found = Some(Found { source: Arc::clone(source), part, in_part, document, token });
                     return Ok(Flow::Stop);
                 }
-                *documents += 1;
+                *documents += u64::from(ends);
                 *tokens += u64::from(document.tokens);
             }
             Ok(Flow::Continue)
@@ -228,7 +240,7 @@ fn find(job: &Job, split: Split, wanted: Wanted) -> Result<Option<Found>> {
 fn with_text(job: &Job, found: &Found, mut take: impl FnMut(&str, u64, u64) -> Result<()>) -> Result<()> {
     let segment = &found.part.segment;
     let input = &found.source.inputs[found.part.file];
-    let mut reaching = Reaching { left: found.in_part, begins: segment.start.at, take: &mut take };
+    let mut reaching = Reaching { left: found.in_part, take: &mut take };
     document::for_each(input, &job.rules, segment.start, Reads::alone(job.read_bytes), &mut reaching)
 }
 
@@ -236,27 +248,22 @@ fn with_text(job: &Job, found: &Found, mut take: impl FnMut(&str, u64, u64) -> R
 struct Reaching<'a> {
     /// Documents before it.
     left: u64,
-    /// Where the next one begins.
-    begins: u64,
     take: &'a mut dyn FnMut(&str, u64, u64) -> Result<()>,
 }
 
 impl Sink for Reaching<'_> {
     fn document(&mut self, document: Document<'_>) -> Result<Flow> {
-        if self.left > 0 {
-            (self.left, self.begins) = (self.left - 1, document.end);
+        if self.left > 0 || !document.extent.ends {
+            // Of a record of which parts come and that cannot be used, none ends it.
+            self.left -= u64::from(document.extent.ends);
             return Ok(Flow::Continue);
         }
-        (self.take)(document.text, document.record, self.begins)?;
+        (self.take)(document.text, document.record, document.begin)?;
         Ok(Flow::Stop)
     }
 
     fn bad(&mut self, _: Bad<'_>) -> Result<Flow> {
         Ok(Flow::Continue)
-    }
-
-    fn left_out(&mut self, _: Reason, document: &Document<'_>) {
-        self.begins = document.end;
     }
 }
 

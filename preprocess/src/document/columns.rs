@@ -7,7 +7,7 @@ use tokenmill_shared::{Location, Result};
 
 use super::fields::{FieldPath, Text};
 use super::lines::LINE_LIMIT;
-use super::{Bad, Document, Flow, Reading, Reason, Sink, no_column, too_long};
+use super::{Bad, Document, Extent, Flow, Reading, Reason, Sink, no_column, too_long};
 
 /// The index of the column that a field lies in: one of that very name, or that in which a pointer begins.
 fn root_of(path: &FieldPath, schema: &Schema) -> Option<usize> {
@@ -46,7 +46,9 @@ pub(super) fn rows(
             Ok(text) if text.len() > LINE_LIMIT => {
                 sink.bad(Bad::whole(Reason::TooLong, too_long(at(), text.len() as u64)))?
             }
-            Ok(text) => sink.document(Document { text: &text, record, end: record })?,
+            Ok(text) => {
+                sink.document(Document { text: &text, extent: Extent::WHOLE, record, begin: record - 1, end: record })?
+            }
             Err(bad) => sink.bad(bad)?,
         };
         if flow == Flow::Stop {

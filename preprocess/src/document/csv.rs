@@ -10,7 +10,7 @@ use tokenmill_shared::{Error, Location, Result};
 
 use super::fields::Text;
 use super::lines::LINE_LIMIT;
-use super::{Bad, Document, Flow, PASS_OVER, Reading, Reason, Sink, invalid_encoding, no_column, too_long};
+use super::{Bad, Document, Extent, Flow, PASS_OVER, Reading, Reason, Sink, invalid_encoding, no_column, too_long};
 use crate::decode;
 use crate::encoding::{TextEncoding, Transcoded};
 
@@ -47,7 +47,13 @@ pub(super) fn for_each(reading: &Reading<'_>, delimiter: u8, sink: &mut dyn Sink
                 Ok(text) if text.len() > LINE_LIMIT => {
                     sink.bad(Bad::whole(Reason::TooLong, too_long(at(), text.len() as u64)))?
                 }
-                Ok(text) => sink.document(Document { text: &text, record, end: row.end })?,
+                Ok(text) => sink.document(Document {
+                    text: &text,
+                    extent: Extent::WHOLE,
+                    record,
+                    begin: row.offset,
+                    end: row.end,
+                })?,
                 Err(Bad { reason, error, .. }) => sink.bad(Bad { reason, error, bytes: rows.bytes(row) })?,
             },
         };

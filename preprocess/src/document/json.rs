@@ -10,7 +10,7 @@ use tokenmill_shared::{Error, Location, Result};
 
 use super::fields::Record;
 use super::lines::{LINE_LIMIT, Lines, Newlines};
-use super::{Bad, Document, Flow, PASS_OVER, Reading, Reason, Sink, invalid_encoding, too_long};
+use super::{Bad, Document, Extent, Flow, PASS_OVER, Reading, Reason, Sink, invalid_encoding, too_long};
 use crate::decode;
 use crate::encoding::{TextEncoding, Transcoded};
 
@@ -41,7 +41,13 @@ pub(super) fn lines(reading: &Reading<'_>, sink: &mut dyn Sink) -> Result<()> {
                     }
                     Ok(found) => match reading.fields.join(&found.texts, &|| found.names.clone(), &at) {
                         Ok(text) if text.len() > LINE_LIMIT => bad(Reason::TooLong, too_long(at(), text.len() as u64))?,
-                        Ok(text) => sink.document(Document { text: &text, record, end: line.end })?,
+                        Ok(text) => sink.document(Document {
+                            text: &text,
+                            extent: Extent::WHOLE,
+                            record,
+                            begin: line.offset,
+                            end: line.end,
+                        })?,
                         Err(Bad { reason, error, .. }) => bad(reason, *error)?,
                     },
                 },
@@ -170,7 +176,13 @@ impl Records<'_, '_, '_> {
             Ok(text) if text.len() > LINE_LIMIT => {
                 self.sink.bad(Bad::whole(Reason::TooLong, too_long(at(), text.len() as u64)))
             }
-            Ok(text) => self.sink.document(Document { text: &text, record: self.record, end: self.record }),
+            Ok(text) => self.sink.document(Document {
+                text: &text,
+                extent: Extent::WHOLE,
+                record: self.record,
+                begin: self.record - 1,
+                end: self.record,
+            }),
             Err(bad) => self.sink.bad(bad),
         };
         self.failed = match flow {

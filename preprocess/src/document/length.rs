@@ -2,7 +2,7 @@
 
 use tokenmill_shared::Result;
 
-use super::{Bad, Document, Flow, Reason, Rules, Sink};
+use super::{Bad, Document, Extent, Flow, Reason, Rules, Sink};
 
 /// Hands on documents of the lengths that are asked for.
 pub(super) struct OfLength<'a> {
@@ -36,6 +36,10 @@ impl<'a> OfLength<'a> {
 
 impl Sink for OfLength<'_> {
     fn document(&mut self, document: Document<'_>) -> Result<Flow> {
+        // A part of a document that is longer than any that is asked for at least; see [`Rules::in_parts`].
+        if document.extent != Extent::WHOLE {
+            return self.sink.document(document);
+        }
         match self.reason(document.text) {
             None => self.sink.document(document),
             Some(reason) => {

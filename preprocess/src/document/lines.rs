@@ -29,8 +29,10 @@ pub(super) struct Line {
     content_end: usize,
     /// The terminator is a single `\n` (so that content and terminator are one slice).
     plain: bool,
-    /// Whether there is a terminator; only the last line may lack one.
+    /// Whether there is a terminator; only the last line may lack one, and a piece of one that goes on.
     pub terminated: bool,
+    /// Whether this is a piece, and more of the line follows.
+    pub goes_on: bool,
     /// Byte offset of its first byte in the stream.
     pub offset: u64,
     /// Byte offset after its terminator.
@@ -57,6 +59,8 @@ pub(super) struct Lines<'a> {
     ended: bool,
     /// Bytes of the present line that were let go.
     dropped: u64,
+    /// Bytes from which on a line comes in pieces.
+    piece_bytes: usize,
 }
 
 /// A line end in a window.
@@ -81,7 +85,21 @@ impl<'a> Lines<'a> {
             offset: start.at,
             ended: false,
             dropped: 0,
+            piece_bytes: usize::MAX,
         })
+    }
+
+    /// The same, but of UTF-8 a line of more than `piece_bytes` in pieces, each decoded as it would be in the line.
+    pub(super) fn open_in_pieces(
+        reading: &Reading<'a>,
+        newlines: Newlines,
+        piece_bytes: Option<usize>,
+    ) -> Result<Self> {
+        let mut lines = Self::open(reading, newlines)?;
+        if let (Some(bytes), TextEncoding::Utf8) = (piece_bytes, lines.encoding) {
+            lines.piece_bytes = bytes.max(16);
+        }
+        Ok(lines)
     }
 
     /// The line's bytes without its terminator.
@@ -119,6 +137,9 @@ impl<'a> Lines<'a> {
             if self.ended {
                 let something = self.begin < self.filled || self.dropped > 0;
                 return Ok(something.then(|| self.take(self.filled, self.filled, false, false)));
+            }
+            if self.filled - self.begin > self.piece_bytes {
+                return Ok(Some(self.take_piece()));
             }
             if self.filled - self.begin > LINE_LIMIT {
                 // What cannot become a document is not kept, but for a unit that may be half there.
@@ -167,7 +188,16 @@ impl<'a> Lines<'a> {
         let is_whole = dropped == 0 && content_end - begin <= LINE_LIMIT;
         // Of a line that is too long nothing is left.
         let begin = if is_whole { begin } else { content_end };
-        Line { begin, content_end, plain: plain && is_whole, terminated, offset, end: self.offset }
+        Line { begin, content_end, plain: plain && is_whole, terminated, goes_on: false, offset, end: self.offset }
+    }
+
+    /// What is there of a line that goes on, up to a byte that begins a character. Where a run of bytes that begin none is
+    /// longer than a character, none of them belongs to one with those before it.
+    fn take_piece(&mut self) -> Line {
+        let begins = |byte: &u8| *byte & 0xc0 != 0x80;
+        let last = &self.buffer[self.filled - 4..self.filled];
+        let end = last.iter().rposition(begins).map_or(self.filled, |at| self.filled - 4 + at);
+        Line { goes_on: true, ..self.take(end, end, false, false) }
     }
 
     /// Reads more behind what is there, moving it to the front first.

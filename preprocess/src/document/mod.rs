@@ -11,6 +11,7 @@
 mod arrow;
 mod columns;
 mod csv;
+pub(crate) mod cuts;
 mod fields;
 mod json;
 mod length;
@@ -20,7 +21,7 @@ mod row_groups;
 mod text;
 
 use serde::{Deserialize, Serialize};
-use tokenmill_shared::config::{DataArguments, Encoding, EncodingErrors, SampleBy};
+use tokenmill_shared::config::{DataArguments, Encoding, EncodingErrors, Packing, SampleBy};
 use tokenmill_shared::{Error, Location, Result};
 
 pub use self::fields::Fields;
@@ -53,7 +54,13 @@ pub struct Rules {
     /// Characters that a document has at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_chars: Option<u64>,
+    /// Bytes of text after which a document comes in parts; `None` if all come whole. No part of what a dataset is.
+    #[serde(skip)]
+    pub part_bytes: Option<usize>,
 }
+
+/// A document of more text comes in parts, where it can: as much as is tokenized in a fifth of a second.
+pub const PART_BYTES: usize = 4 << 20;
 
 fn is_utf8(encoding: &Encoding) -> bool {
     *encoding == Encoding::Utf8
@@ -78,6 +85,7 @@ impl Rules {
             encoding_errors: data.encoding_errors,
             min_chars: data.min_chars,
             max_chars: data.max_chars,
+            part_bytes: None,
         };
         if let (Some(least), Some(most)) = (data.min_chars, data.max_chars)
             && least > most
@@ -88,18 +96,49 @@ impl Rules {
         Ok(rules)
     }
 
+    /// The same, with documents of more than `part_bytes` of text in parts, where nothing asks how long a document is
+    /// before its end: only documents that follow one another are packed as they come, hashes of the tokens and lengths
+    /// are of whole ones.
+    #[must_use]
+    pub fn in_parts(self, data: &DataArguments, part_bytes: usize) -> Self {
+        let follow = data.packing().is_ok_and(|packing| packing == Packing::Concatenate);
+        // A character has four bytes at most.
+        let any_length = self.max_chars.is_none() && self.min_chars.unwrap_or(0) <= part_bytes as u64 / 4;
+        let in_parts = follow && any_length && !data.deduplicate;
+        Self { part_bytes: in_parts.then_some(part_bytes), ..self }
+    }
+
     fn fields(&self) -> Result<Fields> {
         Fields::parse(&self.text_field, self.text_template.as_deref())
     }
 }
 
-/// One document.
+/// Which ends of a document a text has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// It begins the document.
+    pub begins: bool,
+    /// It ends the document.
+    pub ends: bool,
+}
+
+impl Extent {
+    /// Of all of a document.
+    pub const WHOLE: Self = Self { begins: true, ends: true };
+}
+
+/// One document, or a part of one that is long.
 #[derive(Debug)]
 pub struct Document<'a> {
     /// Its text.
     pub text: &'a str,
+    /// Which part of the document that is. Parts come one after the other, and after them [`Sink::bad`] if the document
+    /// turns out to be none.
+    pub extent: Extent,
     /// Line, record or row number, from 1.
     pub record: u64,
+    /// Where the document begins, as `end` says where the next one does.
+    pub begin: u64,
     /// Where the next document begins: a byte offset in the decompressed file, or a row for parquet and arrow.
     pub end: u64,
 }
@@ -216,11 +255,19 @@ impl<F: FnMut(Document<'_>) -> Result<Flow>> Sink for F {
 }
 
 /// Takes documents, and passes over records that cannot be used: those were counted when the file was scanned.
-pub struct Usable<F>(pub F);
+pub struct Usable<'a, F> {
+    /// Takes documents.
+    pub each: F,
+    /// Records of which parts come although they cannot be used, ascending.
+    pub broken: &'a [u64],
+}
 
-impl<F: FnMut(Document<'_>) -> Result<Flow>> Sink for Usable<F> {
+impl<F: FnMut(Document<'_>) -> Result<Flow>> Sink for Usable<'_, F> {
     fn document(&mut self, document: Document<'_>) -> Result<Flow> {
-        (self.0)(document)
+        if document.extent != Extent::WHOLE && self.broken.binary_search(&document.record).is_ok() {
+            return Ok(Flow::Continue);
+        }
+        (self.each)(document)
     }
 
     fn bad(&mut self, _: Bad<'_>) -> Result<Flow> {

@@ -3,17 +3,23 @@
 use tokenmill_shared::{Location, Result};
 
 use super::lines::{LINE_LIMIT, Lines, Newlines};
-use super::{Bad, Document, Flow, Reading, Reason, Sink, invalid_encoding, too_long};
+use super::{Bad, Document, Extent, Flow, Reading, Reason, Sink, cuts, invalid_encoding, too_long};
 
 /// Every line.
 pub(super) fn lines(reading: &Reading<'_>, sink: &mut dyn Sink) -> Result<()> {
-    let mut lines = Lines::open(reading, Newlines::Universal)?;
+    let part_bytes = reading.rules.part_bytes;
+    let mut lines = Lines::open_in_pieces(reading, Newlines::Universal, part_bytes)?;
     let (encoding, keep_linebreaks) = (reading.start.encoding, reading.rules.keep_linebreaks);
     let mut record = reading.start.records;
     let mut joined = Vec::new();
     let mut scratch = String::new();
+    let mut long = Growing::new(part_bytes);
+    // Whether the line goes on of which a piece was read.
+    let mut within = false;
     while let Some(line) = lines.next_line()? {
-        record += 1;
+        record += u64::from(!within);
+        let in_pieces = line.goes_on || within;
+        within = line.goes_on;
         let at = || Location::record(&reading.input.name, record);
         if line.is_too_long() {
             let error = too_long(at().at_byte(line.offset), line.end - line.offset);
@@ -23,6 +29,20 @@ pub(super) fn lines(reading: &Reading<'_>, sink: &mut dyn Sink) -> Result<()> {
             continue;
         }
         let ends = keep_linebreaks && line.terminated;
+        if in_pieces {
+            let place = Place { at: at(), record, begin: line.offset, end: line.end };
+            let mut flow = long.push(part(reading, &lines, line, record, &mut scratch), &place, sink)?;
+            if ends && flow == Flow::Continue {
+                flow = long.push(Ok("\n"), &place, sink)?;
+            }
+            if !line.goes_on && flow == Flow::Continue {
+                flow = long.end(sink, record, line.end)?;
+            }
+            if flow == Flow::Stop {
+                break;
+            }
+            continue;
+        }
         let (bytes, text) = match lines.content_and_newline(line) {
             // One slice of UTF-8, line end and all.
             Some(bytes) if ends && !encoding.is_wide() => {
@@ -44,7 +64,16 @@ pub(super) fn lines(reading: &Reading<'_>, sink: &mut dyn Sink) -> Result<()> {
             }
         };
         let flow = match text {
-            Ok(text) => sink.document(Document { text, record, end: line.end })?,
+            Ok(text) if part_bytes.is_some_and(|bytes| text.len() > bytes) => {
+                let place = Place { at: at(), record, begin: line.offset, end: line.end };
+                match long.push(Ok(text), &place, sink)? {
+                    Flow::Continue => long.end(sink, record, line.end)?,
+                    Flow::Stop => Flow::Stop,
+                }
+            }
+            Ok(text) => {
+                sink.document(Document { text, extent: Extent::WHOLE, record, begin: line.offset, end: line.end })?
+            }
             Err(from) => {
                 let error = Box::new(invalid_encoding(at().at_byte(line.offset + from as u64)));
                 sink.bad(Bad { reason: Reason::InvalidEncoding, error, bytes: Some(bytes) })?
@@ -57,18 +86,49 @@ pub(super) fn lines(reading: &Reading<'_>, sink: &mut dyn Sink) -> Result<()> {
     Ok(())
 }
 
-/// Text that is put together of lines until it is a document, or too long or damaged to be one.
+/// Text that is put together until it is a document, or too long or damaged to be one. Of a long one parts are handed on
+/// before.
 #[derive(Default)]
 struct Growing {
+    /// Bytes after which it may be cut.
+    part_bytes: Option<usize>,
+    /// What is not handed on yet.
     text: String,
+    /// Bytes of that in which it cannot be cut.
+    searched: usize,
+    /// Where it begins in the file.
+    begin: Option<u64>,
+    /// Whether a part was handed on.
+    begun: bool,
     /// What is wrong with it.
     bad: Option<Bad<'static>>,
     /// Its bytes, the damaged ones included.
     length: u64,
 }
 
+/// Where text comes from that a document grows by.
+struct Place {
+    /// Which document that is.
+    at: Location,
+    /// The document's number.
+    record: u64,
+    /// Where the text begins and ends in the file.
+    begin: u64,
+    end: u64,
+}
+
 impl Growing {
-    fn push(&mut self, text: std::result::Result<&str, Bad<'static>>, at: Location) {
+    fn new(part_bytes: Option<usize>) -> Self {
+        Self { part_bytes, ..Self::default() }
+    }
+
+    fn push(
+        &mut self,
+        text: std::result::Result<&str, Bad<'static>>,
+        place: &Place,
+        sink: &mut dyn Sink,
+    ) -> Result<Flow> {
+        let begin = *self.begin.get_or_insert(place.begin);
         match text {
             Ok(text) => {
                 self.length += text.len() as u64;
@@ -80,21 +140,46 @@ impl Growing {
                 self.bad.get_or_insert(bad);
             }
         }
+        while self.bad.is_none()
+            && let Some(cut) = self.cut()
+        {
+            let extent = Extent { begins: !self.begun, ends: false };
+            let part = Document { text: &self.text[..cut], extent, record: place.record, begin, end: place.end };
+            if sink.document(part)? == Flow::Stop {
+                return Ok(Flow::Stop);
+            }
+            self.begun = true;
+            self.searched = 0;
+            self.text.drain(..cut);
+        }
         if self.text.len() > LINE_LIMIT {
             // Its memory is not needed any more; what goes on is only counted.
             self.text = String::new();
-            self.bad.get_or_insert(Bad::whole(Reason::TooLong, too_long(at, self.length)));
+            self.bad.get_or_insert(Bad::whole(Reason::TooLong, too_long(place.at.clone().at_byte(begin), self.length)));
         }
+        Ok(Flow::Continue)
     }
 
-    /// Hands the document on, or says what is wrong with it.
+    /// Where the first part of it ends, if that is there.
+    fn cut(&mut self) -> Option<usize> {
+        let part_bytes = self.part_bytes.filter(|bytes| self.text.len() > *bytes)?;
+        let cut = cuts::find(&self.text, part_bytes.max(self.searched));
+        // The last character, of at most four bytes, is not decided yet.
+        self.searched = self.text.len() - 4;
+        cut
+    }
+
+    /// Hands on the document or its last part, or says what is wrong with it.
     fn end(&mut self, sink: &mut dyn Sink, record: u64, end: u64) -> Result<Flow> {
         self.length = 0;
+        let begin = self.begin.take().unwrap_or(0);
+        let extent = Extent { begins: !std::mem::take(&mut self.begun), ends: true };
         let flow = match self.bad.take() {
             Some(bad) => sink.bad(bad)?,
-            None => sink.document(Document { text: &self.text, record, end })?,
+            None => sink.document(Document { text: &self.text, extent, record, begin, end })?,
         };
         self.text.clear();
+        self.searched = 0;
         Ok(flow)
     }
 }
@@ -120,23 +205,31 @@ fn part<'l>(
 
 /// Python's `text.split("\n\n")` without empty pieces, on the normalised text.
 pub(super) fn paragraphs(reading: &Reading<'_>, sink: &mut dyn Sink) -> Result<()> {
-    let mut lines = Lines::open(reading, Newlines::Universal)?;
+    let part_bytes = reading.rules.part_bytes;
+    let mut lines = Lines::open_in_pieces(reading, Newlines::Universal, part_bytes)?;
     let mut record = reading.start.records;
     let mut line_number = 0;
-    let mut paragraph = Growing::default();
+    let mut paragraph = Growing::new(part_bytes);
     let mut scratch = String::new();
     // Whether `paragraph` ends in a newline that may be the first of a separator.
     let mut newline_open = false;
+    // Whether the line goes on of which a piece was read.
+    let mut within = false;
     while let Some(line) = lines.next_line()? {
-        line_number += 1;
-        let at = || Location::record(&reading.input.name, record + 1).at_byte(line.end);
-        let is_empty = lines.content(line).is_empty() && !line.is_too_long();
+        line_number += u64::from(!within);
+        let at = Location::record(&reading.input.name, record + 1);
+        let place = Place { at, record: record + 1, begin: line.offset, end: line.end };
+        let is_empty = lines.content(line).is_empty() && !line.is_too_long() && !within;
+        within = line.goes_on;
         if !is_empty {
-            if newline_open {
-                paragraph.push(Ok("\n"), at());
+            let newline = std::mem::take(&mut newline_open);
+            if newline && paragraph.push(Ok("\n"), &place, sink)? == Flow::Stop {
+                return Ok(());
             }
-            newline_open = false;
-            paragraph.push(part(reading, &lines, line, line_number, &mut scratch), at());
+            let text = part(reading, &lines, line, line_number, &mut scratch);
+            if paragraph.push(text, &place, sink)? == Flow::Stop {
+                return Ok(());
+            }
         }
         if line.terminated && newline_open {
             newline_open = false;
@@ -151,7 +244,15 @@ pub(super) fn paragraphs(reading: &Reading<'_>, sink: &mut dyn Sink) -> Result<(
         }
     }
     if newline_open {
-        paragraph.push(Ok("\n"), Location::record(&reading.input.name, record + 1));
+        let place = Place {
+            at: Location::record(&reading.input.name, record + 1),
+            record: record + 1,
+            begin: 0,
+            end: u64::MAX,
+        };
+        if paragraph.push(Ok("\n"), &place, sink)? == Flow::Stop {
+            return Ok(());
+        }
     }
     if paragraph.length > 0 || paragraph.bad.is_some() {
         paragraph.end(sink, record + 1, u64::MAX)?;
@@ -161,16 +262,24 @@ pub(super) fn paragraphs(reading: &Reading<'_>, sink: &mut dyn Sink) -> Result<(
 
 /// The whole file as one document.
 pub(super) fn whole_file(reading: &Reading<'_>, sink: &mut dyn Sink) -> Result<()> {
-    let mut lines = Lines::open(reading, Newlines::Universal)?;
-    let mut file = Growing::default();
+    let part_bytes = reading.rules.part_bytes;
+    let mut lines = Lines::open_in_pieces(reading, Newlines::Universal, part_bytes)?;
+    let mut file = Growing::new(part_bytes);
     let mut scratch = String::new();
     let mut line_number = 0;
+    let mut within = false;
     while let Some(line) = lines.next_line()? {
-        line_number += 1;
-        let at = || Location::record(&reading.input.name, 1).at_byte(line.end);
-        file.push(part(reading, &lines, line, line_number, &mut scratch), at());
-        if line.terminated {
-            file.push(Ok("\n"), at());
+        line_number += u64::from(!within);
+        within = line.goes_on;
+        let place =
+            Place { at: Location::record(&reading.input.name, 1), record: 1, begin: line.offset, end: line.end };
+        let text = part(reading, &lines, line, line_number, &mut scratch);
+        let mut flow = file.push(text, &place, sink)?;
+        if line.terminated && flow == Flow::Continue {
+            flow = file.push(Ok("\n"), &place, sink)?;
+        }
+        if flow == Flow::Stop {
+            return Ok(());
         }
     }
     file.end(sink, 1, u64::MAX)?;

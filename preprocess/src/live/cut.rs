@@ -11,7 +11,7 @@ use crate::document::Flow;
 use crate::job::Setup;
 use crate::pipeline::Event;
 use crate::plan::Partition;
-use crate::store::Frame;
+use crate::store::{DocumentEntry, Frame};
 
 /// Takes a block.
 type Send<'a> = dyn FnMut(Block) -> Result<Flow> + 'a;
@@ -89,7 +89,7 @@ impl Cutter {
         for document in frame.documents() {
             let (own, rest) = bytes.split_at(document.tokens as usize * self.width.bytes());
             bytes = rest;
-            if self.document(document.text_bytes, own, send)? == Flow::Stop {
+            if self.document(document, own, send)? == Flow::Stop {
                 self.stopped = true;
                 return Ok(Flow::Stop);
             }
@@ -97,17 +97,19 @@ impl Cutter {
         Ok(Flow::Continue)
     }
 
-    fn document(&mut self, text_bytes: u32, own: &[u8], send: &mut Send<'_>) -> Result<Flow> {
+    /// Takes a document, or a part of one.
+    fn document(&mut self, document: DocumentEntry, own: &[u8], send: &mut Send<'_>) -> Result<Flow> {
+        let (text_bytes, begins) = (document.text_bytes, document.extent.begins);
         let tokens = (own.len() / self.width.bytes()) as u64;
         if tokens == 0 {
             return Ok(Flow::Continue);
         }
-        self.begun += 1;
+        self.begun += u64::from(begins);
         self.in_partition += tokens;
         let skipped = self.skip.min(tokens);
         self.skip -= skipped;
         let mut own = &own[skipped as usize * self.width.bytes()..];
-        if skipped == 0 {
+        if skipped == 0 && begins {
             if self.ids.is_empty() {
                 self.documents_before = self.at.documents + self.begun - 1;
             }

@@ -267,3 +267,24 @@ fn what_is_set_aside_needs_no_number_of_documents() {
     assert!(error.contains("--max_eval_samples") && error.contains("--validation_file_dir"), "{error}");
     assert!(set_aside(&|data| data.validation_split_mode = ValidationSplitMode::Hash).is_err());
 }
+
+#[test]
+fn documents_in_parts_make_the_same_blocks_from_every_position() {
+    let long = |seed: usize| (0..60).map(|at| format!("word {} of it ", at * seed)).collect::<String>();
+    let corpus = Corpus::new(&[("a.txt", format!("short\n{}\n\n{}\n", long(7), long(9))), ("b.txt", long(11))]);
+    let whole = all(&open(&corpus.options(|_, _| {})), Position::default());
+    corpus.remove_cache();
+    let live = open(&corpus.options(|_, tuning| tuning.part_bytes = 40));
+    let same = |blocks: &[Block], expected: &[Block]| {
+        let of = |blocks: &[Block]| -> Vec<_> {
+            let facts = |block: &Block| (block.ids.clone(), block.document_starts.clone(), block.documents_before);
+            blocks.iter().map(facts).collect()
+        };
+        assert_eq!(of(blocks), of(expected));
+    };
+    let parts = all(&live, Position::default());
+    same(&parts, &whole);
+    for (number, block) in parts.iter().enumerate() {
+        same(&all(&live, block.next.clone()), &whole[number + 1..]);
+    }
+}

@@ -25,16 +25,29 @@ impl Concatenate {
     }
 }
 
-impl Rule for Concatenate {
-    fn push(&mut self, _: u64, ids: &[u8]) -> Result<()> {
+impl Concatenate {
+    /// As much of these ids as is wanted.
+    fn taken<'a>(&mut self, ids: &'a [u8]) -> &'a [u8] {
         let tokens = (ids.len() / self.width.bytes()) as u64;
         let room = self.limit.map_or(u64::MAX, |limit| limit.saturating_sub(self.writer.tokens()));
         let taken = tokens.min(room);
         self.beyond_limit += tokens - taken;
-        if taken > 0 {
+        &ids[..taken as usize * self.width.bytes()]
+    }
+}
+
+impl Rule for Concatenate {
+    fn push(&mut self, _: u64, ids: &[u8]) -> Result<()> {
+        let taken = self.taken(ids);
+        if !taken.is_empty() {
             self.writer.begin_document();
         }
-        self.writer.push(&ids[..taken as usize * self.width.bytes()])
+        self.writer.push(taken)
+    }
+
+    fn go_on(&mut self, ids: &[u8]) -> Result<()> {
+        let taken = self.taken(ids);
+        self.writer.push(taken)
     }
 
     fn is_full(&self) -> bool {

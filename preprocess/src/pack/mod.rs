@@ -22,7 +22,7 @@ use self::blocks::Blocks;
 pub use self::choice::{Choice, Chosen};
 use self::concatenate::Concatenate;
 use self::documents::Documents;
-use crate::document::Flow;
+use crate::document::{Extent, Flow};
 use crate::job::Job;
 use crate::plan::Source;
 use crate::statistics::Counter;
@@ -70,6 +70,12 @@ trait Rule {
     /// Takes the next document: its ids, little-endian in the dataset's width, and its number in the split, from 0.
     fn push(&mut self, document: u64, ids: &[u8]) -> Result<()>;
 
+    /// Takes more ids of the document that came last. [`crate::document::Rules::in_parts`] says where documents come in
+    /// parts.
+    fn go_on(&mut self, _ids: &[u8]) -> Result<()> {
+        unreachable!("only what documents follow one another in takes them in parts")
+    }
+
     /// Whether nothing that can still come would be kept.
     fn is_full(&self) -> bool;
 
@@ -103,19 +109,33 @@ struct Stream {
     read: u64,
     /// Tokens of documents that were left out because one before had the same.
     duplicates: u64,
+    /// Tokens of the document of which a part came last.
+    of_document: u64,
 }
 
 /// The reason for those in a ledger and, for the documents, in a manifest.
 pub const DUPLICATE: &str = "duplicate";
 
 impl Stream {
-    fn push(&mut self, document: DocumentEntry, ids: &[u8]) -> Result<()> {
-        self.rule.push(self.documents, ids)?;
-        self.counter.push(ids);
-        self.documents += 1;
+    /// Takes a document or a part of one; the tokens of all of it, if this ends it.
+    fn push(&mut self, document: DocumentEntry, ids: &[u8]) -> Result<Option<u64>> {
+        let Extent { begins, ends } = document.extent;
+        if begins {
+            self.rule.push(self.documents, ids)?
+        } else {
+            self.rule.go_on(ids)?
+        }
+        self.counter.count(ids);
         self.text_bytes += u64::from(document.text_bytes);
         self.read += u64::from(document.tokens);
-        Ok(())
+        self.of_document += u64::from(document.tokens);
+        if !ends {
+            return Ok(None);
+        }
+        let tokens = std::mem::take(&mut self.of_document);
+        self.counter.document(tokens);
+        self.documents += 1;
+        Ok(Some(tokens))
     }
 }
 
@@ -124,6 +144,8 @@ pub struct Packer {
     streams: BTreeMap<Split, Stream>,
     width: TokenWidth,
     choice: Choice,
+    /// What became of the document that came last.
+    chosen: Chosen,
     assign: Assign,
     /// Documents seen under the present assignment, of those that are taken.
     seen: u64,
@@ -171,12 +193,16 @@ impl Packer {
             let options = RuleOptions { block_size, width, limit: *limit, limit_name };
             let rule = rule(job.packing, *split, &options)?;
             let counter = Counter::new(width, job.encoding.tokenizer.largest_id());
-            streams.insert(*split, Stream { rule, counter, documents: 0, text_bytes: 0, read: 0, duplicates: 0 });
+            streams.insert(
+                *split,
+                Stream { rule, counter, documents: 0, text_bytes: 0, read: 0, duplicates: 0, of_document: 0 },
+            );
         }
         Ok(Self {
             streams,
             width,
             choice: Choice::new(job.data.deduplicate),
+            chosen: Chosen::Outside,
             assign: Assign::All(Split::Train),
             seen: 0,
             duplicates: 0,
@@ -204,7 +230,10 @@ impl Packer {
         for (place, document) in frame.documents().enumerate() {
             let (own, rest) = ids.split_at(document.tokens as usize * self.width.bytes());
             ids = rest;
-            let chosen = self.choice.next(own);
+            if document.extent.begins {
+                self.chosen = self.choice.next(own);
+            }
+            let chosen = self.chosen;
             let (Chosen::Kept(number) | Chosen::Duplicate(number)) = chosen else { continue };
             let split = self.assign.split_of(number, file_hash(place).unwrap_or(document.hash));
             let stream = self.streams.get_mut(&split).expect("the splits were named at the start");
@@ -215,9 +244,10 @@ impl Packer {
                 self.duplicates += 1;
                 continue;
             }
-            self.lengths[(document.tokens as usize).min(LONGEST_COUNTED)] += 1;
             packed(place, document);
-            stream.push(document, own)?;
+            if let Some(tokens) = stream.push(document, own)? {
+                self.lengths[tokens.min(LONGEST_COUNTED as u64) as usize] += 1;
+            }
             if self.nothing_more_is_kept() {
                 return Ok(Flow::Stop);
             }
@@ -253,7 +283,7 @@ impl Packer {
     /// Ends all splits and hands them to the dataset.
     pub fn finish(self, dataset: &mut DatasetWriter, job: &Job) -> Result<()> {
         for stream in self.streams.into_values() {
-            let Stream { rule, counter, documents, text_bytes, read, duplicates } = stream;
+            let Stream { rule, counter, documents, text_bytes, read, duplicates, .. } = stream;
             let mut packed = rule.finish()?;
             if duplicates > 0 {
                 packed.rejected.insert(DUPLICATE, duplicates);

@@ -277,6 +277,8 @@ pub(super) struct AddedTokens {
     normalized: Option<Set>,
     /// What is looked for in normalized text, and the ids.
     in_normalized: Vec<(String, u32)>,
+    /// All that is looked for, and whether it has rules.
+    looked_for: Vec<(String, bool)>,
 }
 
 impl AddedTokens {
@@ -289,6 +291,7 @@ impl AddedTokens {
     ) -> Option<Self> {
         let (mut raw, mut normalized, mut rules) = (Vec::new(), Vec::new(), HashMap::new());
         let (mut seen, mut ids) = (BTreeSet::new(), BTreeSet::new());
+        let mut looked_for = Vec::new();
         for token in json["added_tokens"].as_array().map_or(&[][..], Vec::as_slice) {
             let content = token["content"].as_str().filter(|content| !content.is_empty())?;
             let id = id_of(content)?;
@@ -298,13 +301,15 @@ impl AddedTokens {
             if let Some(of_token) = Rules::of(token)? {
                 rules.insert(id, of_token);
             }
-            match token["normalized"].as_bool()? {
-                true => normalized.push((normalize(content)?, id)),
-                false => raw.push((content.to_owned(), id)),
-            }
+            let (list, content) = match token["normalized"].as_bool()? {
+                true => (&mut normalized, normalize(content)?),
+                false => (&mut raw, content.to_owned()),
+            };
+            looked_for.push((content.clone(), rules.contains_key(&id)));
+            list.push((content, id));
         }
         let (raw, set) = (Set::new(&raw, &rules)?, Set::new(&normalized, &rules)?);
-        Some(Self { raw, normalized: set, in_normalized: normalized })
+        Some(Self { raw, normalized: set, in_normalized: normalized, looked_for })
     }
 
     /// What is looked for in normalized text, and the ids.
@@ -315,6 +320,25 @@ impl AddedTokens {
     /// Whether some of these have rules.
     pub(super) fn rules_in_normalized(&self) -> bool {
         self.normalized.as_ref().is_some_and(|set| !set.rules.is_empty())
+    }
+
+    /// As much of two texts, one after the other, as tokens across their border could be of.
+    pub(super) fn reach<'a>(&self, before: &'a str, after: &'a str) -> (&'a str, &'a str) {
+        let longest = self.looked_for.iter().map(|(content, _)| content.len()).max().unwrap_or(0) + 64;
+        let begin = (before.len().saturating_sub(longest)..).find(|at| before.is_char_boundary(*at));
+        let end = (longest.min(after.len())..).find(|at| after.is_char_boundary(*at));
+        (&before[begin.unwrap_or(0)..], &after[..end.unwrap_or(after.len())])
+    }
+
+    /// Whether a token can stand across the border between two texts, or, if it has rules or any is asked for, beside it;
+    /// tokens are compared as `spelled` spells them.
+    pub(super) fn cross(&self, before: &str, after: &str, beside: bool, spelled: impl Fn(&str) -> String) -> bool {
+        self.looked_for.iter().any(|(content, has_rules)| {
+            let content = spelled(content);
+            let mut within = content.char_indices().map(|(at, _)| content.split_at(at)).skip(1);
+            within.any(|(begin, end)| before.ends_with(begin) && after.starts_with(end))
+                || ((*has_rules || beside) && (before.ends_with(&content) || after.starts_with(&content)))
+        })
     }
 
     /// Calls `each` with the segments of the text as it is.

@@ -28,6 +28,7 @@ use super::unicode::{Classes, decode};
 use super::vocabulary::Vocabulary;
 use super::windows::{Sink, Vectors};
 use super::words::Words;
+use crate::document::Extent;
 
 /// The engine; see the module's text.
 pub(super) struct ByteLevel {
@@ -224,11 +225,12 @@ impl ByteLevel {
     fn encode_document(
         &self,
         text: &str,
+        extent: Extent,
         add_special_tokens: bool,
         working: &mut Working,
         ids: &mut Vec<u32>,
     ) -> Result<(), String> {
-        if add_special_tokens {
+        if add_special_tokens && extent.begins {
             ids.extend_from_slice(&self.around.0);
         }
         let mut failed = None;
@@ -245,7 +247,7 @@ impl ByteLevel {
             },
             Segment::Token(id) => ids.push(id),
         });
-        if add_special_tokens {
+        if add_special_tokens && extent.ends {
             ids.extend_from_slice(&self.around.1);
         }
         failed.map_or(Ok(()), Err)
@@ -259,23 +261,41 @@ impl ByteLevel {
 }
 
 impl Engine for ByteLevel {
-    fn encode(
+    fn encode_part(
         &self,
         text: &str,
+        extent: Extent,
         add_special_tokens: bool,
         working: &mut Working,
         ids: &mut Vec<u32>,
     ) -> Result<(), String> {
         if !self.words.can_panic() {
-            return self.encode_document(text, add_special_tokens, working, ids);
+            return self.encode_document(text, extent, add_special_tokens, working, ids);
         }
         let begin = ids.len();
-        guarded(|| self.encode_document(text, add_special_tokens, working, ids)).unwrap_or_else(|_| {
+        guarded(|| self.encode_document(text, extent, add_special_tokens, working, ids)).unwrap_or_else(|_| {
             // The reference gives its own reason.
             ids.truncate(begin);
             *working = Working::default();
             self.reference.encode(text, add_special_tokens, working, ids)
         })
+    }
+
+    fn can_cut_anywhere(&self) -> bool {
+        // Of other regular expressions it is not known where words begin.
+        !matches!(self.words, Words::Other(_))
+    }
+
+    fn can_cut(&self, before: &str, after: &str) -> bool {
+        let (before, after) = self.added.reach(before, after);
+        // Tokens that are looked for in what the normalizer makes of this are not compared with what it is.
+        let is_normalized = || {
+            let around = format!("{before}{after}");
+            self.normalized(&around).is_ok_and(|normalized| normalized == around)
+        };
+        self.can_cut_anywhere()
+            && (self.added.in_normalized().is_empty() || is_normalized())
+            && !self.added.cross(before, after, false, str::to_owned)
     }
 
     fn reference(&self) -> &Reference {
@@ -328,6 +348,8 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
+    use super::super::tests::{ids_in_parts, long};
+    use super::super::words::{DEEPSEEK, O200K, QWEN};
     use super::*;
 
     /// A byte-level tokenizer with some merges, a template and added tokens.
@@ -403,6 +425,9 @@ mod tests {
                     (r"\s+|\S+", "Isolated", false),
                 ]),
             ),
+            tokenizer(json!({"type": "NFC"}), sequence(&[(QWEN, "Isolated", false)])),
+            tokenizer(Value::Null, sequence(&[(O200K, "Isolated", false)])),
+            tokenizer(Value::Null, sequence(&DEEPSEEK.map(|regex| (regex, "Isolated", false)))),
         ]
         .iter()
         .map(|json| engines(json))
@@ -478,7 +503,22 @@ mod tests {
                 let (mut working, mut ids, mut expected) = (Working::default(), vec![], vec![]);
                 fast.encode(&text, false, &mut working, &mut ids).unwrap();
                 reference.encode(&text, false, &mut working, &mut expected).unwrap();
-                prop_assert_eq!(ids, expected, "{:?}", text);
+                prop_assert_eq!(&ids, &expected, "{:?}", text);
+                prop_assert_eq!(&ids_in_parts(&fast, &text, false).0, &expected, "in parts {:?}", text);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        #[test]
+        fn parts_have_the_ids_of_the_whole(text in long(), special in any::<bool>()) {
+            for (fast, reference) in RECOGNISED.iter() {
+                let mut expected = Vec::new();
+                reference.encode(&text, special, &mut Working::default(), &mut expected).unwrap();
+                let (ids, _) = ids_in_parts(fast, &text, special);
+                prop_assert_eq!(&ids, &expected, "{:?}", text);
             }
         }
     }

@@ -6,6 +6,8 @@
 //! merged across: there the text is cut, and the pieces (`▁word`, a few Chinese characters) are short, come again, and
 //! are cached. Cutting less than possible changes nothing, so which pairs stand side by side is kept in a hashed bitmap.
 
+use std::borrow::Cow;
+
 use aho_corasick::{AhoCorasick, Anchored, Input, MatchKind, StartKind};
 use memchr::memmem::Finder;
 use serde_json::Value;
@@ -19,6 +21,7 @@ use super::probe::{around, proved};
 use super::reference::Reference;
 use super::together::{SHORT, Short};
 use super::unicode::decode;
+use crate::document::Extent;
 
 /// Stands for a space in the vocabulary.
 const META: char = '▁';
@@ -256,21 +259,28 @@ impl Metaspace {
             (None, Prefix::Stretch) if self.added.in_normalized().is_empty() => {
                 self.encode_marked(text.as_bytes(), working, ids);
             }
-            (_, Prefix::Stretch) => self.encode_normalized(&self.style.normalize(text), offset, working, ids),
+            (_, Prefix::Stretch) => self.encode_normalized(&self.style.normalize(text), Some(offset), working, ids),
             _ if self.added.in_normalized().is_empty() || !self.style.normalizes => {
-                self.encode_normalized(text, offset, working, ids);
+                self.encode_normalized(text, Some(offset), working, ids);
             }
-            _ => self.encode_normalized(&self.style.normalize(text), offset, working, ids),
+            _ => self.encode_normalized(&self.style.normalize(text), Some(offset), working, ids),
         }
     }
 
-    /// A stretch of normalized text, which begins at `offset` of the document.
-    fn encode_normalized(&self, text: &str, offset: usize, working: &mut Working, ids: &mut Vec<u32>) {
+    /// The rest of a stretch of which the beginning was in the part of the document before this.
+    fn go_on(&self, text: &str, working: &mut Working, ids: &mut Vec<u32>) {
+        let text = if self.style.normalizes { Cow::Owned(text.replace(' ', "▁")) } else { Cow::Borrowed(text) };
+        self.encode_normalized(&text, None, working, ids);
+    }
+
+    /// A stretch of normalized text, which begins at `offset` of the document; the rest of one, if it does not begin here.
+    fn encode_normalized(&self, text: &str, offset: Option<usize>, working: &mut Working, ids: &mut Vec<u32>) {
         self.added.split_normalized(text, |segment| match segment {
             Segment::Text(begin, part) => {
                 let is_asked = match self.style.prefix {
+                    _ if begin == 0 && offset.is_none() => false,
                     Prefix::Each => true,
-                    Prefix::First => begin + offset == 0,
+                    Prefix::First => begin == 0 && offset == Some(0),
                     Prefix::Stretch | Prefix::None => false,
                 };
                 if is_asked && !part.starts_with([' ', META]) {
@@ -351,24 +361,43 @@ impl Metaspace {
 }
 
 impl Engine for Metaspace {
-    fn encode(
+    fn encode_part(
         &self,
         text: &str,
+        extent: Extent,
         add_special_tokens: bool,
         working: &mut Working,
         ids: &mut Vec<u32>,
     ) -> Result<(), String> {
-        if add_special_tokens {
+        if add_special_tokens && extent.begins {
             ids.extend_from_slice(&self.around.0);
         }
         self.added.split(text, |segment| match segment {
+            Segment::Text(0, text) if !extent.begins => self.go_on(text, working, ids),
             Segment::Text(offset, text) => self.encode_text(offset, text, working, ids),
             Segment::Token(id) => ids.push(id),
         });
-        if add_special_tokens {
+        if add_special_tokens && extent.ends {
             ids.extend_from_slice(&self.around.1);
         }
         Ok(())
+    }
+
+    fn can_cut_anywhere(&self) -> bool {
+        true
+    }
+
+    fn can_cut(&self, before: &str, after: &str) -> bool {
+        let (Some(left), Some(right)) = (before.chars().next_back(), after.chars().next()) else { return false };
+        let (left, right) = (as_space(left.into()), as_space(right.into()));
+        let is_border = !self.adjacent.contains(left, right) || (right == SPACE && self.style.splits);
+        let (before, after) = self.added.reach(before, after);
+        let with_spaces = |text: &str| text.replace(META, " ");
+        let (before, after) = (with_spaces(before), with_spaces(after));
+        // What comes after a token has a `▁` before it, and a token may begin with one that does not stand there.
+        let cross = |spelled: &dyn Fn(&str) -> String| self.added.cross(&before, &after, true, spelled);
+        let without_mark = |token: &str| with_spaces(token.strip_prefix(META).unwrap_or(token));
+        is_border && !cross(&with_spaces) && !cross(&without_mark)
     }
 
     fn reference(&self) -> &Reference {
@@ -451,6 +480,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
+    use super::super::tests::{ids_in_parts, long};
     use super::*;
 
     /// A tokenizer in SentencePiece's style with some merges and added tokens, one of them looked for in normalized text.
@@ -556,7 +586,22 @@ mod tests {
                 let (mut working, mut ids, mut expected) = (Working::default(), vec![], vec![]);
                 fast.encode(&text, false, &mut working, &mut ids).unwrap();
                 reference.encode(&text, false, &mut working, &mut expected).unwrap();
-                prop_assert_eq!(ids, expected, "{:?} {:?}", fast.style, text);
+                prop_assert_eq!(&ids, &expected, "{:?} {:?}", fast.style, text);
+                prop_assert_eq!(&ids_in_parts(&fast, &text, false).0, &expected, "in parts {:?}", text);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        #[test]
+        fn parts_have_the_ids_of_the_whole(text in long(), special in any::<bool>()) {
+            for (fast, reference) in RECOGNISED.iter() {
+                let mut expected = Vec::new();
+                reference.encode(&text, special, &mut Working::default(), &mut expected).unwrap();
+                let (ids, _) = ids_in_parts(fast, &text, special);
+                prop_assert_eq!(&ids, &expected, "{:?}", text);
             }
         }
     }

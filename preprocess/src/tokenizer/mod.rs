@@ -36,6 +36,7 @@ use tokenmill_shared::{Error, Result, storage};
 pub use self::keep::keep;
 use self::pieces::Working;
 use self::reference::Reference;
+use crate::document::Extent;
 use crate::model_config::{json_file, model_eos};
 
 /// A tokenizer.json beyond this is not one: the largest known (262,144 pieces) has 33 MB.
@@ -68,7 +69,33 @@ trait Engine: Send + Sync {
         add_special_tokens: bool,
         working: &mut Working,
         ids: &mut Vec<u32>,
+    ) -> std::result::Result<(), String> {
+        self.encode_part(text, Extent::WHOLE, add_special_tokens, working, ids)
+    }
+
+    /// Appends the ids of a part of a document that was cut where it [may be](Self::can_cut).
+    ///
+    /// # Errors
+    /// The tokenizer cannot encode this text; says why.
+    fn encode_part(
+        &self,
+        text: &str,
+        extent: Extent,
+        add_special_tokens: bool,
+        working: &mut Working,
+        ids: &mut Vec<u32>,
     ) -> std::result::Result<(), String>;
+
+    /// Whether it knows of places where a document may be cut.
+    fn can_cut_anywhere(&self) -> bool {
+        false
+    }
+
+    /// Whether the ids of `before` and those of `after` are the ids of both, for parts that end and begin as
+    /// [`crate::document`] cuts them.
+    fn can_cut(&self, _before: &str, _after: &str) -> bool {
+        false
+    }
 
     /// The reference, which answers everything else.
     fn reference(&self) -> &Reference;
@@ -218,6 +245,16 @@ impl Tokenizer {
         self.encoder().encode(text, add_special_tokens, ids)
     }
 
+    /// Whether long documents need not be encoded whole.
+    pub fn can_cut_anywhere(&self) -> bool {
+        self.engine.can_cut_anywhere()
+    }
+
+    /// Whether the ids of both parts of a document are those of their texts in one.
+    pub fn can_cut(&self, before: &str, after: &str) -> bool {
+        self.engine.can_cut(before, after)
+    }
+
     /// For many documents in a row.
     pub fn encoder(&self) -> Encoder<'_> {
         let spare = self.working.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -273,8 +310,19 @@ impl Encoder<'_> {
         add_special_tokens: bool,
         ids: &mut Vec<u32>,
     ) -> std::result::Result<(), String> {
+        self.encode_part(text, Extent::WHOLE, add_special_tokens, ids)
+    }
+
+    /// Appends the ids of a part of a document.
+    pub fn encode_part(
+        &mut self,
+        text: &str,
+        extent: Extent,
+        add_special_tokens: bool,
+        ids: &mut Vec<u32>,
+    ) -> std::result::Result<(), String> {
         let working = self.working.as_mut().expect("there until it is dropped");
-        self.tokenizer.engine.encode(text, add_special_tokens, working, ids)
+        self.tokenizer.engine.encode_part(text, extent, add_special_tokens, working, ids)
     }
 }
 
@@ -319,4 +367,72 @@ fn fastest(path: &Path, json: &[u8]) -> Result<Box<dyn Engine>> {
 fn token_named(file: &Value, key: &str) -> Option<String> {
     let token = &file[key];
     token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::document::cuts;
+
+    /// Documents that can be cut, with what tokens hold on both sides of the cuts.
+    pub(super) fn long() -> impl Strategy<Value = String> {
+        let words = prop_oneof![
+            "[a-z]{1,4}[ ,.]?",
+            "[中国人文字，。]{1,5}",
+            "[ \n\t]{1,3}",
+            "[A-Zaé\u{301}()'\"0-9/]{1,3}",
+            Just(" the".to_owned()),
+            Just("'ll ".to_owned()),
+            Just("文 文".to_owned()),
+            Just("<s>".to_owned()),
+            Just("a\nb".to_owned()),
+            any::<String>(),
+        ];
+        prop::collection::vec(words, 0..40).prop_map(|words| words.concat())
+    }
+
+    /// The ids of `text` cut wherever it may be, and the number of parts.
+    pub(super) fn ids_in_parts(engine: &dyn Engine, text: &str, special: bool) -> (Vec<u32>, usize) {
+        let (mut begin, mut from, mut parts) = (0, 1, 0);
+        let (mut ids, mut working) = (Vec::new(), Working::default());
+        let mut part = |begin: usize, end: usize| {
+            let extent = Extent { begins: begin == 0, ends: end == text.len() };
+            engine.encode_part(&text[begin..end], extent, special, &mut working, &mut ids).unwrap();
+            parts += 1;
+        };
+        while let Some(cut) = cuts::find(text, from) {
+            if engine.can_cut(&text[begin..cut], &text[cut..]) {
+                part(begin, cut);
+                begin = cut;
+            }
+            from = cut + 1;
+        }
+        part(begin, text.len());
+        (ids, parts)
+    }
+
+    /// The shipped tokenizers of all families, as they are loaded.
+    #[test]
+    fn what_every_family_makes_of_parts_is_what_it_makes_of_the_whole() {
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/tokenizers"));
+        let mut dirs = vec![root.join("bytes"), root.join("pieces")];
+        dirs.extend(storage::list_directories(&root.join("unconverted")).unwrap());
+        let text = std::fs::read_to_string(root.join("../../../quickstart/text/chinese/analects.txt")).unwrap();
+        let english =
+            std::fs::read_to_string(root.join("../../../quickstart/text/english/alice-in-wonderland.txt")).unwrap();
+        let text = text.chars().take(3000).chain(english.chars().take(6000)).collect::<String>();
+        let mut cut = 0;
+        for dir in dirs {
+            let Ok(tokenizer) = Tokenizer::load(&dir) else { continue };
+            let mut expected = Vec::new();
+            tokenizer.encode(&text, true, &mut expected).unwrap();
+            let (ids, parts) = ids_in_parts(tokenizer.engine.as_ref(), &text, true);
+            assert_eq!(ids, expected, "{}", dir.display());
+            assert_eq!(parts > 1, tokenizer.can_cut_anywhere(), "{}", dir.display());
+            cut += usize::from(parts > 100);
+        }
+        assert!(cut >= 5, "{cut} of them can be cut");
+    }
 }

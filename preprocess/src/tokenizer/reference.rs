@@ -11,6 +11,7 @@ use tokenmill_shared::{Error, Result};
 use super::guard;
 use super::pieces::Working;
 use super::{Engine, Token};
+use crate::document::Extent;
 
 /// A tokenizer.json loaded by `tokenizers`.
 pub(super) struct Reference {
@@ -107,9 +108,10 @@ impl Reference {
 }
 
 impl Engine for Reference {
-    fn encode(
+    fn encode_part(
         &self,
         text: &str,
+        _whole: Extent,
         add_special_tokens: bool,
         _working: &mut Working,
         ids: &mut Vec<u32>,

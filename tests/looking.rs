@@ -68,7 +68,7 @@ fn a_dry_run_refuses_what_will_not_fit() {
 #[test]
 fn statistics_balance_and_the_report_shows_them() {
     let place = Place::new();
-    place.write("text/books/a.txt", "the mill grinds\n磨坊把文字\n\n1984 ();\n".repeat(50));
+    place.write("text/books/a.txt", "the mill grinds\n磨坊把文字\n\n1984 (); a[i] = {x_1}\n".repeat(50));
     place.write("text/<b>&.txt", lines(50, 2));
     place.write("text/c.jsonl", "{\"text\": \"words\"}\n{\"text\": \n");
     let report = place.path("report.html");
@@ -83,7 +83,7 @@ fn statistics_balance_and_the_report_shows_them() {
         assert_eq!(sum(lengths.iter().collect()), split["documents"].as_u64().unwrap());
         let kinds = statistics["tokens_by_kind"].as_object().unwrap();
         assert_eq!(sum(kinds.values().collect()), split["ledger"]["read"].as_u64().unwrap());
-        assert!(["latin", "special", "space"].iter().all(|kind| kinds.contains_key(*kind)), "{kinds:?}");
+        assert!(["latin", "code", "special", "space"].iter().all(|kind| kinds.contains_key(*kind)), "{kinds:?}");
     }
     let sources = json["sources"].as_object().unwrap();
     assert_eq!(sources.keys().collect::<Vec<_>>(), ["<b>&.txt", "books", "c.jsonl"]);
@@ -95,6 +95,7 @@ fn statistics_balance_and_the_report_shows_them() {
         "books",
         "&lt;b&gt;&amp;.txt",
         "latin",
+        "<td>code</td>",
         "bytes of text a token",
         "records left out",
     ] {

@@ -92,6 +92,8 @@ fn kind_of_text(text: &str) -> &'static str {
     let any = |is: fn(char) -> bool| text.chars().any(is);
     if any(is_han) {
         "han"
+    } else if any(is_of_code) || is_indentation(text) {
+        "code"
     } else if any(|letter| letter.is_alphabetic() && (letter as u32) < 0x250) {
         "latin"
     } else if any(char::is_alphabetic) {
@@ -105,6 +107,15 @@ fn kind_of_text(text: &str) -> &'static str {
     } else {
         "punctuation"
     }
+}
+
+/// What programs are full of and prose hardly has.
+fn is_of_code(character: char) -> bool {
+    "{}[]<>=_\\|^~`".contains(character)
+}
+
+fn is_indentation(text: &str) -> bool {
+    text.len() > 1 && text.chars().all(|blank| matches!(blank, ' ' | '\t'))
 }
 
 fn is_han(letter: char) -> bool {
@@ -163,6 +174,11 @@ mod tests {
             ("\u{fffd}", "parts_of_characters"),
             (" 1984", "digits"),
             ("\n\n", "space"),
+            ("    ", "code"),
+            ("max_len", "code"),
+            (" ==", "code"),
+            ("});", "code"),
+            (" ", "space"),
             ("();", "punctuation"),
             ("", "punctuation"),
         ] {

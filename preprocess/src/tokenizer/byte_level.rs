@@ -359,8 +359,10 @@ mod tests {
             vocab.insert(character.to_string(), vocab.len().into());
         }
         let mut merges = Vec::new();
-        for (left, right) in [("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("l", "l"), ("'", "ll"), ("ä", "¸")]
-        {
+        let across_words =
+            [(")", "Ċ"), (".", "Ċ"), ("a", "Ċ"), ("a", "Ġ"), (".", "Ġ"), ("Ċ", "Ċ"), ("Ġ", "Ġ"), ("1", "Ġ")];
+        let within = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("l", "l"), ("'", "ll"), ("ä", "¸")];
+        for (left, right) in within.into_iter().chain(across_words) {
             vocab.insert(format!("{left}{right}"), vocab.len().into());
             merges.push(format!("{left} {right}"));
         }

@@ -388,6 +388,8 @@ mod tests {
             Just("文 文".to_owned()),
             Just("<s>".to_owned()),
             Just("a\nb".to_owned()),
+            Just("b).\nab".to_owned()),
+            Just("a. 1 a".to_owned()),
             any::<String>(),
         ];
         prop::collection::vec(words, 0..40).prop_map(|words| words.concat())

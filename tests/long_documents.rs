@@ -13,23 +13,15 @@ use tokenmill_tests::{Place, binaries, data, digest, lines, root};
 /// All in one part.
 const WHOLE: usize = 1 << 30;
 
+/// How text is read: bytes after which a document may be cut, and bytes that are read at a time.
+type Way = (usize, usize);
+
 fn prepared(
     place: &Place,
     output: &str,
-    part_bytes: usize,
-    read_bytes: usize,
-    data_arguments: &DataArguments,
-) -> Prepared {
-    prepared_with(place, output, part_bytes, read_bytes, data_arguments, data("tokenizers/bytes"))
-}
-
-fn prepared_with(
-    place: &Place,
-    output: &str,
-    part_bytes: usize,
-    read_bytes: usize,
-    data_arguments: &DataArguments,
-    tokenizer: PathBuf,
+    (part_bytes, read_bytes): Way,
+    tokenizer: &str,
+    settings: &DataArguments,
 ) -> Prepared {
     let options = PrepareOptions {
         data: DataArguments {
@@ -37,10 +29,10 @@ fn prepared_with(
             cache_dir: Some(place.path("cache")),
             validation_split_percentage: 0.0,
             block_size: Some(16),
-            ..data_arguments.clone()
+            ..settings.clone()
         },
         hub: HubArguments::default(),
-        tokenizer,
+        tokenizer: data("tokenizers").join(tokenizer),
         model: None,
         output: Output::Directory(place.path(output)),
         tuning: Tuning { part_bytes, read_bytes, ..Tuning::default() },
@@ -73,36 +65,28 @@ fn blocks_do_not_show_in_what_parts_documents_were_read() {
         for keep_linebreaks in [true, false] {
             let base = DataArguments { sample_by, keep_linebreaks, ..DataArguments::default() };
             for tokenizer in ["bytes", "pieces"] {
-                let of = |output: &str, part_bytes, read_bytes, base: &DataArguments| {
-                    let tokenizer = data("tokenizers").join(tokenizer);
-                    let output =
-                        format!("{tokenizer}{sample_by:?}{keep_linebreaks}{output}", tokenizer = tokenizer.display());
-                    let output = output.replace('/', "_");
-                    let made = prepared_with(
-                        &place,
-                        &output,
-                        part_bytes,
-                        read_bytes,
-                        base,
-                        data("tokenizers").join(&tokenizer),
-                    );
+                let of = |name: &str, way: Way, settings: &DataArguments| {
+                    let output = format!("{tokenizer}-{sample_by:?}-{keep_linebreaks}-{name}");
+                    let made = prepared(&place, &output, way, tokenizer, settings);
                     (blocks(&place.path(&output)), made)
                 };
-                let (whole, of_whole) = of("whole", WHOLE, 1 << 20, &base);
-                for (part_bytes, read_bytes) in [(1, 1 << 20), (17, 1), (100, 7), (1000, 1 << 20)] {
-                    let (parts, made) = of(&format!("{part_bytes}"), part_bytes, read_bytes, &base);
-                    assert_eq!(parts, whole, "{sample_by:?} {keep_linebreaks} {tokenizer} {part_bytes}");
-                    let (found, expected) = (&made.manifest.splits, &of_whole.manifest.splits);
-                    for (split, found) in found {
-                        let expected = &expected[split];
+                let (whole, of_whole) = of("whole", (WHOLE, 1 << 20), &base);
+                for way in [(1, 1 << 20), (17, 1), (100, 7), (1000, 1 << 20)] {
+                    let (parts, made) = of(&way.0.to_string(), way, &base);
+                    assert_eq!(parts, whole, "{sample_by:?} {keep_linebreaks} {tokenizer} {way:?}");
+                    // Hashes of documents are of their parts: there were some.
+                    let (made, of_whole) = (made.manifest, &of_whole.manifest);
+                    assert!(way.0 > 100 || made.head.fingerprint != of_whole.head.fingerprint, "{way:?}");
+                    for (split, found) in &made.splits {
+                        let expected = &of_whole.splits[split];
                         assert_eq!((found.documents, found.text_bytes), (expected.documents, expected.text_bytes));
                         assert_eq!(found.statistics, expected.statistics);
                     }
                 }
                 // From the store, in blocks of another size.
                 let other = DataArguments { max_train_samples: Some(9), ..base.clone() };
-                let (whole, _) = of("few", WHOLE, 1 << 20, &other);
-                let (parts, made) = of("few17", 17, 1 << 20, &other);
+                let (whole, _) = of("few", (WHOLE, 1 << 20), &other);
+                let (parts, made) = of("few17", (17, 1 << 20), &other);
                 assert_eq!(parts, whole);
                 assert_eq!(made.reuse.bytes_tokenized, 0, "{:?}", made.reuse);
             }
@@ -117,7 +101,7 @@ fn a_tokenizer_that_cannot_cut_takes_documents_whole() {
     write_texts(&place);
     let base = DataArguments { append_eos: false, ..DataArguments::default() };
     for (name, part_bytes) in [("parts", 50), ("whole", WHOLE)] {
-        prepared_with(&place, name, part_bytes, 100, &base, data("tokenizers/unconverted/generic_unigram"));
+        prepared(&place, name, (part_bytes, 100), "unconverted/generic_unigram", &base);
     }
     assert_eq!(blocks(&place.path("parts")), blocks(&place.path("whole")));
 }
@@ -133,7 +117,7 @@ fn a_document_that_turns_out_bad_leaves_nothing_behind() {
         [("with", vec![long(1), bad.clone(), long(3), bad.clone(), bad.clone()]), ("without", vec![long(1), long(3)])]
     {
         place.write("text/a.txt", parts.join(&b'\n'));
-        let made = prepared(&place, name, 50, 64, &skip);
+        let made = prepared(&place, name, (50, 64), "bytes", &skip);
         assert_eq!(made.manifest.splits.values().next().unwrap().documents, 2);
         assert_eq!(made.manifest.head.rejected_records.get("invalid_encoding").copied(), (name == "with").then_some(3));
     }
@@ -142,7 +126,7 @@ fn a_document_that_turns_out_bad_leaves_nothing_behind() {
     place.write("text/a.txt", [long(1), bad].join(&b'\n'));
     let mended = DataArguments { encoding_errors: EncodingErrors::Replace, ..DataArguments::default() };
     for (name, part_bytes) in [("mended", 50), ("whole", WHOLE)] {
-        prepared(&place, name, part_bytes, 3, &mended);
+        prepared(&place, name, (part_bytes, 3), "bytes", &mended);
     }
     assert_eq!(blocks(&place.path("mended")), blocks(&place.path("whole")));
 }

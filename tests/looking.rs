@@ -83,7 +83,7 @@ fn statistics_balance_and_the_report_shows_them() {
         assert_eq!(sum(lengths.iter().collect()), split["documents"].as_u64().unwrap());
         let kinds = statistics["tokens_by_kind"].as_object().unwrap();
         assert_eq!(sum(kinds.values().collect()), split["ledger"]["read"].as_u64().unwrap());
-        assert!(["latin", "code", "special", "space"].iter().all(|kind| kinds.contains_key(*kind)), "{kinds:?}");
+        assert!(["latin", "special", "space"].iter().all(|kind| kinds.contains_key(*kind)), "{kinds:?}");
     }
     let sources = json["sources"].as_object().unwrap();
     assert_eq!(sources.keys().collect::<Vec<_>>(), ["<b>&.txt", "books", "c.jsonl"]);

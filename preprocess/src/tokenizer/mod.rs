@@ -421,10 +421,11 @@ mod tests {
         let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/tokenizers"));
         let mut dirs = vec![root.join("bytes"), root.join("pieces")];
         dirs.extend(storage::list_directories(&root.join("unconverted")).unwrap());
-        let text = std::fs::read_to_string(root.join("../../../quickstart/text/chinese/analects.txt")).unwrap();
-        let english =
-            std::fs::read_to_string(root.join("../../../quickstart/text/english/alice-in-wonderland.txt")).unwrap();
-        let text = text.chars().take(3000).chain(english.chars().take(6000)).collect::<String>();
+        let text = |name: &str, characters: usize| -> String {
+            let text = storage::read(&root.join("../../../quickstart/text").join(name)).unwrap();
+            String::from_utf8(text).unwrap().chars().take(characters).collect()
+        };
+        let text = text("chinese/analects.txt", 3000) + &text("english/alice-in-wonderland.txt", 6000);
         let mut cut = 0;
         for dir in dirs {
             let Ok(tokenizer) = Tokenizer::load(&dir) else { continue };

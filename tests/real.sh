@@ -47,5 +47,13 @@ if [ ! -d "$metrics" ]; then
 fi
 export TOKENMILL_METRICS_PACKAGES="$metrics"
 
+# And a server that stands for an S3-compatible store.
+store="$venv/s3-$(cksum < tests/real/requirements-s3.txt | cut -d' ' -f1)"
+if [ ! -d "$store" ]; then
+  "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --target "$store.part" -r tests/real/requirements-s3.txt
+  mv "$store.part" "$store"
+fi
+export TOKENMILL_S3_PACKAGES="$store"
+
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false CUDA_VISIBLE_DEVICES= PYTHONDONTWRITEBYTECODE=1
 "$venv/bin/python" tests/real/check.py

@@ -23,6 +23,7 @@ import loading
 import old_checkpoints
 import packing
 import resuming
+import s3
 import service
 import status
 import training
@@ -150,4 +151,5 @@ if __name__ == "__main__":
         service.check(programs, work, datasets["bytes"])
         status.check(programs, work, datasets["bytes"])
         vocabulary.check(programs, work)
+        s3.check(work)
     print("all passed")

@@ -4,8 +4,9 @@ import json, pathlib, subprocess
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 
 
-def binaries():
-    built = subprocess.run(["cargo", "build", "--workspace", "--bins", "--quiet", "--message-format=json"], cwd=TESTS.parent, check=True, stdout=subprocess.PIPE, text=True)
+def binaries(features=""):
+    command = ["cargo", "build", "--workspace", "--bins", "--quiet", "--message-format=json", "--features", features]
+    built = subprocess.run(command, cwd=TESTS.parent, check=True, stdout=subprocess.PIPE, text=True)
     messages = [json.loads(line) for line in built.stdout.splitlines()]
     return {m["target"]["name"]: m["executable"] for m in messages if m.get("executable")}
 

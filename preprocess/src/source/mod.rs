@@ -84,16 +84,18 @@ impl Input {
 /// The directory is missing or holds no file of a known kind.
 pub fn list(dir: &Path, flag: &str) -> Result<Vec<Input>> {
     let shown = dir.display();
-    if storage::stat(dir)?.is_none() {
+    // A store has no directories; what is below a name is listed.
+    let is_local = !storage::is_remote(dir);
+    if is_local && storage::stat(dir)?.is_none() {
         return Err(Error::config(flag, format!("{shown} does not exist; correct the path")));
     }
-    if !dir.is_dir() {
+    if is_local && !dir.is_dir() {
         return Err(Error::config(
             flag,
             format!("{shown} is a file; give it as --train_file, or the directory that holds it"),
         ));
     }
-    if flag != "--dataset_name" && is_saved_dataset(dir)? {
+    if is_local && flag != "--dataset_name" && is_saved_dataset(dir)? {
         return Err(Error::config(flag, format!("{shown} is a dataset that was saved; give it as --dataset_name")));
     }
     let files = storage::list_files(dir)?;

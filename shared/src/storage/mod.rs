@@ -12,6 +12,8 @@ mod lock;
 mod probe;
 mod publish;
 mod read;
+#[cfg_attr(not(feature = "s3"), path = "no_remote.rs")]
+mod remote;
 mod walk;
 
 pub use append::AppendFile;
@@ -25,6 +27,13 @@ pub use walk::{Entry, files_in, list_directories, list_files};
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
+
+/// Whether a path names what is in a store, as `s3://BUCKET/KEY`. That is read as files are, and not written.
+pub fn is_remote(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().starts_with(REMOTE.as_bytes())
+}
+
+const REMOTE: &str = "s3://";
 
 /// Creates a directory and its parents; each new one is synced into its parent.
 pub fn create_dir_all(path: &Path) -> Result<()> {
@@ -90,6 +99,9 @@ pub fn sync_file(path: &Path) -> Result<()> {
 
 /// The absolute path without symbolic links.
 pub fn canonicalize(path: &Path) -> Result<PathBuf> {
+    if is_remote(path) {
+        return Ok(path.to_owned());
+    }
     std::fs::canonicalize(path).map_err(Error::storage("find", path))
 }
 

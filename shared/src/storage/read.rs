@@ -4,6 +4,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use super::{is_remote, remote};
 use crate::error::Location;
 use crate::{Error, Result};
 
@@ -38,6 +39,9 @@ impl From<&std::fs::Metadata> for Stat {
 
 /// The [`Stat`] of a file, symbolic links followed; `None` if there is nothing of that name.
 pub fn stat(path: &Path) -> Result<Option<Stat>> {
+    if is_remote(path) {
+        return remote::stat(path);
+    }
     match std::fs::metadata(path) {
         Ok(metadata) => Ok(Some(Stat::from(&metadata))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -48,13 +52,23 @@ pub fn stat(path: &Path) -> Result<Option<Stat>> {
 /// An open file, read by position or as a stream. Errors name its path.
 #[derive(Debug)]
 pub struct File {
-    inner: std::fs::File,
+    inner: Inner,
     path: PathBuf,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Local(std::fs::File),
+    /// With the place that a stream has come to.
+    Remote(remote::Object, u64),
 }
 
 /// Opens a file for reading.
 pub fn open(path: &Path) -> Result<File> {
-    let inner = std::fs::File::open(path).map_err(Error::storage("open", path))?;
+    let inner = match is_remote(path) {
+        true => Inner::Remote(remote::Object::open(path)?, 0),
+        false => Inner::Local(std::fs::File::open(path).map_err(Error::storage("open", path))?),
+    };
     Ok(File { inner, path: path.to_owned() })
 }
 
@@ -66,8 +80,10 @@ impl File {
 
     /// What the file system says of the open file.
     pub fn stat(&self) -> Result<Stat> {
-        let metadata = self.inner.metadata().map_err(Error::storage("inspect", &self.path))?;
-        Ok(Stat::from(&metadata))
+        match &self.inner {
+            Inner::Local(file) => Ok(Stat::from(&file.metadata().map_err(Error::storage("inspect", &self.path))?)),
+            Inner::Remote(object, _) => Ok(object.stat()),
+        }
     }
 
     /// Size in bytes.
@@ -77,19 +93,35 @@ impl File {
 
     /// Fills `buffer` from byte `offset`; a file that ends before is [`Error::Corrupt`].
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        self.inner.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => Error::corrupt(
-                &self.path,
-                format!("ends before byte {}; it was truncated, make it again", offset + buffer.len() as u64),
-            ),
-            _ => Error::storage("read", &self.path)(error),
-        })
+        let end = offset + buffer.len() as u64;
+        let truncated =
+            || Error::corrupt(&self.path, format!("ends before byte {end}; it was truncated, make it again"));
+        match &self.inner {
+            Inner::Local(file) => file.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
+                std::io::ErrorKind::UnexpectedEof => truncated(),
+                _ => Error::storage("read", &self.path)(error),
+            }),
+            Inner::Remote(object, _) => {
+                let mut filled = 0;
+                while filled < buffer.len() {
+                    match object.read_at(&self.path, &mut buffer[filled..], offset + filled as u64)? {
+                        0 => return Err(truncated()),
+                        read => filled += read,
+                    }
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Reads at most `buffer.len()` bytes from byte `offset`; 0 means the end.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        let file = match &self.inner {
+            Inner::Local(file) => file,
+            Inner::Remote(object, _) => return object.read_at(&self.path, buffer, offset),
+        };
         loop {
-            match self.inner.read_at(buffer, offset) {
+            match file.read_at(buffer, offset) {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 other => return other.map_err(Error::storage("read", &self.path)),
             }
@@ -99,13 +131,31 @@ impl File {
 
 impl Read for File {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.inner.read(buffer)
+        match &mut self.inner {
+            Inner::Local(file) => file.read(buffer),
+            Inner::Remote(object, at) => {
+                let read = object.read_at(&self.path, buffer, *at).map_err(std::io::Error::other)?;
+                *at += read as u64;
+                Ok(read)
+            }
+        }
     }
 }
 
 impl Seek for File {
     fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
-        self.inner.seek(to)
+        match &mut self.inner {
+            Inner::Local(file) => file.seek(to),
+            Inner::Remote(object, at) => {
+                let found = match to {
+                    SeekFrom::Start(to) => Some(to),
+                    SeekFrom::End(by) => object.stat().size.checked_add_signed(by),
+                    SeekFrom::Current(by) => at.checked_add_signed(by),
+                };
+                *at = found.ok_or(std::io::ErrorKind::InvalidInput)?;
+                Ok(*at)
+            }
+        }
     }
 }
 
@@ -129,7 +179,7 @@ pub fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>> {
         return Err(too_large(size));
     }
     let mut bytes = Vec::with_capacity(size as usize);
-    (&mut file.inner).take(limit + 1).read_to_end(&mut bytes).map_err(Error::storage("read", path))?;
+    (&mut file).take(limit + 1).read_to_end(&mut bytes).map_err(Error::storage("read", path))?;
     if bytes.len() as u64 > limit {
         return Err(too_large(bytes.len() as u64));
     }
@@ -143,7 +193,7 @@ pub fn hash_file(path: &Path) -> Result<(String, u64)> {
     let mut buffer = vec![0; 1 << 20];
     let mut size = 0;
     loop {
-        match file.inner.read(&mut buffer) {
+        match file.read(&mut buffer) {
             Ok(0) => return Ok((hasher.finalize().to_hex().to_string(), size)),
             Ok(read) => {
                 hasher.update(&buffer[..read]);

@@ -21,8 +21,11 @@ pub struct Entry {
 /// Directories reached twice through links are an error, not an endless walk.
 pub fn list_files(root: &Path) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
-    let mut above = Vec::new();
-    walk(root, Path::new(""), &mut above, &mut entries)?;
+    if super::is_remote(root) {
+        entries = super::remote::list(root)?;
+    } else {
+        walk(root, Path::new(""), &mut Vec::new(), &mut entries)?;
+    }
     entries.sort_by(|a, b| a.relative.as_os_str().as_bytes().cmp(b.relative.as_os_str().as_bytes()));
     Ok(entries)
 }

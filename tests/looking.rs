@@ -181,6 +181,21 @@ fn a_token_is_traced_to_the_bytes_of_its_file() {
 }
 
 #[test]
+fn a_record_after_a_bad_one_is_traced_to_where_it_begins() {
+    let place = Place::new();
+    let lines = ["{\"text\": \"one\"}\n", "bad\n", "\n", "{\"text\": \"two words\"}\n"];
+    place.write("text/a.jsonl", lines.concat());
+    let skip = ["--on_bad_record", "skip"];
+    run(&mut place.prepare("out", &skip)).ok();
+    let reader = Dataset::open(&place.path("out")).unwrap().split(Split::Train).unwrap().unwrap();
+    let traced = |position| trace(&place, "out", &skip, "train", 0, position).ok().json();
+    let (first, last) = (traced(0), traced(reader.valid_tokens(0).unwrap() - 1));
+    assert_eq!((&first["record"], &first["record_at"]), (&1.into(), &0.into()));
+    let begins = lines[..3].concat().len();
+    assert_eq!((&last["record"], &last["record_at"]), (&4.into(), &begins.into()));
+}
+
+#[test]
 fn the_doctor_says_what_a_machine_has_and_what_to_do() {
     let place = Place::new();
     let doctor = |dir: &str| {

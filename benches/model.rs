@@ -14,7 +14,7 @@ pub const VOCAB_SIZE: usize = 32_000;
 #[derive(Debug)]
 pub struct Size {
     /// For people.
-    pub name: &'static str,
+    pub parameters_named: &'static str,
     /// As in `config.json`.
     pub hidden_size: usize,
     /// As in `config.json`.
@@ -35,7 +35,7 @@ pub struct Size {
 
 /// The model whose steps take a second.
 pub const SMALL: Size = Size {
-    name: "15M parameters, 4 blocks of 256",
+    parameters_named: "15M",
     hidden_size: 288,
     intermediate_size: 768,
     num_hidden_layers: 6,
@@ -48,18 +48,28 @@ pub const SMALL: Size = Size {
 
 /// The model for the night.
 pub const MEDIUM: Size = Size {
-    name: "125M parameters, 2 blocks of 512",
+    parameters_named: "125M",
     hidden_size: 768,
     intermediate_size: 2048,
     num_hidden_layers: 12,
     num_attention_heads: 12,
     num_key_value_heads: 4,
     tie_word_embeddings: false,
-    batch_size: 2,
-    block_size: 512,
+    batch_size: 4,
+    block_size: 256,
 };
 
 impl Size {
+    /// For people.
+    pub fn name(&self) -> String {
+        format!("{} parameters, {} blocks of {}", self.parameters_named, self.batch_size, self.block_size)
+    }
+
+    /// Steps of a run, about ten seconds in float32 on two cores, and twenty; the first ones are slower in all.
+    pub fn steps(&self) -> usize {
+        if self.parameters() < 50_000_000 { 12 } else { 4 }
+    }
+
     /// Weights in all.
     pub fn parameters(&self) -> usize {
         let (width, inner) = (self.hidden_size, self.intermediate_size);

@@ -248,9 +248,13 @@ fn certificates_that_are_wrong_are_refused_by_either_side() {
         assert!(error.contains("certificate"), "{certificate}: {error}");
         assert!(began.elapsed() < Duration::from_secs(2), "it is not waited for another one");
     }
+    let of_itself = |access: &mut Access| access.ca_file = Some(tls("self_signed.pem").into());
+    let error = open(&serve("self_signed", &[]), &of_itself).unwrap_err();
+    assert!(error.contains("CA:FALSE"), "{error}");
     let serving = serve("server", &[]);
     open(&serving, &|_| {}).unwrap();
-    assert!(open(&serving, &|access| access.ca_file = Some(tls("other_ca.pem").into())).is_err());
+    let error = open(&serving, &|access| access.ca_file = Some(tls("other_ca.pem").into())).unwrap_err();
+    assert!(error.contains("--data_service_ca_file"), "{error}");
     assert!(open(&serving, &|access| access.ca_file = None).is_err(), "nobody that browsers trust has signed it");
     let plain = format!("grpc://localhost:{}/data", serving.address.port());
     assert!(open(&serving, &|access| (access.address, access.ca_file) = (plain.clone(), None)).is_err());

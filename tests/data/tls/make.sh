@@ -43,4 +43,7 @@ signed not_yet ca "$names" serverAuth,clientAuth $future 21260101000000Z
 signed wrong_name ca DNS:example.org serverAuth $present $future
 signed wrong_purpose ca "$names" emailProtection $present $future
 signed stranger other_ca "$names" serverAuth,clientAuth $present $future
+# As one makes it without thinking: openssl calls it an authority.
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 36500 -subj "/CN=localhost" -addext "subjectAltName=$names" \
+  -keyout self_signed.key -out self_signed.pem
 rm other_ca.key ca.key

@@ -237,7 +237,7 @@ pub fn find(output_dir: &Path, asked: &str) -> Result<(PathBuf, Saved)> {
     for (_, path) in list(output_dir)?.into_iter().rev() {
         match verify(&path).and_then(|saved| going_on(&path, saved)) {
             Ok(state) => return Ok((path, state)),
-            Err(error) => eprintln!("{}: {error}; trying the one before", path.display()),
+            Err(error) => eprintln!("{error}; trying the one before"),
         }
     }
     Err(Error::config(

@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::cpu::{tensor, values};
-use super::matmul::{Matrix, Threads, matmul};
+use super::matmul::{Matrix, product};
 use super::precision::Precision;
 use super::simd::{self, exp_and_sum};
 use crate::gradients::Slot;
@@ -76,19 +76,13 @@ pub fn forward(x: &Tensor, head: Head<'_>, labels: &[u32], precision: Precision)
     let ((rows, width), (vocab, _)) = (x.dims2()?, head.weight.dims2()?);
     check(labels, rows, vocab)?;
     let (x, weight) = (values(x)?, values(head.weight)?);
-    let (x, weight) = (precision.operand(&x), precision.operand(&weight));
     let chunk = chunk_rows(vocab).min(rows.max(1));
     let mut logits = vec![0.0; chunk * vocab];
     let mut loss = Loss::default();
     for begin in (0..rows).step_by(chunk) {
         let count = chunk.min(rows - begin);
-        matmul(
-            Matrix::new(&x[begin * width..], count, width),
-            Matrix::new(&weight, vocab, width).t(),
-            &mut logits,
-            false,
-            Threads::All,
-        );
+        let x = Matrix::new(&x[begin * width..], count, width);
+        product(x, Matrix::new(&weight, vocab, width).t(), &mut logits, false, precision);
         let found: Vec<(f64, f64, bool)> = logits[..count * vocab]
             .par_chunks_mut(vocab)
             .zip(&labels[begin..begin + count])
@@ -132,7 +126,6 @@ pub fn forward_backward(
     let ((rows, width), (vocab, _)) = (x.dims2()?, head.weight.dims2()?);
     check(labels, rows, vocab)?;
     let (input, weight) = (values(x)?, values(head.weight)?);
-    let (input, weight) = (precision.operand(&input), precision.operand(&weight));
     let chunk = chunk_rows(vocab).min(rows.max(1));
     let mut logits = vec![0.0; chunk * vocab];
     let mut dx = vec![0.0; rows * width];
@@ -142,7 +135,7 @@ pub fn forward_backward(
             let count = chunk.min(rows - begin);
             let x_chunk = Matrix::new(&input[begin * width..], count, width);
             let weight = Matrix::new(&weight, vocab, width);
-            matmul(x_chunk, weight.t(), &mut logits, false, Threads::All);
+            product(x_chunk, weight.t(), &mut logits, false, precision);
             let found: Vec<Option<(f64, f64)>> = logits[..count * vocab]
                 .par_chunks_mut(vocab)
                 .zip(&labels[begin..begin + count])
@@ -158,11 +151,10 @@ pub fn forward_backward(
                 loss.smooth += smooth;
                 loss.tokens += 1;
             }
-            let dlogits = precision.operand(&logits[..count * vocab]);
-            let dlogits = Matrix::new(&dlogits, count, vocab);
-            matmul(dlogits, weight, &mut dx[begin * width..], false, Threads::All);
+            let dlogits = Matrix::new(&logits, count, vocab);
+            product(dlogits, weight, &mut dx[begin * width..], false, precision);
             if let Some(dw) = dw.as_deref_mut() {
-                matmul(dlogits.t(), x_chunk, dw, add, Threads::All);
+                product(dlogits.t(), x_chunk, dw, add, precision);
             }
             add = true;
         }

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::cpu::{tensor, values, write};
-use super::matmul::{Matrix, Threads, matmul};
+use super::matmul::{Matrix, product};
 use super::precision::Precision;
 use crate::gradients::Slot;
 
@@ -49,8 +49,7 @@ pub fn forward(x: &Tensor, weight: Weight<'_>, bias: Option<&Tensor>, precision:
         y.par_chunks_mut(output).with_min_len(64).for_each(|row| row.copy_from_slice(&bias));
     }
     let (x, w) = (values(x)?, values(weight.tensor)?);
-    let (x, w) = (precision.operand(&x), precision.operand(&w));
-    matmul(Matrix::new(&x, rows, input), weight.matrix(&w)?.t(), &mut y, bias.is_some(), Threads::All);
+    product(Matrix::new(&x, rows, input), weight.matrix(&w)?.t(), &mut y, bias.is_some(), precision);
     precision.result(&mut y);
     tensor(y, (rows, output))
 }
@@ -74,7 +73,7 @@ pub fn forward_add(
         y.par_chunks_mut(output).for_each(|row| row.iter_mut().zip(&*bias).for_each(|(y, b)| *y += b));
     }
     let (x, w) = (values(x)?, values(weight.tensor)?);
-    matmul(Matrix::new(&x, rows, input), weight.matrix(&w)?.t(), &mut y, true, Threads::All);
+    product(Matrix::new(&x, rows, input), weight.matrix(&w)?.t(), &mut y, true, precision);
     tensor(y, (rows, output))
 }
 
@@ -96,8 +95,7 @@ pub fn backward_input_add(dy: &Tensor, weight: Weight<'_>, dx: &Tensor, precisio
 fn input_gradient(dy: &Tensor, weight: Weight<'_>, dx: &mut [f32], add: bool, precision: Precision) -> Result<()> {
     let (rows, output) = dy.dims2()?;
     let (dy, w) = (values(dy)?, values(weight.tensor)?);
-    let (dy, w) = (precision.operand(&dy), precision.operand(&w));
-    matmul(Matrix::new(&dy, rows, output), weight.matrix(&w)?, dx, add, Threads::All);
+    product(Matrix::new(&dy, rows, output), weight.matrix(&w)?, dx, add, precision);
     Ok(())
 }
 
@@ -106,10 +104,9 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor, input_first: bool, slot: Slot<'_
     let ((rows, output), (_, input)) = (dy.dims2()?, x.dims2()?);
     let (dy, x) = (values(dy)?, values(x)?);
     slot.write(|dw, add| {
-        let (dy, x) = (precision.operand(&dy), precision.operand(&x));
         let (dy, x) = (Matrix::new(&dy, rows, output), Matrix::new(&x, rows, input));
         let (left, right) = if input_first { (x, dy) } else { (dy, x) };
-        matmul(left.t(), right, dw, add, Threads::All)
+        product(left.t(), right, dw, add, precision)
     })
 }
 

@@ -23,7 +23,7 @@ pub mod linear;
 pub mod lion;
 mod llm_int8;
 pub mod lora;
-pub(crate) mod matmul;
+pub mod matmul;
 pub mod normalize;
 pub mod precision;
 pub mod quantised;

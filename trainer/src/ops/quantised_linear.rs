@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::cpu::{tensor, values, write};
 use super::llm_int8;
-use super::matmul::{Matrix, Threads, matmul, matmul_columns};
+use super::matmul::{Matrix, product, product_columns};
 use super::precision::Precision;
 use super::quantised::Quantised;
 
@@ -16,14 +16,14 @@ use super::quantised::Quantised;
 const PANEL_VALUES: usize = 1 << 20;
 
 /// Shows `see` the weight: the first row of each panel, and its values in rows.
-fn panels(weight: &Quantised, precision: Precision, mut see: impl FnMut(usize, &[f32])) {
+fn panels(weight: &Quantised, mut see: impl FnMut(usize, &[f32])) {
     let (rows, columns) = weight.dims();
     let count = (PANEL_VALUES / columns.max(1)).next_multiple_of(16).min(rows.max(1));
     let mut panel = vec![0.0; count * columns];
     for first in (0..rows).step_by(count) {
         let panel = &mut panel[..count.min(rows - first) * columns];
         weight.restore(first, panel);
-        see(first, &precision.operand(panel));
+        see(first, panel);
     }
 }
 
@@ -59,11 +59,10 @@ fn add_product(x: &[f32], rows: usize, weight: &Quantised, y: &mut [f32], precis
     if let Some((codes, scales, threshold)) = weight.int8_parts() {
         return llm_int8::add_product((x, rows), (codes, scales), threshold, y);
     }
-    let x = precision.operand(x);
-    let x = Matrix::new(&x, rows, input);
-    panels(weight, precision, |first, panel| {
+    let x = Matrix::new(x, rows, input);
+    panels(weight, |first, panel| {
         let panel = Matrix::new(panel, panel.len() / input, input).t();
-        matmul_columns(x, panel, y, (first, output), true, Threads::All);
+        product_columns(x, panel, y, (first, output), true, precision);
     });
 }
 
@@ -85,11 +84,10 @@ pub fn backward_input_add(dy: &Tensor, weight: &Quantised, dx: &Tensor, precisio
 /// Adds `dy W` to `dx`.
 fn input_gradient(dy: &[f32], rows: usize, weight: &Quantised, dx: &mut [f32], precision: Precision) {
     let (output, input) = weight.dims();
-    let dy = precision.operand(dy);
-    let dy = Matrix::new(&dy, rows, output);
-    panels(weight, precision, |first, panel| {
+    let dy = Matrix::new(dy, rows, output);
+    panels(weight, |first, panel| {
         let count = panel.len() / input;
         let panel = Matrix::new(panel, count, input);
-        matmul(dy.columns(first, count), panel, dx, true, Threads::All);
+        product(dy.columns(first, count), panel, dx, true, precision);
     });
 }

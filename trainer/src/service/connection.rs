@@ -197,6 +197,10 @@ impl Connection {
         let why = format!("{:?}: {}{}", status.code(), status.message(), cause(status));
         if !is_passing(status) {
             let remedy = match status.code() {
+                _ if why.contains("CaUsedAsEndEntity") => {
+                    "; the service has the certificate of an authority: make one with CA:FALSE, as its page says"
+                }
+                _ if why.contains("UnknownIssuer") => "; say who signed it with --data_service_ca_file",
                 Code::Unauthenticated => "; give its token with --data_service_token_file",
                 Code::FailedPrecondition => "; start anew, or serve the dataset that the run began with",
                 _ => "",

@@ -1,5 +1,11 @@
-//! Matrix products on slices, by the `gemm` crate (within a few percent of OpenBLAS on this machine's shapes).
+//! Matrix products on slices: in float32 by the `gemm` crate (within a few percent of OpenBLAS on this machine's shapes), in
+//! bfloat16 by our own kernel where the processor has instructions for it.
 #![allow(unsafe_code)]
+
+#[cfg(target_arch = "x86_64")]
+mod bf16;
+
+use super::precision::Precision;
 
 /// A matrix in a slice: `rows` × `columns`, element (i, j) at `i * row_stride + j * column_stride`.
 #[derive(Clone, Copy)]
@@ -52,7 +58,32 @@ pub fn matmul(a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], add: bool, threads: T
     matmul_columns(a, b, c, (0, b.columns), add, threads);
 }
 
+/// `c = a · b`, or `c += a · b` if `add`, on all threads, of operands rounded to `precision`; sums are float32. `c` is
+/// row-major.
+pub fn product(a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], add: bool, precision: Precision) {
+    product_columns(a, b, c, (0, b.columns), add, precision);
+}
+
 /// The same for some columns of a wider `c`: from the first of the pair, of as many as the second.
+pub fn product_columns(
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    c: &mut [f32],
+    (first, width): (usize, usize),
+    add: bool,
+    precision: Precision,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if precision == Precision::Bf16 && bf16::is_available() {
+        assert_eq!(a.columns, b.rows, "inner dimensions of a matrix product");
+        return bf16::matmul(a, b, c, (first, width), add);
+    }
+    let (left, right) = (precision.operand(a.values), precision.operand(b.values));
+    let (a, b) = (Matrix { values: &left, ..a }, Matrix { values: &right, ..b });
+    matmul_columns(a, b, c, (first, width), add, Threads::All);
+}
+
+/// [`matmul`] for some columns of a wider `c`: from the first of the pair, of as many as the second.
 pub fn matmul_columns(
     a: Matrix<'_>,
     b: Matrix<'_>,

@@ -1,0 +1,321 @@
+//! Matrix products in bfloat16, by `vdpbf16ps` (AVX-512 BF16: Zen 4, Cooper Lake, Sapphire Rapids and later): operands are
+//! rounded as they are packed, sums are made in float32. Twice the float32 rate of the `gemm` crate, which has none of it.
+//!
+//! Blocks and panels are those of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008). Every
+//! value of the result is summed by one thread, in an order that only the shapes decide.
+
+use std::arch::x86_64::*;
+use std::cell::RefCell;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::Matrix;
+
+/// Rows and columns of the tile that one call of the kernel sums up: 24 of the 32 vector registers.
+const TILE: (usize, usize) = (12, 32);
+
+/// Pairs along the inner dimension in one pass: a panel of the right operand is then 64 KiB of the second-level cache.
+const PASS_PAIRS: usize = 512;
+
+/// Lines of each operand that are packed at once, 8 MiB of the right one.
+const PACKED_LINES: (usize, usize) = (96 * 32, 4096);
+
+/// Rows and columns of the result that one task takes.
+const TASK: (usize, usize) = (96, 512);
+
+/// Two bfloat16 that follow each other along the inner dimension, the first in the lower half.
+type Pair = u32;
+
+thread_local! {
+    /// Packed operands; kept, because new pages cost more than packing into old ones.
+    static PACKED: RefCell<[Vec<Pair>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+}
+
+/// Whether this processor has the instructions.
+pub fn is_available() -> bool {
+    is_x86_feature_detected!("avx512bf16")
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+}
+
+/// A result being written by many threads, each its own tiles.
+#[derive(Clone, Copy)]
+struct Tiles {
+    values: *mut f32,
+    row_stride: usize,
+}
+
+// SAFETY: tasks write disjoint tiles.
+unsafe impl Send for Tiles {}
+// SAFETY: as above.
+unsafe impl Sync for Tiles {}
+
+/// `c = a · b`, or `c += a · b` if `add`, in the columns of `c`, `width` wide, from `first` on. The shapes are checked.
+///
+/// # Panics
+/// Without the instructions.
+pub(super) fn matmul(a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], (first, width): (usize, usize), add: bool) {
+    assert!(is_available(), "AVX-512 BF16");
+    let (rows, columns, inner) = (a.rows, b.columns, a.columns);
+    assert!(first + columns <= width && c.len() >= rows * width);
+    if inner == 0 && !add {
+        c.chunks_exact_mut(width).take(rows).for_each(|row| row[first..][..columns].fill(0.0));
+    }
+    let tiles = Tiles { values: c.as_mut_ptr(), row_stride: width };
+    let b = b.t();
+    let [mut packed_a, mut packed_b] = PACKED.take();
+    for left in (0..columns).step_by(PACKED_LINES.1) {
+        let columns = PACKED_LINES.1.min(columns - left);
+        for begin in (0..inner).step_by(2 * PASS_PAIRS) {
+            let pass = (begin, (2 * PASS_PAIRS).min(inner - begin));
+            let add = add || begin > 0;
+            pack_all::<{ TILE.1 }>(&mut packed_b, b, (left, columns), pass);
+            for top in (0..rows).step_by(PACKED_LINES.0) {
+                let rows = PACKED_LINES.0.min(rows - top);
+                pack_all::<{ TILE.0 }>(&mut packed_a, a, (top, rows), pass);
+                let pairs = pass.1.div_ceil(2);
+                let across = columns.div_ceil(TASK.1);
+                let tasks = rows.div_ceil(TASK.0) * across;
+                (0..tasks).into_par_iter().for_each(|task| {
+                    let (down, right) = (task / across * TASK.0, task % across * TASK.1);
+                    for column in (right..columns.min(right + TASK.1)).step_by(TILE.1) {
+                        let b = &packed_b[column * pairs..][..TILE.1 * pairs];
+                        for row in (down..rows.min(down + TASK.0)).step_by(TILE.0) {
+                            let a = &packed_a[row * pairs..][..TILE.0 * pairs];
+                            let size = (TILE.0.min(rows - row), TILE.1.min(columns - column));
+                            let at = (top + row) * tiles.row_stride + first + left + column;
+                            // SAFETY: the instructions are there; the tile lies in `c`, whose size is checked, and no
+                            // other task writes it.
+                            unsafe { tile(a, b, tiles.at(at), tiles.row_stride, size, add) };
+                        }
+                    }
+                });
+            }
+        }
+    }
+    PACKED.set([packed_a, packed_b]);
+}
+
+impl Tiles {
+    /// The tile from value `at` on.
+    ///
+    /// # Safety
+    /// It is one of the result.
+    unsafe fn at(self, at: usize) -> *mut f32 {
+        // SAFETY: the caller's.
+        unsafe { self.values.add(at) }
+    }
+}
+
+/// Packs `count` rows of `matrix` from `first` on, `pass` = (begin, length) of each, in panels of `LINES` rows: pair by
+/// pair, those of all its rows together; what is missing at the ends is zero.
+fn pack_all<const LINES: usize>(
+    packed: &mut Vec<Pair>,
+    matrix: Matrix<'_>,
+    (first, count): (usize, usize),
+    pass: (usize, usize),
+) {
+    let panel = LINES * pass.1.div_ceil(2);
+    let length = count.div_ceil(LINES) * panel;
+    if packed.len() < length {
+        packed.resize(length, 0);
+    }
+    packed[..length].par_chunks_exact_mut(panel).with_min_len(2).enumerate().for_each(|(index, panel)| {
+        let line = index * LINES;
+        // SAFETY: `matmul` looked for the instructions.
+        unsafe { pack::<LINES>(panel, matrix, (first + line, LINES.min(count - line)), pass) };
+    });
+}
+
+/// Packs one panel.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn pack<const LINES: usize>(
+    panel: &mut [Pair],
+    matrix: Matrix<'_>,
+    (first, count): (usize, usize),
+    (begin, length): (usize, usize),
+) {
+    if count < LINES {
+        panel.fill(0);
+    }
+    let pair = |low: f32, high: f32| {
+        u32::from(bf16::from_f32(low).to_bits()) | u32::from(bf16::from_f32(high).to_bits()) << 16
+    };
+    if matrix.column_stride == 1 {
+        // Line by line, each pair to its place: to turn 16 × 16 pairs in registers, with fewer instructions, took longer.
+        for line in 0..count {
+            let values = &matrix.values[(first + line) * matrix.row_stride + begin..][..length];
+            let (whole, rest) = values.as_chunks::<32>();
+            for (at, values) in whole.iter().enumerate() {
+                let mut pairs = [0; 16];
+                // SAFETY: of 32 values and 16 pairs.
+                unsafe {
+                    let (low, high) = (_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values[16..].as_ptr()));
+                    let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                    _mm512_storeu_si512(pairs.as_mut_ptr().cast(), both);
+                }
+                let panel = &mut panel[at * 16 * LINES..][..16 * LINES];
+                panel.chunks_exact_mut(LINES).zip(pairs).for_each(|(panel, pair)| panel[line] = pair);
+            }
+            let panel = panel[whole.len() * 16 * LINES..].chunks_exact_mut(LINES);
+            panel.zip(rest.chunks(2)).for_each(|(panel, two)| {
+                panel[line] = pair(two[0], two.get(1).copied().unwrap_or_default());
+            });
+        }
+        return;
+    }
+    assert_eq!(matrix.row_stride, 1, "rows or columns follow each other");
+    let lines = |at: usize| &matrix.values[(begin + at) * matrix.column_stride + first..][..count];
+    for (at, panel) in panel.chunks_exact_mut(LINES).enumerate() {
+        let low = lines(2 * at);
+        let high = if 2 * at + 1 < length { lines(2 * at + 1) } else { &[] };
+        let vectors = if high.is_empty() { 0 } else { count / 16 };
+        for at in 0..vectors {
+            let at = at * 16;
+            // SAFETY: 16 more values of both, and room for as many pairs.
+            unsafe {
+                let wide = |values: &[f32]| {
+                    let narrow = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(
+                        values[at..].as_ptr(),
+                    )));
+                    _mm512_cvtepu16_epi32(narrow)
+                };
+                let both = _mm512_or_si512(wide(low), _mm512_slli_epi32::<16>(wide(high)));
+                _mm512_storeu_si512(panel[at..].as_mut_ptr().cast(), both);
+            }
+        }
+        for line in vectors * 16..count {
+            panel[line] = pair(low[line], high.get(line).copied().unwrap_or_default());
+        }
+    }
+}
+
+/// One tile of the result: `a` and `b` are panels of equally many pairs; `size` of it are rows and columns of the result.
+///
+/// # Safety
+/// The instructions are there, and `c` has that many rows and columns, its rows `row_stride` apart.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn tile(a: &[Pair], b: &[Pair], c: *mut f32, row_stride: usize, (rows, columns): (usize, usize), add: bool) {
+    let mut sums = [[_mm512_setzero_ps(); 2]; TILE.0];
+    for (a, b) in a.as_chunks::<{ TILE.0 }>().0.iter().zip(b.as_chunks::<{ TILE.1 }>().0) {
+        // SAFETY: 32 pairs; both types are 64 bytes of any bits.
+        let (left, right) = unsafe {
+            let load = |b: &[Pair]| std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.as_ptr().cast()));
+            (load(&b[..16]), load(&b[16..]))
+        };
+        for (sums, pair) in sums.iter_mut().zip(a) {
+            // SAFETY: both types are 64 bytes of any bits.
+            let pair = unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*pair as i32)) };
+            sums[0] = _mm512_dpbf16_ps(sums[0], pair, left);
+            sums[1] = _mm512_dpbf16_ps(sums[1], pair, right);
+        }
+    }
+    let mask = |columns: usize| if columns >= 16 { u16::MAX } else { (1 << columns) - 1 };
+    let masks = [mask(columns), mask(columns.saturating_sub(16))];
+    for (row, sums) in sums.iter().enumerate().take(rows) {
+        for (half, (sum, mask)) in sums.iter().zip(masks).enumerate() {
+            // SAFETY: the caller's; what is masked is not touched.
+            unsafe {
+                let at = c.add(row * row_stride).wrapping_add(16 * half);
+                let sum = if add { _mm512_add_ps(*sum, _mm512_maskz_loadu_ps(mask, at)) } else { *sum };
+                _mm512_mask_storeu_ps(at, mask, sum);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::precision::Precision;
+
+    fn values(count: usize, seed: u32) -> Vec<f32> {
+        let step = |at: u32| (at.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0;
+        (0..count as u32).map(step).collect()
+    }
+
+    /// `c + a · b` in f64, of operands rounded by `half`.
+    fn expected(a: Matrix<'_>, b: Matrix<'_>, c: &[f32], (first, width): (usize, usize), add: bool) -> Vec<f64> {
+        let at = |matrix: &Matrix<'_>, row: usize, column: usize| {
+            let value = matrix.values[row * matrix.row_stride + column * matrix.column_stride];
+            f64::from(bf16::from_f32(value).to_f32())
+        };
+        let mut result: Vec<f64> = c.iter().map(|value| f64::from(*value)).collect();
+        for row in 0..a.rows {
+            for column in 0..b.columns {
+                let sum: f64 = (0..a.columns).map(|inner| at(&a, row, inner) * at(&b, inner, column)).sum();
+                let to = &mut result[row * width + first + column];
+                *to = if add { *to + sum } else { sum };
+            }
+        }
+        result
+    }
+
+    /// On a processor without the instructions there is nothing to test.
+    #[test]
+    fn products_are_those_of_rounded_operands_in_any_shape_and_layout() {
+        if !is_available() {
+            return;
+        }
+        let shapes = [
+            (1, 1, 1),
+            (12, 32, 2),
+            (13, 33, 5),
+            (11, 31, 64),
+            (97, 515, 33),
+            (5, 4099, 3),
+            (3, 17, 2051),
+            (3075, 9, 4),
+            (4, 6, 0),
+        ];
+        for (rows, columns, inner) in shapes {
+            let (a, b) = (values(rows * inner, 1), values(inner * columns, 2));
+            for turned in 0..4 {
+                let a = if turned & 1 == 0 { Matrix::new(&a, rows, inner) } else { Matrix::new(&a, inner, rows).t() };
+                let b =
+                    if turned & 2 == 0 { Matrix::new(&b, inner, columns) } else { Matrix::new(&b, columns, inner).t() };
+                for (add, (first, width)) in
+                    [(false, (0, columns)), (true, (0, columns)), (false, (3, columns + 5)), (true, (3, columns + 5))]
+                {
+                    let c = values(rows * width, 3);
+                    let expected = expected(a, b, &c, (first, width), add);
+                    let mut found = c.clone();
+                    matmul(a, b, &mut found, (first, width), add);
+                    for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
+                        // Every product is at most 1, and float32 adds them.
+                        let bound = 1e-6 + 1e-6 * inner as f64;
+                        let apart = (f64::from(*found) - expected).abs();
+                        assert!(
+                            apart <= bound,
+                            "{rows} × {columns} × {inner}, {turned}, {add}, {at}: {found}, {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_have_the_same_bits_whatever_the_threads() {
+        if !is_available() {
+            return;
+        }
+        let (rows, columns, inner) = (200, 1100, 2500);
+        let (a, b) = (values(rows * inner, 1), values(inner * columns, 2));
+        let with = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut c = vec![0.0; rows * columns];
+            let (a, b) = (Matrix::new(&a, rows, inner), Matrix::new(&b, inner, columns));
+            pool.install(|| crate::ops::matmul::product(a, b, &mut c, false, Precision::Bf16));
+            c
+        };
+        let one = with(1);
+        for threads in [2, 3, 7] {
+            assert!(
+                one.iter().zip(&with(threads)).all(|(one, many)| one.to_bits() == many.to_bits()),
+                "{threads} threads"
+            );
+        }
+    }
+}

@@ -4,6 +4,7 @@
 mod breaks;
 mod reading;
 mod security;
+mod sharing;
 mod slow;
 mod status;
 mod training;

@@ -14,7 +14,12 @@ use super::{Serving, flight, prepared};
 
 /// A service with a status page on a port of its own.
 fn start(place: &tokenmill_tests::Place, more: &[&str]) -> (Serving, SocketAddr) {
-    let serving = Serving::start(place, false, &[&["--status_listen", "127.0.0.1:0"], more].concat());
+    start_with(place, false, more)
+}
+
+/// The same of a text too.
+pub(super) fn start_with(place: &tokenmill_tests::Place, text: bool, more: &[&str]) -> (Serving, SocketAddr) {
+    let serving = Serving::start(place, text, &[&["--status_listen", "127.0.0.1:0"], more].concat());
     let said: Value = serde_json::from_str(serving.log().lines().next().unwrap()).unwrap();
     let address = said["status"].as_str().unwrap().strip_prefix("http://").unwrap().parse().unwrap();
     (serving, address)
@@ -30,7 +35,7 @@ fn ask(address: SocketAddr, head: &str) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-fn get(address: SocketAddr, path: &str) -> String {
+pub(super) fn get(address: SocketAddr, path: &str) -> String {
     let answer = ask(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}"));
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     answer
@@ -41,7 +46,7 @@ fn code(answer: &str) -> &str {
 }
 
 /// The value of the one line that begins with `name`.
-fn metric(text: &str, name: &str) -> f64 {
+pub(super) fn metric(text: &str, name: &str) -> f64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
 }

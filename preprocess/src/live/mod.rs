@@ -1,7 +1,8 @@
 //! Live: the blocks of raw text while it is being read, by position, ahead of whoever takes them.
 //!
 //! ```text
-//! find (one thread: partitions, as far as needed) ─▶ pipeline (read, tokenize, keep) ─▶ cut ──bounded──▶ Blocks
+//! find (one thread: partitions, as far as needed) ─▶ pipeline (read, tokenize) ─▶ cut ──bounded──▶ Blocks
+//!                                                    share (read along)
 //! ```
 //! The blocks are those that [`prepare`](crate::prepare) makes of the same text under the same settings, in the order of
 //! the text. Nothing is read before it is needed but the listing. [`Live`] keeps no state of its readers: a
@@ -9,10 +10,11 @@
 
 mod cut;
 mod find;
+mod share;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -25,6 +27,7 @@ use tokenmill_shared::{Error, Result};
 
 use self::cut::Cutter;
 use self::find::Finder;
+use self::share::Sharing;
 use crate::document::{Flow, Start};
 use crate::job::{PrepareOptions, Reading, ScanState, Setup, allowed_block_size};
 use crate::pipeline::{Event, Partitions, Pipeline};
@@ -248,31 +251,16 @@ impl Live {
     }
 
     fn blocks_of(&self, partitions: Partitions, from: Position) -> Result<Blocks> {
-        let setup = &self.setup;
-        let pipeline = Pipeline {
-            inputs: Arc::clone(&self.inputs),
-            partitions,
-            rules: setup.reading.rules.clone(),
-            encoding: Arc::clone(&setup.encoding),
-            store: self.store().cloned(),
-            keep: setup.store.clone().filter(|_| self.keep),
-            read_bytes: setup.reading.tuning.read_bytes,
-            pool: Arc::clone(&setup.reading.pool),
-        };
-        let mut cutter = Cutter::new(setup, &self.dir, from);
-        let made = Arc::clone(&self.made);
+        let unwanted = Arc::new(AtomicBool::new(false));
+        let run = self.run(partitions, &unwanted);
+        let mut cutter = Cutter::new(&self.setup, &self.dir, from);
         let (sender, receiver) = sync_channel((AHEAD_TOKENS / self.block_size()).max(2));
         let work = move || {
             let mut send = |block: Block| match sender.send(Ok(block)) {
                 Ok(()) => Ok(Flow::Continue),
                 Err(_) => Ok(Flow::Stop), // nobody takes more
             };
-            let ended = pipeline.run(&mut |event| {
-                if let Event::Begin { partition, stored: false } = &event {
-                    made.tokenized_bytes.fetch_add(partition.text_bytes, Ordering::Relaxed);
-                }
-                cutter.take(event, &mut send)
-            });
+            let ended = run(&mut |event| cutter.take(event, &mut send));
             if let Err(error) = ended.and_then(|()| cutter.finish(&mut send)) {
                 let _ = sender.send(Err(error));
             }
@@ -282,15 +270,51 @@ impl Live {
             .name("tokenmill-live".to_owned())
             .spawn(move || catch_unwind(AssertUnwindSafe(work)).map_err(|panic| said(panic.as_ref())))
             .map_err(Error::storage("start a thread to read", &self.dir))?;
-        Ok(Blocks { receiver: Some(receiver), thread: Some(thread), dir: self.dir.clone() })
+        Ok(Blocks { receiver: Some(receiver), thread: Some(thread), unwanted, dir: self.dir.clone() })
+    }
+
+    /// What tells a sink of the partitions' tokens.
+    fn run(&self, partitions: Partitions, unwanted: &Arc<AtomicBool>) -> Run {
+        let (setup, inputs, made) = (Arc::clone(&self.setup), Arc::clone(&self.inputs), Arc::clone(&self.made));
+        // What is kept is there for others while it is made, unless it is to be made anew.
+        if let Some(store) = self.store().filter(|_| self.keep).cloned() {
+            let unwanted = Arc::clone(unwanted);
+            let sharing = Sharing { setup, inputs, store, made, unwanted, patience: share::PATIENCE };
+            return Box::new(move |sink| sharing.run(partitions, sink));
+        }
+        let pipeline = Pipeline {
+            inputs,
+            partitions,
+            rules: setup.reading.rules.clone(),
+            encoding: Arc::clone(&setup.encoding),
+            store: self.store().cloned(),
+            keep: setup.store.clone().filter(|_| self.keep),
+            read_bytes: setup.reading.tuning.read_bytes,
+            pool: Arc::clone(&setup.reading.pool),
+        };
+        Box::new(move |sink| {
+            pipeline.run(&mut |event| {
+                if let Event::Begin { partition, stored: false } = &event {
+                    made.tokenized_bytes.fetch_add(partition.text_bytes, Ordering::Relaxed);
+                }
+                sink(event)
+            })
+        })
     }
 }
+
+/// Takes what is told of partitions.
+type Sink<'a> = dyn FnMut(Event) -> Result<Flow> + 'a;
+
+/// Tells it.
+type Run = Box<dyn FnOnce(&mut Sink<'_>) -> Result<()> + Send>;
 
 /// Blocks in the order of the text; dropped, the threads behind it end.
 #[derive(Debug)]
 pub struct Blocks {
     receiver: Option<Receiver<Result<Block>>>,
     thread: Option<JoinHandle<Result<(), String>>>,
+    unwanted: Arc<AtomicBool>,
     dir: PathBuf,
 }
 
@@ -314,6 +338,7 @@ impl Iterator for Blocks {
 impl Blocks {
     /// Waits for the threads; what a panic said, if there was one.
     fn end(&mut self) -> Option<String> {
+        self.unwanted.store(true, Ordering::Relaxed);
         drop(self.receiver.take());
         self.thread.take()?.join().map_or_else(|panic| Some(said(panic.as_ref())), |ended| ended.err())
     }

@@ -1,5 +1,7 @@
 //! Live against `prepare`, which is the oracle.
 
+mod sharing;
+
 use std::path::PathBuf;
 
 use tokenmill_shared::config::{HubArguments, Remainder};

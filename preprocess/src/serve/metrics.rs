@@ -3,6 +3,7 @@
 use std::fmt::{Display, Write};
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::catalogue::Content;
 use super::status::Status;
 use crate::doctor::number;
 
@@ -45,6 +46,22 @@ pub fn text(status: &Status) -> String {
         for ((dataset, reads), sent) in &sums {
             let value = [sent.opened, sent.rows, sent.tokens][at];
             text.value(&[("dataset", dataset), ("reads", reads)], value);
+        }
+    }
+    let texts = [
+        (
+            "tokenmill_text_tokenized_bytes_total",
+            "Bytes of text that were tokenized here; others and the store gave the rest.",
+        ),
+        ("tokenmill_text_scanned_files_total", "Files of text that were read to find where they are cut."),
+    ];
+    for (at, (name, help)) in texts.into_iter().enumerate() {
+        text.family(name, "counter", help);
+        for served in catalogue.iter() {
+            if let Content::Live(live) = &served.content {
+                let made = [&live.made().tokenized_bytes, &live.made().scanned_files][at];
+                text.value(&[("dataset", &served.name)], made.load(Relaxed));
+            }
         }
     }
     text.family("tokenmill_connections", "gauge", "Connections that are open.");

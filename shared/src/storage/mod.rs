@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod append;
+mod claim;
 mod disk;
 mod lock;
 mod probe;
@@ -17,6 +18,7 @@ mod remote;
 mod walk;
 
 pub use append::AppendFile;
+pub use claim::Claim;
 pub use disk::{Disk, disk};
 pub use lock::{Lock, lock_file, lock_file_shared};
 pub use probe::probe;

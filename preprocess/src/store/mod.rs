@@ -4,14 +4,20 @@
 //! A file is a run of [`Frame`]s, each the tokens of some consecutive documents with a CRC32C, and a footer
 //! with the totals. Ids are stored raw in their final width: compression was not free against a packer
 //! that copies them (zstd level 1 decodes at about 1 GB/s where a copy runs at 10).
+//!
+//! A partition that several readers want at a time is made by the one who claims it, and the others read along
+//! ([`PartialReader`]).
+
+mod partial;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokenmill_shared::dataset::TokenWidth;
-use tokenmill_shared::storage::{self, Lock, TemporaryFile};
+use tokenmill_shared::storage::{self, Claim, Lock, TemporaryFile};
 use tokenmill_shared::{Error, Result};
 
+pub use self::partial::{Growth, PartialReader, Passed};
 use crate::document::Extent;
 
 const FRAME_MAGIC: [u8; 4] = *b"TMF1";
@@ -114,6 +120,7 @@ impl Store {
         storage::probe(&dir)?;
         let in_use = Arc::new(storage::lock_file_shared(&dir.join(IN_USE))?);
         storage::remove_stale_temporaries(&dir)?;
+        partial::remove_stale_claims(&dir)?;
         Ok(Self { dir, _in_use: in_use })
     }
 
@@ -127,7 +134,7 @@ impl Store {
         let path = self.path(fingerprint);
         storage::create_dir_all(path.parent().expect("a file in a directory"))?;
         let file = TemporaryFile::create_in(&self.dir, &path)?;
-        Ok(PartitionWriter { file, frames: 0, documents: 0 })
+        Ok(PartitionWriter { file, frames: 0, documents: 0, claim: None })
     }
 
     /// Opens a partition and checks every byte of it. `None` if it is not there; a damaged one is removed,
@@ -182,6 +189,8 @@ pub struct PartitionWriter {
     file: TemporaryFile,
     frames: u64,
     documents: u64,
+    /// Given up after the file is there, or gone.
+    claim: Option<Claim>,
 }
 
 impl PartitionWriter {
@@ -200,7 +209,9 @@ impl PartitionWriter {
         footer.extend_from_slice(&self.documents.to_le_bytes());
         footer.extend_from_slice(&crc32c::crc32c(&footer).to_le_bytes());
         self.file.append(&footer)?;
-        self.file.publish_read_only()?;
+        let Self { file, claim, .. } = self;
+        file.publish_read_only()?;
+        drop(claim);
         Ok(())
     }
 }
@@ -220,13 +231,8 @@ impl PartitionReader {
         let file = storage::open(path)?;
         let damaged = || Error::corrupt(path, "is not a whole token partition");
         let end = file.size()?.checked_sub(FOOTER_BYTES as u64).ok_or_else(damaged)?;
-        let mut footer = [0; FOOTER_BYTES];
-        file.read_exact_at(&mut footer, end)?;
-        if footer[..8] != FOOTER_MAGIC || crc32c::crc32c(&footer[..24]) != u32_at(&footer, 24) {
-            return Err(damaged());
-        }
-        let count = |at: usize| u64::from_le_bytes(footer[at..at + 8].try_into().expect("eight bytes"));
-        Ok(Self { file, offset: 0, end, frames: count(8), documents: count(16) })
+        let (frames, documents) = footer_at(&file, end)?.ok_or_else(damaged)?;
+        Ok(Self { file, offset: 0, end, frames, documents })
     }
 
     /// The next frame, checked; `None` after the last.
@@ -235,27 +241,42 @@ impl PartitionReader {
         if self.offset == self.end {
             return if (self.frames, self.documents) == (0, 0) { Ok(None) } else { Err(damaged(self.end)) };
         }
-        let mut header = [0; HEADER_BYTES];
-        if self.end - self.offset < HEADER_BYTES as u64 {
-            return Err(damaged(self.offset));
-        }
-        self.file.read_exact_at(&mut header, self.offset)?;
-        let documents = u32_at(&header, 4) as usize;
-        let length = HEADER_BYTES as u64 + (documents * DOCUMENT_BYTES) as u64 + u64::from(u32_at(&header, 8));
-        if ![FRAME_MAGIC, PARTS_MAGIC].iter().any(|magic| header[..4] == *magic) || length > self.end - self.offset {
-            return Err(damaged(self.offset));
-        }
-        let mut bytes = vec![0; length as usize];
-        self.file.read_exact_at(&mut bytes, self.offset)?;
-        if crc32c::crc32c(&bytes[HEADER_BYTES..]) != u32_at(&header, 12) {
-            return Err(damaged(self.offset));
-        }
-        let left = (self.frames.checked_sub(1), self.documents.checked_sub(documents as u64));
+        let frame = frame_at(&self.file, self.offset, self.end)?.ok_or_else(|| damaged(self.offset))?;
+        let left = (self.frames.checked_sub(1), self.documents.checked_sub(frame.documents as u64));
         let (Some(frames), Some(left)) = left else { return Err(damaged(self.offset)) };
         (self.frames, self.documents) = (frames, left);
-        self.offset += length;
-        Ok(Some(Frame { bytes, documents }))
+        self.offset += frame.bytes.len() as u64;
+        Ok(Some(frame))
     }
+}
+
+/// The frame at byte `offset`, checked; `None` if there is none before byte `end`.
+fn frame_at(file: &storage::File, offset: u64, end: u64) -> Result<Option<Frame>> {
+    if end - offset < HEADER_BYTES as u64 {
+        return Ok(None);
+    }
+    let mut header = [0; HEADER_BYTES];
+    file.read_exact_at(&mut header, offset)?;
+    let documents = u32_at(&header, 4) as usize;
+    let length = HEADER_BYTES as u64 + (documents * DOCUMENT_BYTES) as u64 + u64::from(u32_at(&header, 8));
+    if ![FRAME_MAGIC, PARTS_MAGIC].iter().any(|magic| header[..4] == *magic) || length > end - offset {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; length as usize];
+    file.read_exact_at(&mut bytes, offset)?;
+    let whole = crc32c::crc32c(&bytes[HEADER_BYTES..]) == u32_at(&header, 12);
+    Ok(whole.then_some(Frame { bytes, documents }))
+}
+
+/// The frames and documents that the footer at byte `offset` tells; `None` if there is none.
+fn footer_at(file: &storage::File, offset: u64) -> Result<Option<(u64, u64)>> {
+    let mut footer = [0; FOOTER_BYTES];
+    file.read_exact_at(&mut footer, offset)?;
+    if footer[..8] != FOOTER_MAGIC || crc32c::crc32c(&footer[..24]) != u32_at(&footer, 24) {
+        return Ok(None);
+    }
+    let count = |at: usize| u64::from_le_bytes(footer[at..at + 8].try_into().expect("eight bytes"));
+    Ok(Some((count(8), count(16))))
 }
 
 #[cfg(test)]

@@ -128,12 +128,17 @@ fn what_cannot_be_mixed_is_refused_by_name() {
     let pieces = data("tokenizers/pieces");
     let tokenizer = ["--tokenizer_name_or_path", pieces.to_str().unwrap()];
     run(&mut place.prepare("pieces", &[&text[..], &tokenizer].concat())).ok();
+    place.write("empty-text/a.jsonl", "{\"text\": \"\"}\n");
+    let empty = place.path("empty-text");
+    let without_tokens = ["--append_eos", "false", "--train_file_dir", empty.to_str().unwrap()];
+    run(&mut place.prepare("empty", &without_tokens)).ok();
     let small = ("a", "small:1");
     for (other, more, parts) in [
         (("b", "wide:1"), vec![], &["--dataset_dir", "a has blocks of 16", "b of 32", "--block_size"][..]),
         (("b", "pieces:1"), vec![], &["--dataset_dir", "a and b", "tokenizers"]),
         (("b", "large"), vec![], &["--dataset_dir", "weight for a", "none for b"]),
         (("b", "large:1"), vec!["--block_size", "0"], &["--block_size", "cannot be 0"]),
+        (("b", "empty:1"), vec![], &["--dataset_dir", "b has no training block of 16 tokens"]),
         (("b", "missing:1"), vec![], &["missing"]),
     ] {
         run(&mut train(&place, "out", &[small, other], &more)).fails(2, parts);

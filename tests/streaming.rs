@@ -136,6 +136,34 @@ fn shuffled_windows_have_every_block_once_an_epoch_and_go_on_in_mid_window() {
     assert!(((wider[0] + wider[1]) / (ordered[0] + ordered[1]) - 1.0).abs() < 1e-6);
 }
 
+/// Without learning, the loss of a step of one block tells which block it is.
+#[test]
+fn every_window_of_every_epoch_has_an_order_of_its_own() {
+    let place = Place::new();
+    place.write("text/a.txt", lines(40, 5));
+    let still = "--per_device_train_batch_size 1 --gradient_accumulation_steps 1 --learning_rate 0 --max_steps 42 \
+        --max_train_samples 21 --save_strategy no";
+    let of = |output: &str, more: &[&str]| {
+        run(&mut live(&place, output, still, more)).ok();
+        losses(&place, output)
+    };
+    let ordered = of("ordered", &["--train_sampling_strategy", "sequential"]);
+    let blocks = |losses: Vec<u64>| -> Vec<usize> {
+        losses.iter().map(|loss| ordered[..21].iter().position(|of| of == loss).expect("a block")).collect()
+    };
+    assert!(blocks(ordered.clone()).into_iter().eq((0..21).chain(0..21)), "no two blocks are alike");
+    let shuffled = blocks(of("shuffled", &["--shuffle_window", "7"]));
+    let orders: Vec<Vec<usize>> =
+        shuffled.chunks(7).map(|window| window.iter().map(|block| block % 7).collect()).collect();
+    for (at, window) in shuffled.chunks(7).enumerate() {
+        let mut window = window.to_vec();
+        window.sort_unstable();
+        assert!(window.into_iter().eq(at % 3 * 7..at % 3 * 7 + 7), "window {at}: {shuffled:?}");
+        let alike = orders.iter().filter(|order| **order == orders[at]).count();
+        assert_eq!(alike, 1, "{orders:?}");
+    }
+}
+
 #[test]
 fn once_counted_epochs_are_those_of_the_dataset() {
     let place = text();

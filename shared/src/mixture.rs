@@ -233,5 +233,11 @@ mod tests {
             blocks.filter(|(index, _)| *index == 0).map(|(_, block)| block).take(60).collect()
         };
         assert_eq!(of_first(&mixture(&[(50, 1), (9, 2)])), of_first(&mixture(&[(50, 5), (70, 1), (3, 1)])));
+        // Two of one size take turns here, and each has its own order, which depends on the seed.
+        let twins = mixture(&[(50, 1), (50, 1)]);
+        let of = |index: u64, seed| -> Vec<u64> {
+            (0..50).map(|draw| twins.locate(twins.block(2 * draw + index, Some(seed))).1).collect()
+        };
+        assert!(of(0, 3) != of(1, 3) && of(0, 3) != of(0, 4));
     }
 }

@@ -98,6 +98,29 @@ fn damage_on_the_way_is_noticed_and_the_batch_asked_for_again() {
     }
 }
 
+/// A service that comes back with other blocks under the same name: who reads is told, and gets none of them.
+#[test]
+fn another_dataset_under_the_same_name_is_not_read_on() {
+    let place = Place::new();
+    place.write("text/a.txt", tokenmill_tests::lines(30_000, 3));
+    run(&mut place.prepare("data", &[])).ok();
+    let mut serving = Serving::start(&place, false, &[]);
+    let service = serving.service("data", None);
+    let blocks = service.description.splits[&Split::Train].blocks;
+    let mut stream = service.blocks(service.ticket(Split::Train), blocks);
+    stream.next_block().unwrap();
+    serving.signal("-KILL");
+    serving.ended(Duration::from_secs(10));
+    std::fs::remove_dir_all(place.path("data")).unwrap();
+    place.write("text/a.txt", tokenmill_tests::lines(30_000, 4));
+    run(&mut place.prepare("data", &[])).ok();
+    let _serving = Serving::at(&place, serving.address, false, &[]);
+    // Those of a batch that had come, then none.
+    let error = std::iter::from_fn(|| stream.next_block().transpose()).find_map(Result::err);
+    let error = error.expect("not the rest of another dataset").to_string();
+    assert!(error.contains("data is another dataset now") && error.contains("start anew"), "{error}");
+}
+
 /// The trainer, the service and connections end at random times; what comes out is what undisturbed training makes.
 #[test]
 fn a_run_through_kills_has_the_bits_of_an_undisturbed_one() {

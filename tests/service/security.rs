@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::TcpStream;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use arrow_flight::{Action, Criteria, Empty, FlightData, FlightDescriptor, Ticket as FlightTicket};
@@ -10,7 +10,7 @@ use futures::stream;
 use h2::client::SendRequest;
 use http::{HeaderMap, Method, Request, Response};
 use serde_json::Value;
-use tokenmill_tests::{Place, data, run};
+use tokenmill_tests::{Ended, Place, data, run};
 use tokenmill_trainer::service::{Access, Connection, Service};
 use tonic::{Code, Status};
 
@@ -194,7 +194,16 @@ fn beyond_this_machine_needs_tls_and_a_token() {
     let token_flags = with_token(&place);
     let any = "0.0.0.0:0".parse().unwrap();
     let certificate = ["--tls_cert_file", &tls("server.pem"), "--tls_key_file", &tls("server.key")].map(str::to_owned);
-    let refused = |more: &[&str], parts: &[&str]| run(&mut Serving::command(&place, any, false, more)).fails(2, parts);
+    let refused = |more: &[&str], parts: &[&str]| {
+        let mut command = Serving::command(&place, any, false, more);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let began = Instant::now();
+        while child.try_wait().unwrap().is_none() && began.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = child.kill(); // it would serve for ever
+        Ended::from(child.wait_with_output().unwrap()).fails(2, parts);
+    };
     refused(&[], &["--listen", "--tls_cert_file"]);
     refused(&flags(&token_flags), &["--listen", "--tls_cert_file"]);
     refused(&flags(&certificate), &["--listen", "--token_file"]);
@@ -295,7 +304,7 @@ fn only_tls_1_2_and_1_3_are_spoken() {
     let openssl = |version: &str| {
         let mut command = Command::new("openssl");
         command.args(["s_client", "-connect", &serving.address.to_string(), version, "-CAfile", &tls("ca.pem")]);
-        command.args(["-alpn", "h2", "-brief"]).stdin(std::process::Stdio::null());
+        command.args(["-alpn", "h2", "-brief"]).stdin(Stdio::null());
         command.output().ok().map(|output| output.status.success())
     };
     // Where there is no openssl only what is refused is seen.

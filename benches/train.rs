@@ -63,7 +63,7 @@ const CONTESTS: [Contest; 3] = [
     Contest { bf16: false, lora: true, at_least: (1.5, None) },
 ];
 
-/// So that glibc gives no page back, which costs PyTorch a third of its time on this machine.
+/// So that glibc gives no page back: the harder peer, for new pages are a large part of PyTorch's time otherwise.
 const KEEPS_PAGES: &str = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184";
 
 fn beside_peers(size: &Size, python: &Path, targets: &mut Targets) {

@@ -21,7 +21,8 @@ impl<'a> Matrix<'a> {
     /// A row-major matrix whose rows follow each other.
     pub fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
         assert!(values.len() >= rows * columns, "{} values for a {rows} × {columns} matrix", values.len());
-        Self { values, rows, columns, row_stride: columns, column_stride: 1 }
+        // No more than its own, for what rounds all of them.
+        Self { values: &values[..rows * columns], rows, columns, row_stride: columns, column_stride: 1 }
     }
 
     /// Its transpose, in place.

@@ -12,6 +12,10 @@ use tonic::Code;
 
 use super::{Chance, Serving, flight};
 
+/// What the service may hold for a reader that takes nothing. Two batches ahead, the one being sent and HTTP/2's buffer
+/// are 1.25 MiB; with what the allocator cannot give back between them, 60 such readers take 1.8 to 2.2 MiB each.
+const HELD: u64 = 3 << 20;
+
 /// A dataset of some 7 MB, more than anything holds on the way.
 fn large() -> Place {
     let place = Place::new();
@@ -89,8 +93,8 @@ fn readers_that_take_nothing_cost_a_bounded_buffer() {
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
         let grown = serving.memory().saturating_sub(before);
-        // Two batches ahead, one being sent, and what HTTP/2 holds; the whole stream is more.
-        assert!(grown < READERS * (2 << 20) && bytes > 3 << 20, "{grown} bytes for {READERS} streams of {bytes}");
+        // The whole stream is more.
+        assert!(grown < READERS * HELD && bytes > 2 * HELD, "{grown} bytes for {READERS} streams of {bytes}");
         drop(stalled);
     });
     assert_eq!(Some(read_all()), blocks);
@@ -131,8 +135,7 @@ fn http2_holds_a_bounded_part_of_what_a_peer_asked_for_and_does_not_read() {
         open.remove(0).await.unwrap();
         std::thread::sleep(Duration::from_secs(2));
         let grown = serving.memory().saturating_sub(before);
-        let most = STREAMS * (2 << 20);
-        assert!(grown < most && 2 * most < STREAMS * bytes, "{grown} bytes for {STREAMS} streams of {bytes}");
+        assert!(grown < STREAMS * HELD && bytes > 2 * HELD, "{grown} bytes for {STREAMS} streams of {bytes}");
     });
 }
 

@@ -695,17 +695,7 @@ impl Decoder {
             return Ok(());
         }
         self.ops.device.send(&order.words, &mut b.pinned[1], b.order)?;
-        let pieces = b.order.part(rows, 4 * order.pieces, 4);
         let scale = self.config.embedding_scale;
-        let args =
-            [gradient.into(), b.partial.into(), dx.into(), b.order.into(), pieces.into(), scale.into(), width.into()];
-        self.ops.device.launch("embedding_backward", (order.pieces, 1, 1), (256, 1), 0, &args)?;
-        if order.joins == 0 {
-            return Ok(());
-        }
-        assert!(order.partials * width * 4 <= b.partial.bytes, "room for the partial sums");
-        let joins = b.order.part(rows + 4 * order.pieces, 4 * order.joins, 4);
-        let args = [gradient.into(), b.partial.into(), joins.into(), width.into()];
-        self.ops.device.launch("embedding_backward_join", (order.joins, 1, 1), (256, 1), 0, &args)
+        self.ops.embed_backward((gradient, b.partial), dx, (&order, b.order), scale, (rows, width))
     }
 }

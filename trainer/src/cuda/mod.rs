@@ -26,9 +26,9 @@ pub fn unsupported(
     arguments: &TrainerArguments,
     quantisation: Option<Quantisation>,
 ) -> Option<(&'static str, &'static str)> {
-    let in_8_bits = matches!(quantisation, Some(Quantisation::Int8 { .. }));
+    let integers = matches!(quantisation, Some(Quantisation::Int8 { threshold: Some(_) }));
     let asked = [
-        (in_8_bits, "--load_in_8bit", "is not built for the GPU; --load_in_4bit is"),
+        (integers, "--int8_threshold", "is not built for the GPU; --load_in_8bit without it is"),
         (arguments.fp16 || arguments.fp16_full_eval, "--fp16", "is not built for the GPU; --bf16 is"),
         (arguments.neftune_noise_alpha > 0.0, "--neftune_noise_alpha", "is not built for the GPU"),
         (arguments.auto_find_batch_size, "--auto_find_batch_size", "is not built for the GPU"),

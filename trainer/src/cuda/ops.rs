@@ -6,8 +6,10 @@ use std::sync::Arc;
 use tokenmill_shared::Result;
 
 use super::device::{Arg, Device, Element, Matrix, Span};
+use super::embedding::EmbeddingOrder;
 use crate::model::NormKind;
 use crate::ops::activation::Activation;
+use crate::ops::adamw::Constants;
 use crate::ops::dropout::Dropout;
 
 /// All kernels of the module.
@@ -55,6 +57,8 @@ pub const KERNELS: &[&str] = &[
     "positions_backward",
     "restore_four_bit_bf16",
     "restore_four_bit_f32",
+    "restore_int8_bf16",
+    "restore_int8_f32",
     "rope_bf16",
     "rope_f32",
     "round_to_bf16",
@@ -205,6 +209,29 @@ impl Ops {
     ) -> Result<()> {
         let args = [x.into(), ids.into(), weight.into(), positions.into(), scale.into(), time.into(), width.into()];
         self.device.launch("embedding_forward", (rows, 1, 1), (256, 1), 0, &args)
+    }
+
+    /// Adds scale · dx: (rows, width) f32 to the rows of an embedding's gradient, in an order whose words are on the GPU;
+    /// `partial`: (partials of the order, width) f32.
+    pub fn embed_backward(
+        &self,
+        (gradient, partial): (Span, Span),
+        dx: Span,
+        (order, words): (&EmbeddingOrder, Span),
+        scale: f32,
+        (rows, width): (usize, usize),
+    ) -> Result<()> {
+        let pieces = words.part(rows, 4 * order.pieces, 4);
+        let args =
+            [gradient.into(), partial.into(), dx.into(), words.into(), pieces.into(), scale.into(), width.into()];
+        self.device.launch("embedding_backward", (order.pieces, 1, 1), (256, 1), 0, &args)?;
+        if order.joins == 0 {
+            return Ok(());
+        }
+        assert!(order.partials * width * 4 <= partial.bytes, "room for the partial sums");
+        let joins = words.part(rows + 4 * order.pieces, 4 * order.joins, 4);
+        let args = [gradient.into(), partial.into(), joins.into(), width.into()];
+        self.device.launch("embedding_backward_join", (order.joins, 1, 1), (256, 1), 0, &args)
     }
 
     /// y = norm(x + branch + branch_bias), the sum being kept in `sum` if there is a branch.
@@ -572,6 +599,11 @@ impl Ops {
         self.device.launch(&self.name("restore_four_bit"), (count.div_ceil(4096), 1, 1), (256, 1), 0, args)
     }
 
+    /// The same of a weight in 8 bits.
+    pub fn restore_int8(&self, count: usize, args: &[Arg]) -> Result<()> {
+        self.device.launch(&self.name("restore_int8"), (count.div_ceil(1024), 1, 1), (256, 1), 0, args)
+    }
+
     /// to[c] = the sum of the `count` doubles of column c.
     pub fn sum_doubles(&self, to: Span, from: Span, columns: usize, count: usize) -> Result<()> {
         let args = [to.into(), from.into(), count.into()];
@@ -588,6 +620,26 @@ impl Ops {
         let args = [squares.into(), x.into(), Arg::Long(count as u64)];
         self.device.launch("sum_of_squares", (Self::squares(count), 1, 1), (256, 1), 0, &args)?;
         self.sum_doubles(sum, squares, 1, Self::squares(count))
+    }
+
+    /// One update of `count` parameters, given their gradients and moments, all f32; `copy`: the parameters in bf16.
+    pub fn adamw(
+        &self,
+        [parameter, gradient, first, second]: [Span; 4],
+        copy: Option<Span>,
+        constants: Constants,
+        count: usize,
+    ) -> Result<()> {
+        let args = [
+            parameter.into(),
+            gradient.into(),
+            first.into(),
+            second.into(),
+            copy.into(),
+            Arg::AdamW(constants),
+            Arg::Long(count as u64),
+        ];
+        self.device.launch("adamw", ((count / 4).div_ceil(256), 1, 1), (256, 1), 0, &args)
     }
 
     /// `to` = `from` (f32), in bf16.

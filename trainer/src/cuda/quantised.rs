@@ -1,4 +1,4 @@
-//! Frozen weights in 4 bits in the memory of a GPU: restored, whole, into one place before each product with them.
+//! Frozen weights in 4 or 8 bits in the memory of a GPU: restored, whole, into one place before each product with them.
 
 use std::collections::BTreeMap;
 
@@ -13,55 +13,107 @@ use crate::ops::quantised::{Quantised, Scales};
 
 /// One weight; see [`Quantised`].
 #[derive(Debug)]
-struct FourBit {
+pub struct Weight {
     codes: Memory,
-    codebook: Memory,
     scales: Memory,
-    scale_codes: Option<Memory>,
-    offset: f32,
-    block: usize,
+    kind: Kind,
     count: usize,
 }
 
-impl FourBit {
-    fn new(ops: &Ops, matrix: &Quantised) -> Result<Self> {
-        let (rows, columns) = matrix.dims();
-        let Some((codes, codebook, block, scales)) = matrix.four_bit_parts() else {
-            return Err(Error::config("--load_in_8bit", "is not built for the GPU; --load_in_4bit is"));
-        };
-        if !block.is_multiple_of(8) || !(rows * columns).is_multiple_of(4) {
-            let reason = format!("a weight of {rows} x {columns} in blocks of {block} is not built for the GPU");
-            return Err(Error::config("--load_in_4bit", reason));
-        }
+/// What codes and scales stand for.
+#[derive(Debug)]
+enum Kind {
+    FourBit { codebook: Memory, double: Option<Double>, block: usize },
+    Int8 { columns: usize },
+}
+
+/// Scales that are quantised themselves: their codes, the values of these, and what is added.
+#[derive(Debug)]
+struct Double {
+    codes: Memory,
+    map: Memory,
+    offset: f32,
+}
+
+impl Weight {
+    /// Copies a weight to the GPU.
+    pub fn new(ops: &Ops, matrix: &Quantised) -> Result<Self> {
         fn sent<T: Copy>(ops: &Ops, values: &[T]) -> Result<Memory> {
             let memory = ops.device.allocate(values.len(), size_of::<T>())?;
             ops.device.upload(values, memory.span)?;
             Ok(memory)
         }
-        let (scales, scale_codes, offset) = match scales {
-            Scales::Plain(scales) => (scales, None, 0.0),
-            Scales::Double { codes, scales, offset } => (scales, Some(sent(ops, codes)?), *offset),
+        let (rows, columns) = matrix.dims();
+        let count = rows * columns;
+        let refused = |flag: &str, what: &str| {
+            Err(Error::config(flag, format!("a weight of {rows} x {columns} {what} is not built for the GPU")))
         };
-        let (codes, codebook) = (sent(ops, codes)?, sent(ops, codebook.values())?);
-        Ok(Self { codes, codebook, scales: sent(ops, scales)?, scale_codes, offset, block, count: rows * columns })
+        if let Some((codes, scales)) = matrix.int8_codes() {
+            if !columns.is_multiple_of(4) {
+                return refused("--load_in_8bit", "in 8 bits");
+            }
+            return Ok(Self {
+                codes: sent(ops, codes)?,
+                scales: sent(ops, scales)?,
+                kind: Kind::Int8 { columns },
+                count,
+            });
+        }
+        let Some((codes, codebook, block, scales)) = matrix.four_bit_parts() else {
+            return Err(Error::config("--int8_threshold", "is not built for the GPU; --load_in_8bit without it is"));
+        };
+        if !block.is_multiple_of(8) || !count.is_multiple_of(4) {
+            return refused("--load_in_4bit", &format!("in blocks of {block}"));
+        }
+        let (scales, double) = match scales {
+            Scales::Plain(scales) => (scales, None),
+            Scales::Double { codes, scales, offset } => {
+                let (codes, map) = (sent(ops, codes)?, sent(ops, Map::signed().values())?);
+                (scales, Some(Double { codes, map, offset: *offset }))
+            }
+        };
+        let kind = Kind::FourBit { codebook: sent(ops, codebook.values())?, double, block };
+        Ok(Self { codes: sent(ops, codes)?, scales: sent(ops, scales)?, kind, count })
+    }
+
+    /// Writes its values, in the type of products.
+    pub fn restore(&self, ops: &Ops, to: Span) -> Result<()> {
+        let (codes, scales, count) = (self.codes.span, self.scales.span, Arg::Long(self.count as u64));
+        match &self.kind {
+            Kind::FourBit { codebook, double, block } => {
+                let args = [
+                    to.into(),
+                    codes.into(),
+                    codebook.span.into(),
+                    scales.into(),
+                    double.as_ref().map(|double| double.codes.span).into(),
+                    double.as_ref().map(|double| double.map.span).into(),
+                    double.as_ref().map_or(0.0, |double| double.offset).into(),
+                    (*block).into(),
+                    count,
+                ];
+                ops.restore_four_bit(self.count, &args)
+            }
+            Kind::Int8 { columns } => {
+                ops.restore_int8(self.count, &[to.into(), codes.into(), scales.into(), (*columns).into(), count])
+            }
+        }
     }
 }
 
 /// The quantised weights of a model.
 #[derive(Debug)]
-pub struct FourBitWeights {
+pub struct Weights {
     ops: Ops,
-    weights: BTreeMap<usize, FourBit>,
-    /// Values of 8-bit scales.
-    map: Memory,
+    weights: BTreeMap<usize, Weight>,
     /// Where they are restored: the largest of a layer's products fits.
     values: Memory,
 }
 
-impl FourBitWeights {
+impl Weights {
     /// Copies them to the GPU.
     pub fn new(ops: &Ops, layout: &Layout, matrices: &QuantisedWeights) -> Result<Self> {
-        let weights = matrices.iter().map(|(index, matrix)| Ok((*index, FourBit::new(ops, matrix)?)));
+        let weights = matrices.iter().map(|(index, matrix)| Ok((*index, Weight::new(ops, matrix)?)));
         let weights: BTreeMap<_, _> = weights.collect::<Result<_>>()?;
         // No product has more than the weights of a layer.
         let of_layer = |layer: &crate::model::layout::Layer| -> usize {
@@ -69,31 +121,17 @@ impl FourBitWeights {
             counts.sum()
         };
         let most = layout.layers.iter().map(of_layer).max().unwrap_or(0);
-        let map = ops.device.allocate(256, 4)?;
-        ops.device.upload(Map::signed().values(), map.span)?;
-        Ok(Self { values: ops.device.allocate(most, ops.element.size())?, map, weights, ops: ops.clone() })
+        Ok(Self { values: ops.device.allocate(most, ops.element.size())?, weights, ops: ops.clone() })
     }
 
     /// The values of the weights `indices`, one after the other, in the type of products.
     pub fn restore(&self, indices: &[usize]) -> Result<Span> {
-        let mut end = 0;
+        let (mut end, size) = (0, self.ops.element.size());
         for index in indices {
             let weight = &self.weights[index];
-            let to = self.values.span.part(end, weight.count, self.ops.element.size());
+            weight.restore(&self.ops, self.values.span.part(end, weight.count, size))?;
             end += weight.count;
-            let args = [
-                to.into(),
-                weight.codes.span.into(),
-                weight.codebook.span.into(),
-                weight.scales.span.into(),
-                weight.scale_codes.as_ref().map(|codes| codes.span).into(),
-                self.map.span.into(),
-                weight.offset.into(),
-                weight.block.into(),
-                Arg::Long(weight.count as u64),
-            ];
-            self.ops.restore_four_bit(weight.count, &args)?;
         }
-        Ok(self.values.span.part(0, end, self.ops.element.size()))
+        Ok(self.values.span.part(0, end, size))
     }
 }

@@ -1,6 +1,6 @@
 //! Parameters, gradients and moments in the memory of a GPU. What is trained: four buffers of one layout, float32, and
 //! the parameters once more in bf16 if that is what products are made of. What is frozen: only in the form that is used,
-//! the weights of products in their type, or in 4 bits ([`super::quantised`]), the others in float32.
+//! the weights of products in their type, or in 4 or 8 bits ([`super::quantised`]), the others in float32.
 //!
 //! What is multiplied together lies together (queries, keys and values; gate and up), and what decays lies before what
 //! does not, so that an update is two kernels.
@@ -10,9 +10,9 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use tokenmill_shared::{Error, Result};
 
-use super::device::{Arg, Device, Element, Memory, Span};
+use super::device::{Device, Element, Memory, Span};
 use super::ops::Ops;
-use super::quantised::FourBitWeights;
+use super::quantised;
 use crate::model::layout::{FeedForward, Layout, Qkv};
 use crate::model::{Parameter, QuantisedWeights};
 use crate::ops::adamw::Constants;
@@ -54,7 +54,7 @@ pub struct Weights {
     /// Frozen: in float32, and in the type of products.
     plain: Memory,
     operands: Memory,
-    quantised: FourBitWeights,
+    quantised: quantised::Weights,
     squares: Memory,
     sum: Memory,
 }
@@ -162,7 +162,7 @@ impl Weights {
             moments: None,
             plain: device.zeros(plain, 4)?,
             operands: device.zeros(operands, ops.element.size())?,
-            quantised: FourBitWeights::new(&ops, layout, quantised)?,
+            quantised: quantised::Weights::new(&ops, layout, quantised)?,
             squares: device.allocate(Ops::squares(len), 8)?,
             sum: device.allocate(1, 8)?,
             ops,
@@ -268,7 +268,7 @@ impl Weights {
     }
 
     /// The parameters `indices`, which lie together, in the type of products, and what lies after them up to `count`
-    /// values. What is in 4 bits is restored into one place: it is there until the next call.
+    /// values. What is in 4 or 8 bits is restored into one place: it is there until the next call.
     pub fn operand(&self, indices: &[usize], count: usize) -> Result<Span> {
         let (place, size) = (self.places[indices[0]], self.ops.element.size());
         if let Some(start) = place.trained {
@@ -343,16 +343,9 @@ impl Weights {
                 continue;
             }
             let part = |memory: &Memory| memory.span.part(start, count, 4);
-            let args = [
-                part(&self.master).into(),
-                part(&self.gradients).into(),
-                part(first).into(),
-                part(second).into(),
-                self.rounded.as_ref().map(|rounded| rounded.span.part(start, count, 2)).into(),
-                Arg::AdamW(constants),
-                Arg::Long(count as u64),
-            ];
-            self.ops.device.launch("adamw", ((count / 4).div_ceil(256), 1, 1), (256, 1), 0, &args)?;
+            let copy = self.rounded.as_ref().map(|rounded| rounded.span.part(start, count, 2));
+            let spans = [part(&self.master), part(&self.gradients), part(first), part(second)];
+            self.ops.adamw(spans, copy, constants, count)?;
         }
         Ok(())
     }

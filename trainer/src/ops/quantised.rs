@@ -281,6 +281,15 @@ impl Quantised {
         }
     }
 
+    /// Codes (row-major) and the scales of rows, if it is in 8 bits and products are made with its values.
+    #[cfg(feature = "cuda")]
+    pub fn int8_codes(&self) -> Option<(&[i8], &[f32])> {
+        match &self.codes {
+            Codes::Int8 { codes, scales, threshold: None } => Some((codes, scales)),
+            _ => None,
+        }
+    }
+
     /// Writes the values of whole rows, from `first`, as many as `values` holds.
     pub fn restore(&self, first: usize, values: &mut [f32]) {
         let columns = self.columns;

@@ -1,4 +1,4 @@
-// Weights in 4 bits become values; the format is that of ops/quantised.rs, and so are the roundings.
+// Weights in 4 or 8 bits become values; the format is that of ops/quantised.rs, and so are the roundings.
 #pragma once
 #include "common.cuh"
 
@@ -27,11 +27,27 @@ __device__ void restore_four_bit(
     }
 }
 
+// values: (rows, columns) = code * the scale of its row / 127; one thread for four values, `columns` a multiple of that.
+template <typename T>
+__device__ void restore_int8(T* values, const int8_t* codes, const float* scales, int columns, size_t count) {
+    size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    if (at >= count) return;
+    float scale = scales[at / columns] * (1.0f / 127.0f), v[4];
+    Pack<int8_t, 4> four = *reinterpret_cast<const Pack<int8_t, 4>*>(codes + at);
+#pragma unroll
+    for (int i = 0; i < 4; i++) v[i] = four.at[i] * scale;
+    store4(values + at, v);
+}
+
 #define QUANTISED_KERNELS(T, name)                                                                                \
     extern "C" __global__ void restore_four_bit_##name(                                                           \
         T* values, const uint8_t* codes, const float* codebook, const float* scales, const uint8_t* scale_codes,  \
         const float* map, float offset, int block, uint64_t count) {                                              \
         restore_four_bit<T>(values, codes, codebook, scales, scale_codes, map, offset, block, count);             \
+    }                                                                                                         \
+    extern "C" __global__ void restore_int8_##name(                                                           \
+        T* values, const int8_t* codes, const float* scales, int columns, uint64_t count) {                   \
+        restore_int8<T>(values, codes, scales, columns, count);                                               \
     }
 QUANTISED_KERNELS(float, f32)
 QUANTISED_KERNELS(bf16, bf16)

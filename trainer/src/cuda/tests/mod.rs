@@ -1,6 +1,8 @@
 //! The decoder on a GPU beside the one on the CPU. These tests are built with `--features cuda` and need a GPU;
 //! `tests/gpu.sh` runs them.
 
+mod ops;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
@@ -226,12 +228,23 @@ fn add_adapters(model: &mut Model, dropout: f64) {
     }
 }
 
-/// A model with adapters on the GPU beside the same on the CPU, perhaps over weights in 4 bits.
-fn with_adapters(config: &Config, precision: Precision, dropout: f64, double: Option<bool>) -> [Model; 2] {
+const INT8: Option<Quantisation> = Some(Quantisation::Int8 { threshold: None });
+
+fn nf4(double: bool) -> Option<Quantisation> {
+    Some(Quantisation::FourBit { codebook: Codebook::Nf4, double })
+}
+
+/// A model with adapters on the GPU beside the same on the CPU, perhaps over weights in fewer bits.
+fn with_adapters(
+    config: &Config,
+    precision: Precision,
+    dropout: f64,
+    quantisation: Option<Quantisation>,
+) -> [Model; 2] {
     [false, true].map(|on_gpu| {
         let mut model = on_cpu(config);
-        if let Some(double) = double {
-            model.quantise(Quantisation::FourBit { codebook: Codebook::Nf4, double }).unwrap();
+        if let Some(quantisation) = quantisation {
+            model.quantise(quantisation).unwrap();
         }
         add_adapters(&mut model, dropout);
         model.set_seed(5);
@@ -245,28 +258,33 @@ fn with_adapters(config: &Config, precision: Precision, dropout: f64, double: Op
 }
 
 #[test]
-fn adapters_and_weights_in_4_bits_are_those_of_the_cpu_in_every_family() {
+fn adapters_and_weights_in_fewer_bits_are_those_of_the_cpu_in_every_family() {
     for family in FAMILIES {
-        for (dropout, double) in [(0.0, None), (0.3, None), (0.1, Some(true)), (0.0, Some(false))] {
+        for (dropout, quantisation) in [(0.0, None), (0.3, None), (0.1, nf4(true)), (0.0, nf4(false)), (0.1, INT8)] {
             let config = config(family, 16, 133, None);
             let batch = batch(133, 2, 70);
-            let [mut cpu, mut gpu] = with_adapters(&config, Precision::F32, dropout, double);
+            let [mut cpu, mut gpu] = with_adapters(&config, Precision::F32, dropout, quantisation);
             let (expected, found) = (gradients(&mut cpu, &batch, false), gradients(&mut gpu, &batch, false));
             let (apart, name) = worst(&cpu, &found.1, &expected.1);
-            println!("{family} {dropout} {double:?}: loss {:.1e}, {name} {apart:.1e}", found.0 / expected.0 - 1.0);
+            println!(
+                "{family} {dropout} {quantisation:?}: loss {:.1e}, {name} {apart:.1e}",
+                found.0 / expected.0 - 1.0
+            );
             assert!((found.0 / expected.0 - 1.0).abs() < 1e-6, "{family}: {} {}", found.0, expected.0);
-            assert!(apart <= 1e-5, "{family} {dropout} {double:?}: {name} {apart}");
+            assert!(apart <= 1e-5, "{family} {dropout} {quantisation:?}: {name} {apart}");
             assert!(found == gradients(&mut gpu, &batch, true), "{family}, recomputed");
             let (expected, found) = (cpu.evaluate(&batch).unwrap(), gpu.evaluate(&batch).unwrap());
             assert!((found.nll / expected.nll - 1.0).abs() < 1e-6, "{family}, evaluated");
         }
         let config = config(family, 64, 300, None);
         let batch = batch(300, 2, 100);
-        let [mut cpu, mut gpu] = with_adapters(&config, Precision::Bf16, 0.1, Some(true));
-        let (expected, found) = (gradients(&mut cpu, &batch, false), gradients(&mut gpu, &batch, false));
-        let apart = relative_norm(&found.1, &expected.1);
-        println!("{family}, bf16: loss {:.1e}, gradients {apart:.1e}", found.0 / expected.0 - 1.0);
-        assert!((found.0 / expected.0 - 1.0).abs() < 2e-3 && apart < 2e-2, "{family}: {apart}");
+        for quantisation in [nf4(true), INT8] {
+            let [mut cpu, mut gpu] = with_adapters(&config, Precision::Bf16, 0.1, quantisation);
+            let (expected, found) = (gradients(&mut cpu, &batch, false), gradients(&mut gpu, &batch, false));
+            let apart = relative_norm(&found.1, &expected.1);
+            println!("{family} {quantisation:?}, bf16: loss {:.1e}, gradients {apart:.1e}", found.0 / expected.0 - 1.0);
+            assert!((found.0 / expected.0 - 1.0).abs() < 2e-3 && apart < 2e-2, "{family}: {apart}");
+        }
     }
 }
 
@@ -358,8 +376,9 @@ fn what_is_not_built_is_named() {
     };
     assert_eq!(asked(|_| ()), None);
     assert_eq!(asked(|arguments| arguments.use_peft = true), None);
-    let in_8_bits = unsupported(&TrainerArguments::default(), Some(Quantisation::Int8 { threshold: None }));
-    assert_eq!(in_8_bits.map(|(flag, _)| flag), Some("--load_in_8bit"));
+    let int8 = |threshold| unsupported(&TrainerArguments::default(), Some(Quantisation::Int8 { threshold }));
+    assert_eq!(int8(None), None);
+    assert_eq!(int8(Some(6.0)).map(|(flag, _)| flag), Some("--int8_threshold"));
     assert_eq!(asked(|arguments| arguments.optim = Rule::Sgd), Some("--optim"));
     let dropping: Value =
         json!({"model_type": "gpt2", "vocab_size": 50, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8});

@@ -111,7 +111,7 @@ pub struct Buffers {
     pub low_rank: Span,
     /// An adapter's input with its part dropped, or what comes back, (N, widest input); nothing if nothing is dropped.
     pub dropped: Span,
-    /// Ids, then labels, (2, N) words.
+    /// Ids, labels, and where the document of each token begins and ends, (4, N) words.
     pub ids: Span,
     /// What each row costs, (3, N) doubles.
     pub found: Span,
@@ -121,8 +121,8 @@ pub struct Buffers {
     pub order: Span,
     /// Its partial sums, (N / PIECE + 1, D) f32.
     pub partial: Span,
-    /// What `ids` and `order` are sent by.
-    pub pinned: [Pinned; 2],
+    /// What `ids`, and `order` of ids and of positions, are sent by.
+    pub pinned: [Pinned; 3],
     _memory: Vec<Memory>,
 }
 
@@ -207,12 +207,12 @@ impl Buffers {
             logit_stride,
             low_rank: at.span(rows * rank, size)?,
             dropped: at.span(if drops { rows * hidden.max(inner).max(out_width) } else { 0 }, size)?,
-            ids: at.span(2 * rows, 4)?,
+            ids: at.span(4 * rows, 4)?,
             found: at.span(3 * rows, 8)?,
             sums: at.span(3, 8)?,
             order: at.span(order_words(rows), 4)?,
             partial: at.span((rows / super::embedding::PIECE + 1) * 2 * hidden, 4)?,
-            pinned: [ops.device.pin(2 * rows)?, ops.device.pin(order_words(rows))?],
+            pinned: [ops.device.pin(4 * rows)?, ops.device.pin(order_words(rows))?, ops.device.pin(order_words(rows))?],
             _memory: at.memory,
         })
     }

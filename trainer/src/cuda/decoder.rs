@@ -68,9 +68,15 @@ struct Table {
 struct Shape {
     batch: usize,
     time: usize,
+    /// Whether sequences are cut into documents.
+    cut: bool,
 }
 
 impl Shape {
+    fn of(batch: &Batch) -> Self {
+        Self { batch: batch.batch_size, time: batch.seq_len, cut: batch.documents.is_some() }
+    }
+
     fn rows(self) -> usize {
         self.batch * self.time
     }
@@ -230,7 +236,7 @@ impl Decoder {
     pub fn evaluate(&mut self, batch: &Batch) -> Result<Loss> {
         self.dropping = None;
         let buffers = self.prepare(batch, 1, 2)?;
-        let shape = Shape { batch: batch.batch_size, time: batch.seq_len };
+        let shape = Shape::of(batch);
         let result = self.forward(shape, &buffers).and_then(|()| self.loss(shape, &buffers, None)).map(|()| buffers);
         self.finish(batch, result)
     }
@@ -240,7 +246,7 @@ impl Decoder {
         let batch = Batch::new(input_ids.to_vec(), 1);
         self.dropping = None;
         let buffers = self.prepare(&batch, 1, 2)?;
-        self.forward(Shape { batch: 1, time: input_ids.len() }, &buffers)?;
+        self.forward(Shape::of(&batch), &buffers)?;
         let (width, vocab, size) = (self.config.hidden_size, self.config.vocab_size, self.ops.element.size());
         let last = buffers.states.part((input_ids.len() - 1) * width, width, size);
         self.head_product(last, 1, &buffers)?;
@@ -289,7 +295,12 @@ impl Decoder {
         if self.tables.as_ref().is_none_or(|(time, _)| *time != batch.seq_len) {
             self.tables = Some((batch.seq_len, self.make_tables(batch.seq_len)?));
         }
-        let words: Vec<u32> = batch.input_ids.iter().copied().chain(targets).collect();
+        let mut words: Vec<u32> = batch.input_ids.iter().copied().chain(targets).collect();
+        if let Some(documents) = &batch.documents {
+            let all = || (0..batch.batch_size).flat_map(|sequence| documents.of(sequence));
+            words.extend(all().flat_map(|document| std::iter::repeat_n(document.start as u32, document.len())));
+            words.extend(all().flat_map(|document| std::iter::repeat_n(document.end as u32, document.len())));
+        }
         self.ops.device.send(&words, &mut buffers.pinned[0], buffers.ids)?;
         Ok(buffers)
     }
@@ -320,7 +331,7 @@ impl Decoder {
     }
 
     fn pass(&mut self, batch: &Batch, scales: (f32, f32), recompute: bool, mut buffers: Buffers) -> Result<Buffers> {
-        let shape = Shape { batch: batch.batch_size, time: batch.seq_len };
+        let shape = Shape::of(batch);
         let size = (shape.rows(), self.config.hidden_size);
         self.forward(shape, &buffers)?;
         self.loss(shape, &buffers, Some(scales))?;
@@ -509,6 +520,7 @@ impl Decoder {
         let positions = self.layout.positions.map(|index| self.weights.master(index, shape.time * width));
         let sizes = (rows, shape.time, width);
         let to = if self.layout.embedding_norm.is_some() { b.embedded } else { b.input(0) };
+        let positions = (positions, Self::documents(shape, b).map(|(starts, _)| starts));
         self.ops.embed(to, b.ids, (embedding, self.config.embedding_scale), positions, sizes)?;
         if let Some(norm) = self.layout.embedding_norm {
             let norm = self.norm(norm);
@@ -544,7 +556,7 @@ impl Decoder {
         if let Some(bias) = self.bias(&layer.qkv) {
             self.ops.add_bias(saved.raw, bias, (rows, layer.qkv.output))?;
         }
-        let heads = self.heads(layer, shape);
+        let heads = self.heads(layer, shape, b);
         if let Some(norms) = parts.head_norms {
             let norms = norms.map(|norm| self.norm_of(norm, self.config.head_dim));
             self.ops.head_norms(saved.raw, saved.qkv, &norms, heads)?;
@@ -586,7 +598,7 @@ impl Decoder {
 
         self.bias_backward((b.dx, Element::F32), &layer.output, rows, b)?;
         self.project_backward(b.rounded, out, &layer.output, b.dout, rows, b)?;
-        let heads = self.heads(&layer, shape);
+        let heads = self.heads(&layer, shape, b);
         let scratch = (b.delta, b.expanded);
         self.ops.attention_backward(b.dout, (qkv, out, log_sums), scratch, b.dqkv, self.slopes(), heads)?;
         if let Some(table) = self.table(number) {
@@ -607,9 +619,16 @@ impl Decoder {
         self.ops.norm_backward(b.dnormed, x, &norm, (b.dx, true), b.rounded, (rows, width))
     }
 
-    fn heads(&self, layer: &Layer, shape: Shape) -> Heads {
+    fn heads(&self, layer: &Layer, shape: Shape, b: &Buffers) -> Heads {
         let size = |value: usize| i32::try_from(value).expect("sizes of a batch fit an int");
-        Heads { batch: size(shape.batch), time: size(shape.time), ..layer.heads }
+        let (starts, ends) = Self::documents(shape, b).map_or((0, 0), |(starts, ends)| (starts.at, ends.at));
+        Heads { batch: size(shape.batch), time: size(shape.time), starts, ends, ..layer.heads }
+    }
+
+    /// Where the document of each token begins and ends, if sequences are cut.
+    fn documents(shape: Shape, b: &Buffers) -> Option<(Span, Span)> {
+        let rows = shape.rows();
+        shape.cut.then(|| (b.ids.part(2 * rows, rows, 4), b.ids.part(3 * rows, rows, 4)))
     }
 
     fn table(&self, number: usize) -> Option<&Table> {
@@ -683,19 +702,31 @@ impl Decoder {
             self.plain.norm_backward(dx, x, &norm, (to, false), to, (rows, width))?;
             dx = to;
         }
-        if let Some(positions) = self.layout.positions
-            && let Some(gradient) = self.weights.gradient_in_parts(positions)?
-        {
-            let args = [gradient.into(), dx.into(), shape.batch.into(), shape.time.into(), width.into(), true.into()];
-            self.ops.device.launch("positions_backward", (shape.time, 1, 1), (256, 1), 0, &args)?;
+        if let Some(index) = self.layout.positions {
+            let order = EmbeddingOrder::new(&batch.attention_documents().positions(), None);
+            self.add_rows(index, dx, &order, (1.0, 2), rows, b)?;
         }
-        let Some(gradient) = self.weights.gradient_in_parts(self.layout.embedding)? else { return Ok(()) };
         let order = EmbeddingOrder::new(&batch.input_ids, self.config.padding_row);
+        self.add_rows(self.layout.embedding, dx, &order, (self.config.embedding_scale, 1), rows, b)
+    }
+
+    /// Adds `scale` times the rows of dx, in this order, to the gradient of parameter `index`, if it is trained. The words
+    /// go by way of pinned memory `by`.
+    fn add_rows(
+        &mut self,
+        index: usize,
+        dx: Span,
+        order: &EmbeddingOrder,
+        (scale, by): (f32, usize),
+        rows: usize,
+        b: &mut Buffers,
+    ) -> Result<()> {
+        let Some(gradient) = self.weights.gradient_in_parts(index)? else { return Ok(()) };
         if order.pieces == 0 {
             return Ok(());
         }
-        self.ops.device.send(&order.words, &mut b.pinned[1], b.order)?;
-        let scale = self.config.embedding_scale;
-        self.ops.embed_backward((gradient, b.partial), dx, (&order, b.order), scale, (rows, width))
+        self.ops.device.send(&order.words, &mut b.pinned[by], b.order)?;
+        let size = (rows, self.config.hidden_size);
+        self.ops.embed_backward((gradient, b.partial), dx, (order, b.order), scale, size)
     }
 }

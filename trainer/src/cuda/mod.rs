@@ -32,7 +32,6 @@ pub fn unsupported(
         (arguments.fp16 || arguments.fp16_full_eval, "--fp16", "is not built for the GPU; --bf16 is"),
         (arguments.neftune_noise_alpha > 0.0, "--neftune_noise_alpha", "is not built for the GPU"),
         (arguments.auto_find_batch_size, "--auto_find_batch_size", "is not built for the GPU"),
-        (arguments.document_mask, "--document_mask", "is not built for the GPU"),
         (arguments.train_new_rows_only, "--train_new_rows_only", "is not built for the GPU"),
         (arguments.debug.contains(&Debug::UnderflowOverflow), "--debug", "underflow_overflow is not built for the GPU"),
         (

@@ -54,7 +54,6 @@ pub const KERNELS: &[&str] = &[
     "norm_backward_f32",
     "norm_forward_bf16",
     "norm_forward_f32",
-    "positions_backward",
     "restore_four_bit_bf16",
     "restore_four_bit_f32",
     "restore_int8_bf16",
@@ -105,6 +104,10 @@ pub struct Heads {
     pub scale: f32,
     /// Keys that a query sees; 0: all before it.
     pub window: i32,
+    /// Where the document of each token begins in its sequence, (batch, time) words on the GPU; 0: each sequence is one.
+    pub starts: u64,
+    /// Where it ends.
+    pub ends: u64,
 }
 
 impl Heads {
@@ -125,6 +128,8 @@ impl Heads {
             kv_step: size(head_dim),
             scale: 1.0,
             window: 0,
+            starts: 0,
+            ends: 0,
         }
     }
 
@@ -198,16 +203,26 @@ impl Ops {
         Matrix::new(span, stride, self.element)
     }
 
-    /// x: (rows, width) f32 = rows of the embedding (f32) times `scale`, plus the vectors of positions.
+    /// x: (rows, width) f32 = rows of the embedding (f32) times `scale`, plus the vectors of positions, which begin anew
+    /// at `starts`, (rows), if there are any.
     pub fn embed(
         &self,
         x: Span,
         ids: Span,
         (weight, scale): (Span, f32),
-        positions: Option<Span>,
+        (positions, starts): (Option<Span>, Option<Span>),
         (rows, time, width): (usize, usize, usize),
     ) -> Result<()> {
-        let args = [x.into(), ids.into(), weight.into(), positions.into(), scale.into(), time.into(), width.into()];
+        let args = [
+            x.into(),
+            ids.into(),
+            weight.into(),
+            positions.into(),
+            starts.into(),
+            scale.into(),
+            time.into(),
+            width.into(),
+        ];
         self.device.launch("embedding_forward", (rows, 1, 1), (256, 1), 0, &args)
     }
 

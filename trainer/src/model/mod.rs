@@ -95,7 +95,7 @@ impl Batch {
     }
 
     /// What attention stays inside.
-    fn attention_documents(&self) -> Cow<'_, Documents> {
+    pub(crate) fn attention_documents(&self) -> Cow<'_, Documents> {
         let whole = || Cow::Owned(Documents::whole(self.batch_size, self.seq_len));
         self.documents.as_ref().map_or_else(whole, Cow::Borrowed)
     }

@@ -109,20 +109,27 @@ __device__ void attention_forward(const bf16* qkv, bf16* out, float* log_sums, c
         Tile<D>::template copy<KEYS, THREADS>(
             v_tiles + stage * KEYS * STRIDE, v + (size_t)first_key * s.width, s.width, there);
     };
-    int begin = s.window ? max(0, first_query - s.window + 1) / KEYS * KEYS : 0;
+    int begin = first_key_of(s, batch, first_query) / KEYS * KEYS;
     int end = min(s.time, first_query + ROWS);
     Tile<D>::template copy<ROWS, THREADS>(
         q_tile, rows + (size_t)first_query * s.width + s.q + head * s.q_step, s.width, s.time - first_query);
     copy_keys(begin, 0);
     float o[M][D / 8][4], largest[M][2], sum[M][2];
+    int first[M][2];
     clear<D / 8, M>(o);
 #pragma unroll
     for (int m = 0; m < M; m++) {
         largest[m][0] = largest[m][1] = -INFINITY;
         sum[m][0] = sum[m][1] = 0;
     }
+    bool bounded = s.window || s.starts;
     float scale = s.scale * LOG2E, slope = slopes ? slopes[head] / s.scale : 0;
     int query = first_query + warp * 16 * M + lane / 4;
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        first[m][0] = first_key_of(s, batch, query + m * 16);
+        first[m][1] = first_key_of(s, batch, query + m * 16 + 8);
+    }
     wait_for_copies();
     __syncthreads();
     int stage = 0;
@@ -136,7 +143,7 @@ __device__ void attention_forward(const bf16* qkv, bf16* out, float* log_sums, c
         float scores[M][KEYS / 8][4];
         clear<KEYS / 8, M>(scores);
         multiply_rows<D, KEYS, M>(scores, q_tile, warp * 16 * M, k_tiles + stage * KEYS * STRIDE);
-        bool whole = first_key + KEYS <= first_query && !s.window && !slopes;
+        bool whole = first_key + KEYS <= first_query && !bounded && !slopes;
 #pragma unroll
         for (int m = 0; m < M; m++) {
             float now[2] = {largest[m][0], largest[m][1]};
@@ -147,7 +154,7 @@ __device__ void attention_forward(const bf16* qkv, bf16* out, float* log_sums, c
                     int row = query + m * 16 + i / 2 * 8, key = first_key + n * 8 + lane % 4 * 2 + i % 2;
                     // Scores in units of `scale`, which the exponential multiplies by.
                     float x = scores[m][n][i];
-                    if (!whole) x = is_seen(s, row, key) ? x - slope * (row - key) : -INFINITY;
+                    if (!whole) x = key <= row && key >= first[m][i / 2] ? x - slope * (row - key) : -INFINITY;
                     scores[m][n][i] = x;
                     now[i / 2] = fmaxf(now[i / 2], x);
                 }
@@ -212,7 +219,7 @@ __device__ void attention_backward_q(
         Tile<D>::template copy<KEYS, THREADS>(
             v_tiles + stage * KEYS * STRIDE, v + (size_t)first_key * s.width, s.width, there);
     };
-    int begin = s.window ? max(0, first_query - s.window + 1) / KEYS * KEYS : 0;
+    int begin = first_key_of(s, batch, first_query) / KEYS * KEYS;
     int end = min(s.time, first_query + ROWS);
     size_t out_width = (size_t)s.heads * s.head_dim;
     const bf16* d = dout + ((size_t)batch * s.time + first_query) * out_width + head * s.head_dim;
@@ -221,6 +228,8 @@ __device__ void attention_backward_q(
     Tile<D>::template copy<ROWS, THREADS>(d_tile, d, out_width, s.time - first_query);
     copy_keys(begin, 0);
     float dq[M][D / 8][4], log_sum[M][2], mean[M][2];
+    int first[M][2];
+    bool bounded = s.window || s.starts;
     clear<D / 8, M>(dq);
     float scale = s.scale * LOG2E, slope = slopes ? slopes[head] * LOG2E : 0;
     int query = first_query + warp * 16 * M + lane / 4;
@@ -232,6 +241,7 @@ __device__ void attention_backward_q(
             int row = query + m * 16 + half * 8;
             log_sum[m][half] = row < s.time ? log_sums[statistics + row] : 0;
             mean[m][half] = row < s.time ? delta[statistics + row] : 0;
+            first[m][half] = first_key_of(s, batch, row);
         }
     }
     wait_for_copies();
@@ -250,7 +260,7 @@ __device__ void attention_backward_q(
         clear<KEYS / 8, M>(slopes_of_weights);
         multiply_rows<D, KEYS, M>(scores, q_tile, warp * 16 * M, k_tile);
         multiply_rows<D, KEYS, M>(slopes_of_weights, d_tile, warp * 16 * M, v_tile);
-        bool whole = first_key + KEYS <= first_query && first_query + ROWS <= s.time && !s.window && !slopes;
+        bool whole = first_key + KEYS <= first_query && first_query + ROWS <= s.time && !bounded && !slopes;
 #pragma unroll
         for (int m = 0; m < M; m++) {
 #pragma unroll
@@ -259,7 +269,7 @@ __device__ void attention_backward_q(
                 for (int i = 0; i < 4; i++) {
                     int row = query + m * 16 + i / 2 * 8, key = first_key + n * 8 + lane % 4 * 2 + i % 2;
                     float x = scores[m][n][i] * scale - log_sum[m][i / 2];
-                    if (!whole) x = is_seen(s, row, key) ? x - slope * (row - key) : -INFINITY;
+                    if (!whole) x = key <= row && key >= first[m][i / 2] ? x - slope * (row - key) : -INFINITY;
                     scores[m][n][i] = power_of_two(x) * (slopes_of_weights[m][n][i] - mean[m][i / 2]);
                 }
             }
@@ -316,7 +326,13 @@ __device__ void attention_backward_kv(
     clear<D / 8, M>(dv);
     float scale = s.scale * LOG2E, slope = slopes ? slopes[head] * LOG2E : 0;
     int key = first_key + warp * 16 * M + lane / 4;
-    int last = s.window ? min(s.time, first_key + ROWS - 1 + s.window) : s.time;
+    int last = end_of_queries(s, batch, min(s.time, first_key + ROWS) - 1), ends[M][2];
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        ends[m][0] = end_of_queries(s, batch, key + m * 16);
+        ends[m][1] = end_of_queries(s, batch, key + m * 16 + 8);
+    }
+    bool bounded = s.window || s.starts;
     wait_for_copies();
     __syncthreads();
     int stage = 0;
@@ -332,7 +348,7 @@ __device__ void attention_backward_kv(
         float weights[M][QUERIES / 8][4], slopes_of_weights[M][QUERIES / 8][4];
         clear<QUERIES / 8, M>(weights);
         multiply_rows<D, QUERIES, M>(weights, k_tile, warp * 16 * M, q_tile);
-        bool whole = first_key + ROWS <= first_query && first_query + QUERIES <= s.time && !s.window && !slopes;
+        bool whole = first_key + ROWS <= first_query && first_query + QUERIES <= s.time && !bounded && !slopes;
 #pragma unroll
         for (int m = 0; m < M; m++) {
 #pragma unroll
@@ -341,7 +357,7 @@ __device__ void attention_backward_kv(
                 for (int i = 0; i < 4; i++) {
                     int row = key + m * 16 + i / 2 * 8, at = n * 8 + lane % 4 * 2 + i % 2, query = first_query + at;
                     float x = weights[m][n][i] * scale - log_sum[at];
-                    if (!whole) x = is_seen(s, query, row) ? x - slope * (query - row) : -INFINITY;
+                    if (!whole) x = row <= query && query < ends[m][i / 2] ? x - slope * (query - row) : -INFINITY;
                     weights[m][n][i] = power_of_two(x);
                 }
             }

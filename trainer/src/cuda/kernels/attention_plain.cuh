@@ -1,11 +1,22 @@
-// Causal attention for any type and any head of up to 256 features: one warp for each query, or each key in the
+// Causal attention, inside documents if there are any, for any type and any head of up to 256 features: one warp for each query, or each key in the
 // backward of keys and values. Nothing of time x time is stored; the backward makes the weights again from the log of
 // each row's sum.
 #pragma once
+#include <limits.h>
 #include "heads.cuh"
 
-__device__ inline bool is_seen(const Heads& s, int query, int key) {
-    return key <= query && query < s.time && (s.window == 0 || query - key < s.window);
+// The first key that a query sees, the last being its own; a query beyond the end sees none.
+__device__ inline int first_key_of(const Heads& s, int batch, int query) {
+    if (query >= s.time) return INT_MAX;
+    int first = s.starts ? s.starts[(size_t)batch * s.time + query] : 0;
+    return s.window ? max(first, query - s.window + 1) : first;
+}
+
+// The end of the queries that see a key, the first being its own; none sees a key beyond the end.
+__device__ inline int end_of_queries(const Heads& s, int batch, int key) {
+    if (key >= s.time) return 0;
+    int end = s.ends ? s.ends[(size_t)batch * s.time + key] : s.time;
+    return s.window && s.window < end - key ? key + s.window : end;
 }
 
 // The score of a query and a key that are `products` apart in direction and `distance` in time.
@@ -32,7 +43,7 @@ __device__ void plain_attention_forward(const T* qkv, T* out, float* log_sums, c
     float largest = -INFINITY, sum = 0, o[HEAD_PARTS];
 #pragma unroll
     for (int part = 0; part < HEAD_PARTS; part++) o[part] = 0;
-    int first = s.window ? max(0, query - s.window + 1) : 0;
+    int first = first_key_of(s, batch, query);
     for (int begin = first; begin <= query; begin += WARP) {
         int key = begin + lane;
         float x = -INFINITY;
@@ -97,7 +108,7 @@ __device__ void plain_attention_backward_q(
     float log_sum = log_sums[statistics], mean = delta[statistics], dq[HEAD_PARTS];
 #pragma unroll
     for (int part = 0; part < HEAD_PARTS; part++) dq[part] = 0;
-    int first = s.window ? max(0, query - s.window + 1) : 0;
+    int first = first_key_of(s, batch, query);
     for (int begin = first; begin <= query; begin += WARP) {
         int key = begin + lane;
         float ds = 0;
@@ -138,7 +149,7 @@ __device__ void plain_attention_backward_kv(
     float dk[HEAD_PARTS], dv[HEAD_PARTS];
 #pragma unroll
     for (int part = 0; part < HEAD_PARTS; part++) dk[part] = dv[part] = 0;
-    int last = s.window ? min(s.time, key + s.window) : s.time;
+    int last = end_of_queries(s, batch, key);
     for (int head = kv * group; head < (kv + 1) * group; head++) {
         const T* q = rows + s.q + head * s.q_step;
         const T* d = dout + (size_t)batch * s.time * s.heads * s.head_dim + head * s.head_dim;

@@ -2,12 +2,13 @@
 #pragma once
 #include "common.cuh"
 
-// One block for each token. x: (rows, width) = weight[id] * scale (+ positions[row % time]).
+// One block for each token. x: (rows, width) = weight[id] * scale (+ positions[row % time - start of its document]).
 extern "C" __global__ void embedding_forward(
-    float* x, const uint32_t* ids, const float* weight, const float* positions, float scale, int time, int width) {
-    int row = blockIdx.x;
+    float* x, const uint32_t* ids, const float* weight, const float* positions, const int* starts, float scale,
+    int time, int width) {
+    int row = blockIdx.x, step = row % time - (starts ? starts[row] : 0);
     const float* from = weight + (size_t)ids[row] * width;
-    const float* position = positions ? positions + (size_t)(row % time) * width : nullptr;
+    const float* position = positions ? positions + (size_t)step * width : nullptr;
     float* to = x + (size_t)row * width;
     for (int c = threadIdx.x * 4; c < width; c += blockDim.x * 4) {
         float v[4], p[4];
@@ -64,23 +65,6 @@ extern "C" __global__ void embedding_backward_join(
         for (uint32_t at = 0; at < join.count; at++) {
             float v[4];
             load4(partial + (size_t)(join.start + at) * width + c, v);
-#pragma unroll
-            for (int i = 0; i < 4; i++) sum[i] += v[i];
-        }
-        store4(to + c, sum);
-    }
-}
-
-// The gradient of the vectors of positions: one block for each; batches are added in order.
-extern "C" __global__ void positions_backward(float* gradient, const float* dx, int batch, int time, int width, int add) {
-    int step = blockIdx.x;
-    float* to = gradient + (size_t)step * width;
-    for (int c = threadIdx.x * 4; c < width; c += blockDim.x * 4) {
-        float sum[4] = {0, 0, 0, 0};
-        if (add) load4(to + c, sum);
-        for (int b = 0; b < batch; b++) {
-            float v[4];
-            load4(dx + ((size_t)b * time + step) * width + c, v);
 #pragma unroll
             for (int i = 0; i < 4; i++) sum[i] += v[i];
         }

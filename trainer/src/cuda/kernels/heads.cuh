@@ -9,7 +9,15 @@ struct Heads {
     // What products are multiplied by, and how many keys a query sees (0: all before it).
     float scale;
     int window;
+    // Where the document of each token begins in its sequence, and where it ends, (batch, time); or null.
+    const int *starts, *ends;
 };
+
+// The position of the token of a row in its document.
+__device__ inline int position(const Heads& s, size_t row) {
+    int step = row % s.time;
+    return s.starts ? step - s.starts[row] : step;
+}
 
 __device__ inline int head_start(const Heads& s, int head) {
     return head < s.heads ? s.q + head * s.q_step : s.k + (head - s.heads) * s.kv_step;
@@ -28,7 +36,7 @@ __device__ void rope(
     if (at >= rows * heads * half) return;
     int pair = at % half, head = at / half % heads;
     size_t row = at / half / heads;
-    int step = row % s.time;
+    int step = position(s, row);
     T* from = x + row * s.width + head_start(s, head);
     if (fours) {
         float a[4], b[4], c[4], d[4];

@@ -10,7 +10,7 @@ use candle_core::Device as CpuDevice;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::{Batch, LoraSettings, Model};
+use crate::model::{Batch, Documents, LoraSettings, Model};
 use crate::ops::cpu::values;
 use crate::ops::precision::Precision;
 use crate::ops::quantised::Codebook;
@@ -176,6 +176,68 @@ fn every_run_has_the_same_bits_recomputed_or_not_and_micro_batches_add_up() {
         let doubled: Vec<Vec<f32>> = first.1.iter().map(|all| all.iter().map(|x| 2.0 * x).collect()).collect();
         let (apart, name) = worst(&gpu, &twice, &doubled);
         assert!(apart < 1e-5, "{family}: {name} {apart}");
+    }
+}
+
+/// Two sequences of documents that begin where tiles do, and where they do not.
+fn documents(seq_len: usize) -> Documents {
+    Documents::new(seq_len, [&[3, 64, 65][..], &[20]].into_iter())
+}
+
+#[test]
+fn documents_are_masked_as_on_the_cpu_in_every_family() {
+    for family in FAMILIES {
+        for (head_dim, window, precision) in
+            [(16, None, Precision::F32), (16, Some(9), Precision::F32), (64, None, Precision::Bf16)]
+        {
+            let config = config(family, head_dim, 133, window);
+            let batch = Batch { documents: Some(documents(70)), ..batch(133, 2, 70) };
+            let (mut cpu, mut gpu) = (on_cpu(&config), on_gpu(&config, precision));
+            let (expected, found) = (gradients(&mut cpu, &batch, false), gradients(&mut gpu, &batch, false));
+            assert!(found == gradients(&mut gpu, &batch, true), "{family}, recomputed");
+            let (of_loss, largest) = ((found.0 / expected.0 - 1.0).abs(), worst(&cpu, &found.1, &expected.1).0);
+            let apart = relative_norm(&found.1, &expected.1);
+            println!("{family} {precision:?}: loss {of_loss:.1e}, worst {largest:.1e}, all {apart:.1e}");
+            match precision {
+                Precision::F32 => assert!(of_loss < 1e-6 && largest <= 1e-5, "{family}: {of_loss} {largest}"),
+                _ => assert!(of_loss < 2e-3 && apart < 2e-2, "{family}: {of_loss} {apart}"),
+            }
+            let (expected, found) = (cpu.evaluate(&batch).unwrap(), gpu.evaluate(&batch).unwrap());
+            assert_eq!(found.tokens, expected.tokens, "{family}");
+            assert!((found.nll / expected.nll - 1.0).abs() < 2e-3, "{family}, evaluated");
+        }
+    }
+}
+
+/// What one document says changes no bit of another's loss, nor of the gradients that come from its labels; without the
+/// mask it does.
+#[test]
+fn nothing_leaks_from_one_document_into_another() {
+    for (family, precision) in [("llama", Precision::F32), ("gpt2", Precision::F32), ("bloom", Precision::Bf16)] {
+        for head_dim in [16, 64, 128] {
+            let mut gpu = on_gpu(&config(family, head_dim, 133, None), precision);
+            let mut seen = |masked: bool, other: u32| {
+                // No id comes so often that its gradient is summed in pieces, which others' ids would move.
+                let mut batch = Batch::new((0..200).map(|at| at * 31 % 133).collect(), 2);
+                batch.documents = masked.then(|| documents(100));
+                // Only a document of each sequence counts; the one before it, and the one after, say something else.
+                let counts = |at: usize| (3..64).contains(&at) || (120..200).contains(&at);
+                for at in 0..200 {
+                    if !counts(at) {
+                        batch.labels[at] = -100;
+                        batch.input_ids[at] = (batch.input_ids[at] + other) % 133;
+                    }
+                }
+                gpu.clear_gradients();
+                let loss = gpu.forward_backward(&batch, 0.25, false).unwrap();
+                gpu.fetch_gradients().unwrap();
+                let all: Vec<_> = (0..gpu.parameters().len()).map(|index| gpu.gradients().of(index).unwrap()).collect();
+                (loss.nll, all)
+            };
+            assert!(seen(true, 0) == seen(true, 9), "{family} {head_dim}");
+            let (before, after) = (seen(false, 0), seen(false, 9));
+            assert!(before.0 != after.0 && before.1 != after.1, "{family} {head_dim}");
+        }
     }
 }
 

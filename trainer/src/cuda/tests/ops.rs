@@ -4,6 +4,8 @@
 //!
 //! Distances are of the largest value of a result. bf16 keeps 8 bits: what is rounded once is off by 2⁻⁸ = 3.9e-3 of itself at most.
 
+use std::ops::Range;
+
 use candle_core::{D, DType, Device as CpuDevice, Result, Tensor, Var};
 use half::bf16;
 use tokenmill_shared::random::{Purpose, Stream};
@@ -18,6 +20,7 @@ use crate::ops::activation::Activation;
 use crate::ops::adamw::{Constants, Formula, Update};
 use crate::ops::alibi;
 use crate::ops::cross_entropy::IGNORE;
+use crate::ops::documents::Documents;
 use crate::ops::dropout::Dropout;
 use crate::ops::quantised::{Codebook, Quantised};
 use crate::ops::rope::{Rope, Scaling};
@@ -247,11 +250,36 @@ fn heads(batch: usize, time: usize, head_dim: usize) -> Heads {
     Heads { batch: batch as i32, time: time as i32, scale: 1.0 / (head_dim as f32).sqrt(), ..in_blocks }
 }
 
+/// Where documents begin and end, on the GPU.
+struct Cut {
+    starts: Memory,
+    ends: Memory,
+}
+
+impl Cut {
+    fn new(documents: &Documents, batch: usize) -> Self {
+        let all: Vec<_> = (0..batch).flat_map(|sequence| documents.of(sequence)).collect();
+        let of = |place: fn(&Range<usize>) -> usize| {
+            let each = |document: &Range<usize>| vec![place(document) as u32; document.len()];
+            words(&all.iter().flat_map(each).collect::<Vec<_>>())
+        };
+        Self { starts: of(|document| document.start), ends: of(|document| document.end) }
+    }
+
+    fn heads(&self, heads: Heads) -> Heads {
+        Heads { starts: self.starts.span.at, ends: self.ends.span.at, ..heads }
+    }
+}
+
 #[test]
 fn rotations_and_those_back() {
-    for (features, interleaved) in [(16, false), (16, true), (8, false), (6, true)] {
-        assert_near(&format!("rope of {features}, interleaved {interleaved}"), |ops| {
+    // Of the second sequence another document begins at 4.
+    let cut = Cut::new(&Documents::new(9, [&[][..], &[4]].into_iter()), 2);
+    for (features, interleaved, is_cut) in [(16, false, false), (16, true, true), (8, false, true), (6, true, false)] {
+        assert_near(&format!("rope of {features}, interleaved {interleaved}, documents {is_cut}"), |ops| {
             let heads = heads(2, 9, 16);
+            let heads = if is_cut { cut.heads(heads) } else { heads };
+            let position = |row: usize| row % 9 - if is_cut && row >= 13 { 4 } else { 0 };
             let (rows, width) = (18, heads.width as usize);
             let (x, x_at) = given(ops, &[rows, width], 1);
             let table = Rope { theta: 100.0, features, scaling: Scaling::Default, interleaved }.table(9);
@@ -265,7 +293,8 @@ fn rotations_and_those_back() {
                 for head in values[..6 * 16].chunks_mut(16) {
                     for pair in 0..half {
                         let (low, high) = if interleaved { (2 * pair, 2 * pair + 1) } else { (pair, pair + half) };
-                        let (c, s) = (cos[row % 9 * half + pair], sin[row % 9 * half + pair]);
+                        let at = position(row) * half + pair;
+                        let (c, s) = (cos[at], sin[at]);
                         (head[low], head[high]) = (head[low] * c - head[high] * s, head[high] * c + head[low] * s);
                     }
                 }
@@ -358,30 +387,43 @@ fn activations_alone_and_gated() {
 
 /// Of heads that tensor cores take (64 and 128), and others; of blocks that are not full.
 #[test]
-fn attention_is_causal_grouped_windowed_and_penalised() {
-    for (head_dim, time, window, penalised) in [
-        (8, 37, 0, false),
-        (20, 70, 9, false),
-        (16, 40, 0, true),
-        (64, 150, 0, false),
-        (64, 70, 30, true),
-        (128, 130, 0, false),
-        (128, 70, 40, false),
+fn attention_is_causal_grouped_windowed_penalised_and_inside_documents() {
+    for (head_dim, time, window, penalised, starts) in [
+        (8, 37, 0, false, &[][..]),
+        (20, 70, 9, false, &[]),
+        (16, 40, 0, true, &[]),
+        (16, 70, 0, false, &[1, 30, 69]),
+        (64, 150, 0, false, &[]),
+        (64, 70, 30, true, &[]),
+        (64, 300, 0, false, &[3, 130, 140, 290]),
+        (64, 150, 40, true, &[100]),
+        (128, 130, 0, false, &[]),
+        (128, 70, 40, false, &[]),
+        (128, 150, 0, false, &[64, 65, 130]),
     ] {
-        assert_near(&format!("attention of {head_dim}, {time} tokens, window {window}, slopes {penalised}"), |ops| {
+        // The second sequence is whole.
+        let documents = Documents::new(time, [starts, &[]].into_iter());
+        let cut = Cut::new(&documents, 2);
+        let name =
+            format!("attention of {head_dim}, {time} tokens, window {window}, slopes {penalised}, cut {starts:?}");
+        assert_near(&name, |ops| {
             let heads = Heads { window, ..heads(2, time, head_dim) };
+            let heads = if starts.is_empty() { heads } else { cut.heads(heads) };
+            let document = |batch: usize, at: usize| documents.of(batch).position(|document| document.contains(&at));
             let (rows, width, out_width) = (2 * time, heads.width as usize, 4 * head_dim);
             let ((qkv, qkv_at), (dout, dout_at)) = (given(ops, &[rows, width], 1), given(ops, &[rows, out_width], 2));
             let slopes = alibi::slopes(4);
-            let added: Vec<f64> = (0..4 * time * time)
-                .map(|at| (at / time / time, at / time % time, at % time))
-                .map(|(head, query, key)| {
-                    let is_seen = key <= query && (window == 0 || query - key < window as usize);
+            let added: Vec<f64> = (0..8 * time * time)
+                .map(|at| (at / time / time / 4, at / time / time % 4, at / time % time, at % time))
+                .map(|(batch, head, query, key)| {
+                    let is_seen = key <= query
+                        && (window == 0 || query - key < window as usize)
+                        && document(batch, query) == document(batch, key);
                     let penalty = if penalised { f64::from(slopes[head]) * (query as f64 - key as f64) } else { 0.0 };
                     if is_seen { -penalty } else { -1e30 }
                 })
                 .collect();
-            let added = Tensor::from_vec(added, (1, 4, time, time), &CpuDevice::Cpu).unwrap();
+            let added = Tensor::from_vec(added, (2, 4, time, time), &CpuDevice::Cpu).unwrap();
             let reference = |at: &[Tensor]| {
                 let of = |first, count| {
                     let x = heads_of(&at[0], first, count, head_dim)?.reshape((2, time, count, head_dim))?;
@@ -390,7 +432,7 @@ fn attention_is_causal_grouped_windowed_and_penalised() {
                 };
                 let (q, k, v) = (of(0, 4)?, of(4, 2)?, of(6, 2)?);
                 let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * f64::from(heads.scale))?;
-                let weights = scores.broadcast_add(&added)?.exp()?;
+                let weights = (scores + &added)?.exp()?;
                 let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
                 weights.matmul(&v)?.transpose(1, 2)?.contiguous()?.reshape((rows, out_width))
             };
@@ -467,13 +509,18 @@ fn rows_of_an_embedding_and_the_gradients_they_get() {
         let ((weight, weight_at), (positions, positions_at), (dx, dx_at)) =
             (given(&plain, &[vocab, width], 1), given(&plain, &[time, width], 2), given(&plain, &[rows, width], 3));
         let index = Tensor::new(&ids[..], &CpuDevice::Cpu).unwrap();
-        let step = Tensor::from_vec((0..rows as u32).map(|row| row % 50).collect(), rows, &CpuDevice::Cpu).unwrap();
+        // Of each sequence another document begins at 20.
+        let starts: Vec<u32> = (0..rows as u32).map(|row| if row % 50 < 20 { 0 } else { 20 }).collect();
+        let steps = starts.iter().zip(0..).map(|(start, row)| row % 50 - start).collect();
+        let step = Tensor::from_vec(steps, rows, &CpuDevice::Cpu).unwrap();
         let (x, [dw]) = differentiated([&weight], &dx, |at| {
             (at[0].index_select(&index, 0)? * 1.5)? + positions.index_select(&step, 0)?
         });
         let (to_x, gradient) = (room(&plain, rows * width), GPU.zeros(vocab * width, 4).unwrap());
         let table = (weight_at.span, 1.5);
-        ops.embed(to_x.span, words(&ids).span, table, Some(positions_at.span), (rows, time, width)).unwrap();
+        let (ids_at, starts_at) = (words(&ids), words(&starts));
+        let positions = (Some(positions_at.span), Some(starts_at.span));
+        ops.embed(to_x.span, ids_at.span, table, positions, (rows, time, width)).unwrap();
         let order = EmbeddingOrder::new(&ids, None);
         let (order_at, partial) = (words(&order.words), room(&plain, order.partials * width));
         let to = (gradient.span, partial.span);

@@ -202,8 +202,8 @@ pub fn check_room(job: &Job, output: &Output, estimate: &Estimate) -> Result<()>
         Output::Cache => job.cache_dir.as_path(),
     };
     let device = |path: &Path| {
-        let there = path.ancestors().find_map(|path| storage::stat(path).ok().flatten());
-        there.map(|stat| stat.device)
+        let there = |path: &Path| storage::stat(path).ok().flatten().map(|stat| stat.device);
+        if storage::is_remote(path) { None } else { path.ancestors().find_map(there) }
     };
     let one_disk = device(output) == device(&job.cache_dir);
     let both = estimate.store_bytes + estimate.dataset_bytes;
@@ -211,6 +211,9 @@ pub fn check_room(job: &Job, output: &Output, estimate: &Estimate) -> Result<()>
         (output, if one_disk { both } else { estimate.dataset_bytes }),
         (job.cache_dir.as_path(), if one_disk { 0 } else { estimate.store_bytes }),
     ] {
+        if storage::is_remote(path) {
+            continue; // a store does not say how much room it has
+        }
         let free = storage::disk(path)?.free_bytes;
         if needed > free {
             let reason = format!("it takes about {}, and {} are free", HumanBytes(needed), HumanBytes(free));

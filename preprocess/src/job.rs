@@ -11,7 +11,7 @@ use tokenmill_shared::config::{
     self, Compat, DataArguments, HubArguments, Packing, PackingStrategy, Remainder, SampleBy, ValidationSplitMode,
 };
 use tokenmill_shared::dataset::{Split, TokenWidth};
-use tokenmill_shared::{Error, Result};
+use tokenmill_shared::{Error, Result, storage};
 
 use crate::decode;
 use crate::document::{PART_BYTES, Reads, Reason, Rules};
@@ -359,6 +359,10 @@ fn set_up_and_scan(options: &PrepareOptions, texts: &[&Text]) -> Result<(Setup, 
 /// `--cache_dir`, or `$XDG_CACHE_HOME/tokenmill` or `~/.cache/tokenmill`.
 pub fn cache_dir(given: Option<&Path>) -> Result<PathBuf> {
     if let Some(dir) = given {
+        if storage::is_remote(dir) {
+            let reason = format!("{} is in a store, and the cache must be on a disk; give a directory", dir.display());
+            return Err(Error::config("--cache_dir", reason));
+        }
         return Ok(dir.to_owned());
     }
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);

@@ -40,7 +40,7 @@ use std::time::Instant;
 
 use indicatif::HumanCount;
 use tokenmill_shared::config::{OnBadRecord, Packing};
-use tokenmill_shared::dataset::{Dataset, DatasetWriter, MANIFEST, Manifest, ManifestHead};
+use tokenmill_shared::dataset::{Dataset, DatasetWriter, MANIFEST, Manifest, ManifestHead, clean_up};
 use tokenmill_shared::progress::{Progress, Unit};
 use tokenmill_shared::storage::Lock;
 use tokenmill_shared::{Error, Result, storage};
@@ -77,26 +77,47 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
         return Ok(unchanged(dir, manifest));
     }
     let measured = if job.packing == Packing::BestFit { Some(measure(&job)?) } else { None };
-    let layout = pack::layout(job.packing);
-    let Some(mut dataset) = DatasetWriter::create(&dir, job.data.block_size(), job.encoding.width, layout)? else {
+    let (block_size, width, layout) = (job.data.block_size(), job.encoding.width, pack::layout(job.packing));
+    let Some(dataset) = DatasetWriter::create(&dir, block_size, width, layout, &job.fingerprint)? else {
         let manifest = already_there(&dir, &job)?.expect("the other process has written it");
         return Ok(unchanged(dir, manifest));
     };
-    let mut packer = Packer::new(&dataset, &job)?;
-    let anew = job.data.overwrite_cache && measured.is_none();
-    let mut sources = Sources::default();
-    let packed = tokenize_and_pack(&job, anew, &mut packer, &mut sources)?;
-    let reuse = measured.unwrap_or(packed);
-    let (median_document_tokens, duplicates) = (packer.median_document_tokens(), packer.duplicates());
-    packer.finish(&mut dataset, &job)?;
-    let manifest = commit(dataset, &job, duplicates)?;
+    let written = match write(&job, dataset, measured) {
+        Ok(written) => written,
+        Err(error) => {
+            // Who finishes the same dataset in a store gives up what others are still uploading.
+            let finished = if storage::is_remote(&dir) { already_there(&dir, &job).ok().flatten() } else { None };
+            return finished.map(|manifest| unchanged(dir, manifest)).ok_or(error);
+        }
+    };
     explain::remember(&job)?;
+    let Written { manifest, reuse, median_document_tokens, sources } = written;
     let written = unchanged(dir, manifest).written(reuse, median_document_tokens, &job);
     let encoding = Arc::clone(&job.encoding);
     drop(job);
     // To free a large vocabulary takes 70 ms, for which nobody needs to wait.
     std::thread::spawn(move || drop(encoding));
     Ok(Prepared { sources, ..written })
+}
+
+/// A dataset that was written, and what was seen on the way.
+struct Written {
+    manifest: Manifest,
+    reuse: Reuse,
+    median_document_tokens: u64,
+    sources: Sources,
+}
+
+/// Writes the dataset. What was reused is known already if it was `measured`.
+fn write(job: &Job, mut dataset: DatasetWriter, measured: Option<Reuse>) -> Result<Written> {
+    let mut packer = Packer::new(&dataset, job)?;
+    let anew = job.data.overwrite_cache && measured.is_none();
+    let mut sources = Sources::default();
+    let packed = tokenize_and_pack(job, anew, &mut packer, &mut sources)?;
+    let (median_document_tokens, duplicates) = (packer.median_document_tokens(), packer.duplicates());
+    packer.finish(&mut dataset, job)?;
+    let manifest = commit(dataset, job, duplicates)?;
+    Ok(Written { manifest, reuse: measured.unwrap_or(packed), median_document_tokens, sources })
 }
 
 /// Packs without writing, and says how full blocks will be. All documents are in the store then.
@@ -280,6 +301,6 @@ fn already_there(dir: &Path, job: &Job) -> Result<Option<Manifest>> {
     for split in manifest.splits.keys() {
         dataset.split(*split)?;
     }
-    storage::remove_file(&dir.join(tokenmill_shared::dataset::INCOMPLETE))?;
+    clean_up(dir)?;
     Ok(Some(manifest.clone()))
 }

@@ -1,5 +1,5 @@
 """Our programs, built by cargo, and how they are run."""
-import json, pathlib, subprocess
+import hashlib, json, pathlib, subprocess
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 
@@ -15,3 +15,7 @@ def run(*command):
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stderr}"
     return done.stdout
+
+
+def digest(content):
+    return hashlib.sha256(content).hexdigest()

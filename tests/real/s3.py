@@ -1,36 +1,21 @@
 """Text in an S3-compatible store, a real server of one: what is prepared of it is what is prepared of the same files here."""
-import gzip, hashlib, logging, os, subprocess, sys
+import gzip, subprocess
 
-from programs import TESTS, binaries
+import s3_datasets
+from programs import TESTS, binaries, digest
+from s3_store import BUCKET, SECRET, serve
 
-SECRET = "planted-secret-0123456789"
-BUCKET = "mill-bucket"
 BLOCK = 16
 
 
-def digest(directory):
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 def check(work):
-    sys.path.insert(0, os.environ["TOKENMILL_S3_PACKAGES"])
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        endpoint = "http://%s:%d" % server.get_host_and_port()
-        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key=SECRET)
-        client.create_bucket(Bucket=BUCKET)
-        same_as_files(work, client, endpoint)
-    finally:
-        server.stop()
+    programs = binaries("tokenmill-preprocess/s3")
+    with serve() as store:
+        same_as_files(work, store, programs["preprocess"])
+        s3_datasets.check(work, store, programs)
 
 
-def same_as_files(work, client, endpoint):
+def same_as_files(work, store, preprocess):
     import numpy as np, pyarrow as pa, pyarrow.parquet as pq
 
     files = work / "s3-files"
@@ -46,12 +31,11 @@ def same_as_files(work, client, endpoint):
     (files / "big.txt").write_bytes(big.tobytes())
     for path in files.rglob("*"):
         if path.is_file():
-            client.put_object(Bucket=BUCKET, Key=f"some/text/{path.relative_to(files)}", Body=path.read_bytes())
-    client.put_object(Bucket=BUCKET, Key="some/text/", Body=b"")
-    client.put_object(Bucket=BUCKET, Key="some/text-of-others/e.txt", Body=b"not this\n")
+            store.put(f"some/text/{path.relative_to(files)}", path.read_bytes())
+    store.put("some/text/", b"")
+    store.put("some/text-of-others/e.txt", b"not this\n")
 
-    preprocess = binaries("tokenmill-preprocess/s3")["preprocess"]
-    environment = os.environ | {"AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET}
+    environment = dict(store.environment)
     flags = ["--tokenizer_name_or_path", TESTS / "data/tokenizers/bytes", "--block_size", BLOCK, "--validation_split_percentage", 0]
 
     def prepare(name, *source, cache=None):
@@ -63,15 +47,15 @@ def same_as_files(work, client, endpoint):
     def prepared(name, *source, cache=None):
         done = prepare(name, *source, cache=cache)
         assert done.returncode == 0, done.stderr
-        return digest(work / name)
+        return {str(path.relative_to(work / name)): digest(path.read_bytes()) for path in (work / name).rglob("*") if path.is_file()}
 
     expected = prepared("of-files", "--train_file_dir", files)
     assert prepared("of-store", "--train_file_dir", f"s3://{BUCKET}/some/text/") == expected
     # In parts of their own, and named one by one.
-    one, store = files / "big.txt", f"s3://{BUCKET}/some/text/big.txt"
-    assert prepared("one-of-store", "--train_file", store) == prepared("one-of-files", "--train_file", one)
+    one, other = files / "big.txt", f"s3://{BUCKET}/some/text/big.txt"
+    assert prepared("one-of-store", "--train_file", other) == prepared("one-of-files", "--train_file", one)
     # An object that changed is read again.
-    client.put_object(Bucket=BUCKET, Key="some/text/a.txt", Body="other\n".encode() * 4000)
+    store.put("some/text/a.txt", b"other\n" * 4000)
     (files / "a.txt").write_text("other\n" * 4000)
     assert prepared("changed-of-store", "--train_file_dir", f"s3://{BUCKET}/some/text", cache="of-store") == prepared("changed-of-files", "--train_file_dir", files) != expected
     for address, reason in [("s3://no-such-bucket/x", "no-such-bucket"), (f"s3://{BUCKET}/nothing", "holds no"), ("s3://", "names no bucket")]:

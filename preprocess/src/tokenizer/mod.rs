@@ -155,7 +155,8 @@ impl Tokenizer {
     /// No tokenizer there, or one that cannot be loaded or converted.
     pub fn open(dir: &Path, use_fast_tokenizer: Option<bool>) -> Result<Self> {
         let flag = "--tokenizer_name_or_path";
-        if storage::stat(dir)?.is_none() {
+        // A store has no directories; what is not there has no tokenizer.
+        if !storage::is_remote(dir) && storage::stat(dir)?.is_none() {
             let reason =
                 format!("{} does not exist; give a directory with a tokenizer, or its name on a hub", dir.display());
             return Err(Error::config(flag, reason));

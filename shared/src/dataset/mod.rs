@@ -14,6 +14,7 @@ mod split_files;
 mod split_writer;
 mod verify;
 mod writer;
+mod writing;
 
 pub use block_reader::BlockReader;
 pub use block_writer::BlockWriter;
@@ -29,7 +30,8 @@ pub use shard::{data_batch, data_schema};
 pub use split_files::WrittenSplit;
 pub use split_writer::SplitWriter;
 pub use verify::{Report, verify};
-pub use writer::{DatasetWriter, INCOMPLETE, SplitFacts};
+pub use writer::{DatasetWriter, SplitFacts};
+pub use writing::clean_up;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

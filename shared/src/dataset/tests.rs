@@ -7,6 +7,7 @@ use std::path::Path;
 use arrow_array::cast::AsArray;
 use proptest::prelude::*;
 
+use super::writing::INCOMPLETE;
 use super::*;
 use crate::config::Remainder;
 
@@ -42,14 +43,14 @@ fn commit(mut writer: DatasetWriter) -> Manifest {
 
 /// A dataset with one split.
 fn make(dir: &Path, block_size: usize, tokens: u32, width: TokenWidth, remainder: Remainder) -> Manifest {
-    let mut writer = DatasetWriter::create(dir, block_size, width, Layout::Stream).unwrap().unwrap();
+    let mut writer = DatasetWriter::create(dir, block_size, width, Layout::Stream, "print").unwrap().unwrap();
     fill(&mut writer, Split::Train, tokens, width, remainder);
     commit(writer)
 }
 
 /// A dataset with both splits, the first in 7 shards of 2 record batches.
 fn make_large(dir: &Path) -> Manifest {
-    let writer = DatasetWriter::create(dir, 4096, TokenWidth::U32, Layout::Stream).unwrap().unwrap();
+    let writer = DatasetWriter::create(dir, 4096, TokenWidth::U32, Layout::Stream, "print").unwrap().unwrap();
     let mut writer = writer.with_shard_bytes(512 << 10);
     fill(&mut writer, Split::Train, 14 * 65_536 + 5_000, TokenWidth::U32, Remainder::Pad);
     fill(&mut writer, Split::Validation, 100, TokenWidth::U32, Remainder::Drop);
@@ -137,13 +138,13 @@ fn the_remainder_is_dropped_or_padded_and_short_splits_are_padded() {
 fn other_content_is_refused_and_an_unfinished_dataset_is_written_anew() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("thesis.txt"), b"mine").unwrap();
-    let refused = DatasetWriter::create(dir.path(), 8, TokenWidth::U16, Layout::Stream).unwrap_err();
+    let refused = DatasetWriter::create(dir.path(), 8, TokenWidth::U16, Layout::Stream, "print").unwrap_err();
     assert!(refused.to_string().contains("thesis.txt"), "{refused}");
 
     let dir = tempfile::tempdir().unwrap();
     make(&dir.path().join("a"), 8, 100, TokenWidth::U16, Remainder::Drop);
     let unfinished = dir.path().join("b");
-    let writer = DatasetWriter::create(&unfinished, 8, TokenWidth::U16, Layout::Stream).unwrap().unwrap();
+    let writer = DatasetWriter::create(&unfinished, 8, TokenWidth::U16, Layout::Stream, "print").unwrap().unwrap();
     drop(writer);
     std::fs::create_dir_all(unfinished.join("train")).unwrap();
     std::fs::write(unfinished.join("train/data-00009.arrow"), b"left over").unwrap();
@@ -264,7 +265,7 @@ fn a_split_without_a_token_has_an_empty_shard() {
 fn settings_with_any_number_are_read_back() {
     // 2^-1074 and its like are numbers that a fast JSON parser may round differently than it printed them.
     let dir = tempfile::tempdir().unwrap();
-    let mut writer = DatasetWriter::create(dir.path(), 8, TokenWidth::U16, Layout::Stream).unwrap().unwrap();
+    let mut writer = DatasetWriter::create(dir.path(), 8, TokenWidth::U16, Layout::Stream, "print").unwrap().unwrap();
     fill(&mut writer, Split::Train, 100, TokenWidth::U16, Remainder::Drop);
     let numbers: Vec<f64> = (0..20_000u64).map(|index| f64::from_bits(crate::random::mix(index) >> 2)).collect();
     let head = ManifestHead {
@@ -282,7 +283,7 @@ fn settings_with_any_number_are_read_back() {
 #[test]
 fn what_another_unfinished_dataset_left_is_removed_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
-    let mut writer = DatasetWriter::create(dir.path(), 8, TokenWidth::U32, Layout::Stream).unwrap().unwrap();
+    let mut writer = DatasetWriter::create(dir.path(), 8, TokenWidth::U32, Layout::Stream, "print").unwrap().unwrap();
     fill(&mut writer, Split::Train, 100, TokenWidth::U32, Remainder::Drop);
     fill(&mut writer, Split::Validation, 100, TokenWidth::U32, Remainder::Drop);
     writer.add_tokenizer_file("merges.txt", b"x").unwrap();
@@ -299,7 +300,7 @@ fn a_committed_dataset_is_never_written_to() {
     make(dir.path(), 8, 100, TokenWidth::U16, Remainder::Drop);
     // As a writer finds it that was killed, or asked for the lock, between manifest and marker.
     std::fs::write(dir.path().join(INCOMPLETE), b"").unwrap();
-    assert!(DatasetWriter::create(dir.path(), 8, TokenWidth::U16, Layout::Stream).unwrap().is_none());
+    assert!(DatasetWriter::create(dir.path(), 8, TokenWidth::U16, Layout::Stream, "print").unwrap().is_none());
     let report = verify(dir.path()).unwrap();
     assert!(report.wrong.is_empty() && report.unknown.is_empty());
 }
@@ -313,7 +314,7 @@ fn of_several_writers_one_writes() {
         let wrote = std::thread::scope(|scope| {
             let race = || {
                 barrier.wait();
-                let writer = DatasetWriter::create(dir.path(), 8, TokenWidth::U16, Layout::Stream).unwrap();
+                let writer = DatasetWriter::create(dir.path(), 8, TokenWidth::U16, Layout::Stream, "print").unwrap();
                 writer.map(|mut writer| {
                     fill(&mut writer, Split::Train, 100, TokenWidth::U16, Remainder::Drop);
                     commit(writer)
@@ -332,7 +333,7 @@ fn of_several_writers_one_writes() {
 #[test]
 fn a_writer_that_ends_without_a_dataset_gives_way() {
     let dir = tempfile::tempdir().unwrap();
-    let first = DatasetWriter::create(dir.path(), 8, TokenWidth::U16, Layout::Stream).unwrap().unwrap();
+    let first = DatasetWriter::create(dir.path(), 8, TokenWidth::U16, Layout::Stream, "print").unwrap().unwrap();
     std::thread::scope(|scope| {
         let second = scope.spawn(|| make(dir.path(), 8, 100, TokenWidth::U16, Remainder::Drop));
         std::thread::sleep(std::time::Duration::from_millis(100));
@@ -414,7 +415,7 @@ proptest! {
     #[test]
     fn damage_anywhere_is_found(file in 0usize..13, at in any::<prop::sample::Index>(), bit in 0u8..8, truncate in any::<bool>()) {
         let dir = tempfile::tempdir().unwrap();
-        let mut writer = DatasetWriter::create(dir.path(), 8, TokenWidth::U16, Layout::Stream).unwrap().unwrap().with_shard_bytes(1);
+        let mut writer = DatasetWriter::create(dir.path(), 8, TokenWidth::U16, Layout::Stream, "print").unwrap().unwrap().with_shard_bytes(1);
         fill(&mut writer, Split::Train, 203, TokenWidth::U16, Remainder::Drop);
         fill(&mut writer, Split::Validation, 50, TokenWidth::U16, Remainder::Pad);
         commit(writer);

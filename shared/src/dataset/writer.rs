@@ -1,6 +1,6 @@
 //! Writing a dataset: splits shard by shard, then index and side files, then the manifest.
 //!
-//! While a dataset is being written its directory holds [`INCOMPLETE`], locked by the writer. A killed
+//! While a dataset is being written its directory holds a marker ([`super::writing`]). A killed
 //! attempt leaves it behind, and that is how the next one knows that the directory is its own to redo.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,16 +9,13 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::index::{self, BatchEntry, INDEX};
-use super::manifest::MANIFEST;
 use super::split_files::{SplitFiles, WrittenSplit};
+use super::writing::Writing;
 use super::{
     BlockWriter, FileEntry, FileName, Layout, Ledger, Manifest, ManifestHead, ShardKind, ShardName, Split,
     SplitManifest, SplitWriter, Statistics, TOKENIZER_DIR, TokenWidth,
 };
 use crate::{Error, Result, storage};
-
-/// The marker of a dataset that is being written.
-pub const INCOMPLETE: &str = ".tokenmill-incomplete";
 
 /// Shards are about this large.
 const SHARD_BYTES: usize = 256 << 20;
@@ -49,43 +46,34 @@ pub struct DatasetWriter {
     index: Vec<BatchEntry>,
     files: BTreeMap<FileName, FileEntry>,
     shard_bytes: usize,
-    lock: storage::Lock,
+    writing: Writing,
 }
 
 impl DatasetWriter {
     /// Starts a dataset in `dir`, which must be absent, empty, or hold an unfinished dataset. Waits for another process that
-    /// is writing there; `None` if there is a dataset then.
+    /// is writing there; `None` if there is a dataset then. In a store nobody waits, and an unfinished dataset must be of the
+    /// same `fingerprint`, which is that of the [`ManifestHead`].
     ///
     /// # Errors
-    /// The directory holds other content.
-    pub fn create(dir: &Path, block_size: usize, width: TokenWidth, layout: Layout) -> Result<Option<Self>> {
+    /// The directory holds other content; a store that does not keep apart those who write at once.
+    pub fn create(
+        dir: &Path,
+        block_size: usize,
+        width: TokenWidth,
+        layout: Layout,
+        fingerprint: &str,
+    ) -> Result<Option<Self>> {
         if block_size == 0 || i32::try_from(block_size).is_err() {
             return Err(Error::config("--block_size", format!("cannot be {block_size}; use 1 to 2147483647")));
         }
         storage::create_dir_all(dir)?;
-        let (marker, manifest) = (dir.join(INCOMPLETE), dir.join(MANIFEST));
-        if storage::stat(&marker)?.is_none()
-            && let Err(refused) = refuse_other_content(dir)
-            // Unless what is there is of a writer that came or went since.
-            && storage::stat(&marker)?.is_none()
-            && storage::stat(&manifest)?.is_none()
-        {
-            return Err(refused);
+        let what = format!("{} {fingerprint}", written_by());
+        let Some(writing) = Writing::begin(dir, &what)? else { return Ok(None) };
+        // In a store, what is there is of the same dataset and is written again.
+        if !storage::is_remote(dir) {
+            storage::probe(dir)?;
+            remove_unfinished(dir)?;
         }
-        let lock = match storage::lock_file(&marker, false)? {
-            Some(lock) => Some(lock),
-            None => {
-                eprintln!("another process is writing a dataset in {}; waiting for it", dir.display());
-                storage::lock_file(&marker, true)?
-            }
-        };
-        // Asked under the lock: another writer may have finished since. What is committed is never touched.
-        if storage::stat(&manifest)?.is_some() {
-            storage::remove_file(&marker)?;
-            return Ok(None);
-        }
-        storage::probe(dir)?;
-        remove_unfinished(dir)?;
         Ok(Some(Self {
             dir: dir.to_owned(),
             block_size,
@@ -95,7 +83,7 @@ impl DatasetWriter {
             index: Vec::new(),
             files: BTreeMap::new(),
             shard_bytes: SHARD_BYTES,
-            lock: lock.expect("it was waited for"),
+            writing,
         }))
     }
 
@@ -172,7 +160,7 @@ impl DatasetWriter {
         storage::replace(&self.dir.join(INDEX), &index)?;
         let mut manifest = Manifest {
             format_version: self.layout.format_version(),
-            written_by: format!("tokenmill {}", env!("CARGO_PKG_VERSION")),
+            written_by: written_by(),
             block_size: self.block_size,
             token_width: self.width,
             layout: self.layout,
@@ -183,9 +171,7 @@ impl DatasetWriter {
             blake3: String::new(),
         };
         let bytes = manifest.seal();
-        storage::replace(&self.dir.join(MANIFEST), &bytes)?;
-        storage::remove_file(&self.dir.join(INCOMPLETE))?;
-        drop(self.lock);
+        self.writing.end(&self.dir, &bytes)?;
         Ok(manifest)
     }
 
@@ -202,11 +188,15 @@ impl DatasetWriter {
     }
 }
 
+fn written_by() -> String {
+    format!("tokenmill {}", env!("CARGO_PKG_VERSION"))
+}
+
 fn entry_of(bytes: &[u8]) -> FileEntry {
     FileEntry { bytes: bytes.len() as u64, blake3: blake3::hash(bytes).to_hex().to_string() }
 }
 
-fn refuse_other_content(dir: &Path) -> Result<()> {
+pub(super) fn refuse_other_content(dir: &Path) -> Result<()> {
     storage::remove_stale_temporaries(dir)?;
     match storage::list_files(dir)?.first() {
         None => Ok(()),

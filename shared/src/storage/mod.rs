@@ -4,6 +4,9 @@
 //! write, fsync, rename, fsync of the directory ([`TemporaryFile`], [`TemporaryDirectory`], [`replace`]).
 //! So a final name is either absent or whole, whatever is killed and whenever. No other module may use
 //! `std::fs` (see `clippy.toml`).
+//!
+//! Files may lie in a store ([`is_remote`]): there they are read by the same functions, published as objects that are seen
+//! when they are whole, and what locks are for is done by [`create_in_store`].
 #![allow(clippy::disallowed_methods)]
 
 mod append;
@@ -30,16 +33,28 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
-/// Whether a path names what is in a store, as `s3://BUCKET/KEY`. That is read as files are, and not written.
+/// Whether a path names what is in a store, as `s3://BUCKET/KEY`. That is read and published as files are; it has no
+/// directories, and nothing there is locked, renamed or added to.
 pub fn is_remote(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().starts_with(REMOTE.as_bytes())
 }
 
 const REMOTE: &str = "s3://";
 
-/// Creates a directory and its parents; each new one is synced into its parent.
+/// Creates the object at `path` of a store, unless there is one already: whether this call made it. One of those that do it
+/// at once, if the store keeps the condition.
+pub fn create_in_store(path: &Path, bytes: &[u8]) -> Result<bool> {
+    remote::create(path, bytes)
+}
+
+/// Gives up what was begun to be uploaded below `dir` of a store, by others as well. What cannot be is said.
+pub fn remove_unfinished_uploads(dir: &Path) -> Result<()> {
+    remote::remove_unfinished_uploads(dir)
+}
+
+/// Creates a directory and its parents; each new one is synced into its parent. A store has none.
 pub fn create_dir_all(path: &Path) -> Result<()> {
-    if path.is_dir() {
+    if is_remote(path) || path.is_dir() {
         return Ok(());
     }
     let parent = parent_of(path);
@@ -53,6 +68,9 @@ pub fn create_dir_all(path: &Path) -> Result<()> {
 
 /// Removes a file; absent already is success.
 pub fn remove_file(path: &Path) -> Result<()> {
+    if is_remote(path) {
+        return remote::remove(path);
+    }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::storage("remove", path)(error)),
         _ => Ok(()),

@@ -19,6 +19,36 @@ pub(super) fn list(root: &Path) -> Result<Vec<Entry>> {
     Err(none(root))
 }
 
+pub(super) fn create(path: &Path, _bytes: &[u8]) -> Result<bool> {
+    Err(none(path))
+}
+
+pub(super) fn remove(path: &Path) -> Result<()> {
+    Err(none(path))
+}
+
+pub(super) fn remove_unfinished_uploads(root: &Path) -> Result<()> {
+    Err(none(root))
+}
+
+/// There is none.
+#[derive(Debug)]
+pub(super) enum Upload {}
+
+impl Upload {
+    pub(super) fn new(path: &Path) -> Result<Self> {
+        Err(none(path))
+    }
+
+    pub(super) fn append(&mut self, _bytes: &[u8]) -> Result<()> {
+        match *self {}
+    }
+
+    pub(super) fn publish(self) -> Result<()> {
+        match self {}
+    }
+}
+
 /// There is none.
 #[derive(Debug)]
 pub(super) enum Object {}

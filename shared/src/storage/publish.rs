@@ -3,13 +3,15 @@
 //! A temporary is called `.tmp-<host>-<pid>-<nonce>` and locked by its writer for as long as it lives;
 //! a killed writer's lock is released by the kernel, which is how [`remove_stale_temporaries`] tells
 //! litter from work in progress. Nothing that is not of that form is ever removed.
+//!
+//! In a store there are no temporaries: an object is there when all of it has arrived.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{parent_of, sync_dir};
+use super::{is_remote, parent_of, remote, sync_dir};
 use crate::{Error, Result};
 
 const PREFIX: &str = ".tmp-";
@@ -46,9 +48,14 @@ fn is_running_here(host_name: &str, pid: u32) -> bool {
 /// removed when dropped before that.
 #[derive(Debug)]
 pub struct TemporaryFile {
-    file: Option<std::fs::File>,
-    temporary: PathBuf,
+    inner: Inner,
     final_path: PathBuf,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Local(Local),
+    Remote(remote::Upload),
 }
 
 impl TemporaryFile {
@@ -60,14 +67,11 @@ impl TemporaryFile {
     /// The same with the temporary in `dir`, on the same file system, so that what kills leave behind lies
     /// in one place.
     pub fn create_in(dir: &Path, final_path: &Path) -> Result<Self> {
-        let temporary = temporary_name(&dir.join("file"));
-        let file = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&temporary)
-            .map_err(Error::storage("create", final_path))?;
-        file.lock().map_err(Error::storage("lock", &temporary))?;
-        Ok(Self { file: Some(file), temporary, final_path: final_path.to_owned() })
+        let inner = match is_remote(final_path) {
+            true => Inner::Remote(remote::Upload::new(final_path)?),
+            false => Inner::Local(Local::create(dir, final_path)?),
+        };
+        Ok(Self { inner, final_path: final_path.to_owned() })
     }
 
     /// The name it will have.
@@ -75,14 +79,20 @@ impl TemporaryFile {
         &self.final_path
     }
 
-    /// Where it lies until it is published.
+    /// Where it lies until it is published; of one in a store, which lies nowhere, where it will be.
     pub fn temporary_path(&self) -> &Path {
-        &self.temporary
+        match &self.inner {
+            Inner::Local(local) => &local.temporary,
+            Inner::Remote(_) => &self.final_path,
+        }
     }
 
     /// Writes all of `bytes`; the error names the final path.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        self.write_all(bytes).map_err(Error::storage("write", &self.final_path))
+        match &mut self.inner {
+            Inner::Local(local) => local.file().write_all(bytes).map_err(Error::storage("write", &self.final_path)),
+            Inner::Remote(upload) => upload.append(bytes),
+        }
     }
 
     /// fsync, rename to the final name, fsync of the directory. A file whose fsync failed is thrown away:
@@ -96,7 +106,51 @@ impl TemporaryFile {
         self.publish_with(true)
     }
 
-    fn publish_with(mut self, read_only: bool) -> Result<()> {
+    fn publish_with(self, read_only: bool) -> Result<()> {
+        match self.inner {
+            Inner::Local(local) => local.publish(&self.final_path, read_only),
+            Inner::Remote(upload) => upload.publish(),
+        }
+    }
+}
+
+impl Write for TemporaryFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.inner {
+            Inner::Local(local) => local.file().write(bytes),
+            Inner::Remote(upload) => upload.append(bytes).map(|()| bytes.len()).map_err(io::Error::other),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One on a disk.
+#[derive(Debug)]
+struct Local {
+    file: Option<std::fs::File>,
+    temporary: PathBuf,
+}
+
+impl Local {
+    fn create(dir: &Path, final_path: &Path) -> Result<Self> {
+        let temporary = temporary_name(&dir.join("file"));
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&temporary)
+            .map_err(Error::storage("create", final_path))?;
+        file.lock().map_err(Error::storage("lock", &temporary))?;
+        Ok(Self { file: Some(file), temporary })
+    }
+
+    fn file(&mut self) -> &mut std::fs::File {
+        self.file.as_mut().expect("written before it is published")
+    }
+
+    fn publish(mut self, final_path: &Path, read_only: bool) -> Result<()> {
         let file = self.file.take().expect("a temporary file is published once");
         if read_only {
             let set = || {
@@ -104,13 +158,13 @@ impl TemporaryFile {
                 permissions.set_readonly(true);
                 file.set_permissions(permissions)
             };
-            set().map_err(Error::storage("set permissions of", &self.final_path)).inspect_err(|_| self.discard())?;
+            set().map_err(Error::storage("set permissions of", final_path)).inspect_err(|_| self.discard())?;
         }
-        file.sync_all().map_err(Error::storage("sync", &self.final_path)).inspect_err(|_| self.discard())?;
-        std::fs::rename(&self.temporary, &self.final_path)
-            .map_err(Error::storage("rename to", &self.final_path))
+        file.sync_all().map_err(Error::storage("sync", final_path)).inspect_err(|_| self.discard())?;
+        std::fs::rename(&self.temporary, final_path)
+            .map_err(Error::storage("rename to", final_path))
             .inspect_err(|_| self.discard())?;
-        sync_dir(&parent_of(&self.final_path))
+        sync_dir(&parent_of(final_path))
     }
 
     fn discard(&self) {
@@ -119,17 +173,7 @@ impl TemporaryFile {
     }
 }
 
-impl Write for TemporaryFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.as_mut().expect("written before it is published").write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Drop for TemporaryFile {
+impl Drop for Local {
     fn drop(&mut self) {
         if self.file.is_some() {
             self.discard();
@@ -185,9 +229,13 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     file.publish()
 }
 
-/// Removes what killed writers left in `dir`: names of our form whose lock is free. Returns what it removed.
+/// Removes what killed writers left in `dir`: names of our form whose lock is free. Returns what it removed. A store has no
+/// temporaries.
 pub fn remove_stale_temporaries(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
+    if is_remote(dir) {
+        return Ok(removed);
+    }
     let items = match std::fs::read_dir(dir) {
         Ok(items) => items,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(removed),

@@ -161,6 +161,11 @@ impl Seek for File {
 
 /// Reads a whole file.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
+    if is_remote(path) {
+        let mut bytes = Vec::new();
+        open(path)?.read_to_end(&mut bytes).map_err(Error::storage("read", path))?;
+        return Ok(bytes);
+    }
     std::fs::read(path).map_err(Error::storage("read", path))
 }
 

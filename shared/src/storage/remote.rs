@@ -1,29 +1,34 @@
-//! Objects of S3-compatible stores, read as files are: `s3://BUCKET/KEY` names an object, `s3://BUCKET/PREFIX` all below it.
+//! Objects of S3-compatible stores, read and written as files are: `s3://BUCKET/KEY` names an object, `s3://BUCKET/PREFIX`
+//! all below it.
 //!
 //! Endpoint, region and credentials come from the environment as they do for other programs (`AWS_ENDPOINT_URL`,
 //! `AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, …). Requests are those of the
 //! `object_store` crate; they travel by the HTTP client and the cryptography that the program has anyway.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::path::Path as Key;
-use object_store::{GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 
 use super::{Entry, REMOTE, Stat};
 use crate::{Error, Result};
 
+mod create;
 mod http;
+mod object;
 mod signing;
+mod unfinished;
+mod upload;
 
-/// Bytes that are fetched at least in one request: what a connection of 1 GB/s brings in the time of its answer.
-const WINDOW_BYTES: u64 = 8 << 20;
-
-/// Windows of an object that are kept: several threads may read it at once.
-const WINDOWS: usize = 4;
+pub(super) use create::create;
+pub(super) use object::Object;
+pub(super) use unfinished::remove_unfinished_uploads;
+pub(super) use upload::Upload;
 
 /// The threads that requests wait in.
 static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
@@ -31,18 +36,38 @@ static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
     threads.worker_threads(1).thread_name("tokenmill-s3").enable_all().build().expect("a thread can be started")
 });
 
-/// Waits for an answer, wherever it is called from.
-fn wait<T: Send + 'static>(
-    answer: impl Future<Output = object_store::Result<T>> + Send + 'static,
-) -> object_store::Result<T> {
-    let (sender, receiver) = std::sync::mpsc::channel();
-    RUNTIME.spawn(async move {
-        let _ = sender.send(answer.await);
-    });
-    receiver.recv().expect("the task answers")
+/// An answer that is on its way.
+#[derive(Debug)]
+struct Answer<T>(Mutex<Receiver<object_store::Result<T>>>);
+
+impl<T: Send + 'static> Answer<T> {
+    /// Sends a request.
+    fn to(request: impl Future<Output = object_store::Result<T>> + Send + 'static) -> Self {
+        let (sender, receiver) = channel();
+        RUNTIME.spawn(async move {
+            let _ = sender.send(request.await);
+        });
+        Self(Mutex::new(receiver))
+    }
+
+    /// Waits for it, in whatever thread.
+    fn wait(self) -> object_store::Result<T> {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner).recv().expect("the task answers")
+    }
 }
 
+/// Sends a request and waits for its answer.
+fn wait<T: Send + 'static>(
+    request: impl Future<Output = object_store::Result<T>> + Send + 'static,
+) -> object_store::Result<T> {
+    Answer::to(request).wait()
+}
+
+/// The buckets in use: requests to one go over the same connections.
+static STORES: Mutex<BTreeMap<String, Arc<AmazonS3>>> = Mutex::new(BTreeMap::new());
+
 /// A store and what of it is meant.
+#[derive(Debug, Clone)]
 struct Place {
     store: Arc<AmazonS3>,
     key: Key,
@@ -59,17 +84,24 @@ impl Place {
         }
         let key = Key::parse(key.trim_end_matches('/'))
             .map_err(|error| refuse(&format!("has no key of a store ({error})")))?;
+        let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(store) = stores.get(bucket) {
+            return Ok(Self { store: Arc::clone(store), key });
+        }
         let store = AmazonS3Builder::from_env()
             .with_bucket_name(bucket)
             .with_http_connector(http::Connector)
             .with_crypto_provider(Arc::new(signing::Ring))
+            // One by one, which is the only way that every store has.
+            .with_disable_bulk_delete(true)
             .build()
             .map_err(|error| failed(path, &error))?;
-        Ok(Self { store: Arc::new(store), key })
+        let store = Arc::clone(stores.entry(bucket.to_owned()).or_insert(Arc::new(store)));
+        Ok(Self { store, key })
     }
 }
 
-/// The error for a request that brought nothing.
+/// The error for a request that failed.
 fn failed(path: &Path, error: &object_store::Error) -> Error {
     let advice = match error {
         object_store::Error::NotFound { .. } => "check bucket and key",
@@ -119,68 +151,11 @@ pub(super) fn list(root: &Path) -> Result<Vec<Entry>> {
     Ok(objects.into_iter().filter_map(entry).collect())
 }
 
-/// An object that is read by position.
-pub(super) struct Object {
-    place: Place,
-    object: ObjectMeta,
-    windows: Mutex<Vec<(u64, Bytes)>>,
-}
-
-impl std::fmt::Debug for Object {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Object").field("key", &self.place.key).finish_non_exhaustive()
-    }
-}
-
-impl Object {
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let place = Place::of(path)?;
-        let (store, key) = (Arc::clone(&place.store), place.key.clone());
-        let object = wait(async move { store.head(&key).await }).map_err(|error| failed(path, &error))?;
-        Ok(Self { place, object, windows: Mutex::default() })
-    }
-
-    pub(super) fn stat(&self) -> Stat {
-        stat_of(&self.object)
-    }
-
-    /// Reads at most `buffer.len()` bytes from byte `offset`; 0 means the end.
-    pub(super) fn read_at(&self, path: &Path, buffer: &mut [u8], offset: u64) -> Result<usize> {
-        if offset >= self.object.size || buffer.is_empty() {
-            return Ok(0);
-        }
-        let holds = |(begin, bytes): &(u64, Bytes)| (*begin..begin + bytes.len() as u64).contains(&offset);
-        let known =
-            self.windows.lock().unwrap_or_else(PoisonError::into_inner).iter().find(|window| holds(window)).cloned();
-        let (begin, bytes) = match known {
-            Some(window) => window,
-            None => {
-                let end = (offset + WINDOW_BYTES.max(buffer.len() as u64)).min(self.object.size);
-                let bytes = self.fetch(path, offset..end)?;
-                let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-                windows.truncate(WINDOWS - 1);
-                windows.insert(0, (offset, bytes.clone()));
-                (offset, bytes)
-            }
-        };
-        let found = &bytes[(offset - begin) as usize..];
-        let length = found.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&found[..length]);
-        Ok(length)
-    }
-
-    /// Bytes of the object as it was when it was opened.
-    fn fetch(&self, path: &Path, range: std::ops::Range<u64>) -> Result<Bytes> {
-        let (store, key) = (Arc::clone(&self.place.store), self.place.key.clone());
-        let expected = range.end - range.start;
-        let options =
-            GetOptions { range: Some(range.into()), if_match: self.object.e_tag.clone(), ..GetOptions::default() };
-        let answer = async move { store.get_opts(&key, options).await?.bytes().await };
-        let bytes = wait(answer).map_err(|error| failed(path, &error))?;
-        if bytes.len() as u64 != expected {
-            let reason = format!("the store sent {} bytes of {expected}; run the command again", bytes.len());
-            return Err(Error::Remote { what: path.display().to_string(), reason });
-        }
-        Ok(bytes)
+/// Removes an object; absent already is success.
+pub(super) fn remove(path: &Path) -> Result<()> {
+    let Place { store, key } = Place::of(path)?;
+    match wait(async move { store.delete(&key).await }) {
+        Err(object_store::Error::NotFound { .. }) => Ok(()),
+        answer => answer.map_err(|error| failed(path, &error)),
     }
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use tokenmill_shared::config::HubArguments;
 use tokenmill_shared::storage::Lock;
-use tokenmill_shared::{Error, Result, hub, progress};
+use tokenmill_shared::{Error, Result, hub, progress, storage};
 
 pub use self::settings::ResultSettings;
 pub use self::steps::Steps;
@@ -60,6 +60,13 @@ impl Plan {
             arguments.optim = Rule::Adafactor;
         }
         let output_dir = arguments.output_dir.clone().ok_or_else(|| Error::config("--output_dir", "is missing"))?;
+        if storage::is_remote(&output_dir) {
+            let reason = format!(
+                "{} is in a store, and what is trained must be on a disk; give a directory",
+                output_dir.display()
+            );
+            return Err(Error::config("--output_dir", reason));
+        }
         match (&arguments.model_name_or_path, &arguments.init_from_config) {
             (None, None) => {
                 return Err(Error::config(

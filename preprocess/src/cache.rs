@@ -1,7 +1,8 @@
 //! `preprocess cache`: what is in the cache, and making room in it.
 //!
 //! All of it can be made again, so pruning never loses more than time. Token partitions and what the scans found are kept
-//! as long as any job runs on the cache; a dataset as long as one is written or trained on.
+//! as long as any job runs on the cache; a dataset as long as one is written or trained on. A cache in a store holds token
+//! partitions only, which jobs copy before they use them: there nothing is in use, and nothing says when it last was.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,7 +12,7 @@ use serde::Serialize;
 use tokenmill_shared::storage::{self, Lock};
 use tokenmill_shared::{Error, Result};
 
-use crate::store::IN_USE;
+use crate::store::{IN_USE, TOKENS};
 
 /// What a part of the cache holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -41,12 +42,14 @@ pub struct Entry {
 /// Everything in the cache, what was used longest ago first.
 pub fn list(cache_dir: &Path) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
-    for name in ["tokens", "scans", "runs", "locks", "tokenizers"] {
+    let is_remote = storage::is_remote(cache_dir);
+    let kinds: &[&str] = if is_remote { &[TOKENS] } else { &[TOKENS, "scans", "runs", "locks", "tokenizers"] };
+    for name in kinds {
         let dir = cache_dir.join(name);
-        if storage::stat(&dir)?.is_none() {
+        if !is_remote && storage::stat(&dir)?.is_none() {
             continue;
         }
-        let kind = if name == "tokens" { Kind::Tokens } else { Kind::Other };
+        let kind = if *name == TOKENS { Kind::Tokens } else { Kind::Other };
         for file in storage::list_files(&dir)? {
             let name = file.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             // Temporaries are somebody's work, or removed by the next job.
@@ -55,7 +58,8 @@ pub fn list(cache_dir: &Path) -> Result<Vec<Entry>> {
             }
         }
     }
-    for dir in storage::list_directories(&cache_dir.join("datasets"))? {
+    let datasets = if is_remote { Vec::new() } else { storage::list_directories(&cache_dir.join("datasets"))? };
+    for dir in datasets {
         if dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
             continue;
         }
@@ -109,10 +113,15 @@ pub fn prune(cache_dir: &Path, criteria: Criteria) -> Result<Pruned> {
     if entries.is_empty() {
         return Ok(pruned);
     }
-    let tokens = cache_dir.join("tokens");
-    storage::create_dir_all(&tokens)?;
-    // A job that starts now waits until this is dropped.
-    let alone = storage::lock_file(&tokens.join(IN_USE), false)?;
+    let alone = if storage::is_remote(cache_dir) {
+        None
+    } else {
+        let tokens = cache_dir.join(TOKENS);
+        storage::create_dir_all(&tokens)?;
+        // A job that starts now waits until this is dropped.
+        storage::lock_file(&tokens.join(IN_USE), false)?
+    };
+    let is_free = storage::is_remote(cache_dir) || alone.is_some();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     for entry in entries {
         let old = criteria.older_than.is_some_and(|limit| now.saturating_sub(entry.used) >= limit.as_secs());
@@ -122,7 +131,7 @@ pub fn prune(cache_dir: &Path, criteria: Criteria) -> Result<Pruned> {
         }
         let gone = match entry.kind {
             Kind::Datasets => remove_dataset(&entry.path)?,
-            Kind::Tokens | Kind::Other if alone.is_some() => storage::remove_file(&entry.path).map(|()| true)?,
+            Kind::Tokens | Kind::Other if is_free => storage::remove_file(&entry.path).map(|()| true)?,
             Kind::Tokens | Kind::Other => false,
         };
         if gone {

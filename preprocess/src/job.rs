@@ -208,7 +208,12 @@ impl Setup {
             add_special_tokens: data.add_special_tokens,
             eos_token_id: append,
         };
-        let store = if data.token_cache { Some(Store::open(&reading.cache_dir)?) } else { None };
+        let shared = data.cache_dir.as_deref().filter(|dir| storage::is_remote(dir));
+        let in_front = |store: Store| match shared {
+            Some(shared) => store.in_front_of(shared),
+            None => store,
+        };
+        let store = data.token_cache.then(|| Store::open(&reading.cache_dir).map(in_front)).transpose()?;
         let encoding = Encoding { tokenizer, add_special_tokens: data.add_special_tokens, append, width };
         Ok(Self { reading, data, encoding: Arc::new(encoding), token_settings, packing, pad_token_id, store })
     }
@@ -356,13 +361,10 @@ fn set_up_and_scan(options: &PrepareOptions, texts: &[&Text]) -> Result<(Setup, 
     Ok((setup, scans))
 }
 
-/// `--cache_dir`, or `$XDG_CACHE_HOME/tokenmill` or `~/.cache/tokenmill`.
+/// The cache on this machine: `--cache_dir`, or `$XDG_CACHE_HOME/tokenmill` or `~/.cache/tokenmill` if that is not given or
+/// is in a store, which is then the one that token partitions are shared in.
 pub fn cache_dir(given: Option<&Path>) -> Result<PathBuf> {
-    if let Some(dir) = given {
-        if storage::is_remote(dir) {
-            let reason = format!("{} is in a store, and the cache must be on a disk; give a directory", dir.display());
-            return Err(Error::config("--cache_dir", reason));
-        }
+    if let Some(dir) = given.filter(|dir| !storage::is_remote(dir)) {
         return Ok(dir.to_owned());
     }
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);

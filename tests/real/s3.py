@@ -1,6 +1,7 @@
 """Text in an S3-compatible store, a real server of one: what is prepared of it is what is prepared of the same files here."""
 import gzip, subprocess
 
+import s3_cache
 import s3_datasets
 from programs import TESTS, binaries, digest
 from s3_store import BUCKET, SECRET, serve
@@ -13,6 +14,7 @@ def check(work):
     with serve() as store:
         same_as_files(work, store, programs["preprocess"])
         s3_datasets.check(work, store, programs)
+        s3_cache.check(work, store, programs)
 
 
 def same_as_files(work, store, preprocess):

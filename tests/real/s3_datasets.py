@@ -177,7 +177,6 @@ def check(work, store, programs):
     assert "is missing" in train("missing", "--dataset_dir", f"{address}/killed", code=3)[0]
 
     # What must be on a disk says so.
-    assert "--cache_dir" in end(start("preprocess", "prepare", *flags, "--block_size", BLOCK, "--cache_dir", f"{address}/cache", "--output_dir", work / "no"), code=2)
     said = end(start("trainer", "--init_from_config", "x", "--dataset_dir", local, "--output_dir", f"{address}/run"), code=2)
     assert "--output_dir" in said and "in a store" in said, said
     print("ok   killed, refused, doubled, damaged: a dataset in a store is whole or not there, and never another")

@@ -39,7 +39,8 @@ def serve():
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
     from werkzeug.serving import make_server
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    # Killed clients are no errors here.
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     app = DomainDispatcherApplication(create_backend_app)
     store = None
 

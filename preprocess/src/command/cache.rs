@@ -47,7 +47,10 @@ pub(super) fn run(argv: Vec<OsString>) -> Result<()> {
     };
     let command = Command::new(name).bin_name(format!("preprocess cache {name}")).about(about);
     let arguments: CacheArguments = parse(command, argv.into_iter().skip(1))?;
-    let cache_dir = cache_dir(arguments.cache_dir.as_deref())?;
+    let cache_dir = match arguments.cache_dir {
+        Some(dir) => dir,
+        None => cache_dir(None)?,
+    };
     if name == "list" {
         let entries = cache::list(&cache_dir)?;
         if arguments.json {

@@ -5,6 +5,9 @@
 //! with the totals. Ids are stored raw in their final width: compression was not free against a packer
 //! that copies them (zstd level 1 decodes at about 1 GB/s where a copy runs at 10).
 //!
+//! Behind it there may be another one, at an address that many machines share: what is missing here is copied from there,
+//! and what is used or made here is copied to there. All reading is done here.
+//!
 //! A partition that several readers want at a time is made by the one who claims it, and the others read along
 //! ([`PartialReader`]).
 
@@ -105,9 +108,14 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,
+    /// The one behind it.
+    shared: Option<PathBuf>,
     /// As long as it is held, nothing is pruned.
     _in_use: Arc<Lock>,
 }
+
+/// The directory of the store in a cache.
+pub const TOKENS: &str = "tokens";
 
 /// The file in the store that jobs lock together, and pruning alone.
 pub const IN_USE: &str = ".in-use";
@@ -115,18 +123,27 @@ pub const IN_USE: &str = ".in-use";
 impl Store {
     /// The store in `cache_dir`, created if absent; what killed writers left is removed.
     pub fn open(cache_dir: &Path) -> Result<Self> {
-        let dir = cache_dir.join("tokens");
+        let dir = cache_dir.join(TOKENS);
         storage::create_dir_all(&dir)?;
         storage::probe(&dir)?;
         let in_use = Arc::new(storage::lock_file_shared(&dir.join(IN_USE))?);
         storage::remove_stale_temporaries(&dir)?;
         partial::remove_stale_claims(&dir)?;
-        Ok(Self { dir, _in_use: in_use })
+        Ok(Self { dir, shared: None, _in_use: in_use })
+    }
+
+    /// The same with the store of the cache at the address `shared` behind it.
+    pub fn in_front_of(self, shared: &Path) -> Self {
+        Self { shared: Some(shared.join(TOKENS)), ..self }
     }
 
     /// The file of a partition.
     pub fn path(&self, fingerprint: &str) -> PathBuf {
-        self.dir.join(&fingerprint[..2]).join(format!("{fingerprint}.tokens"))
+        path_in(&self.dir, fingerprint)
+    }
+
+    fn shared_path(&self, fingerprint: &str) -> Option<PathBuf> {
+        self.shared.as_ref().map(|dir| path_in(dir, fingerprint))
     }
 
     /// Starts writing a partition. The temporary lies in the store's root, so that what a kill leaves is found.
@@ -134,41 +151,68 @@ impl Store {
         let path = self.path(fingerprint);
         storage::create_dir_all(path.parent().expect("a file in a directory"))?;
         let file = TemporaryFile::create_in(&self.dir, &path)?;
-        Ok(PartitionWriter { file, frames: 0, documents: 0, claim: None })
+        Ok(PartitionWriter { file, shared: self.shared_path(fingerprint), frames: 0, documents: 0, claim: None })
+    }
+
+    /// Copies a partition from the store behind this one; whether it is there.
+    fn fetch(&self, fingerprint: &str) -> Result<bool> {
+        let Some(shared) = self.shared_path(fingerprint) else { return Ok(false) };
+        if storage::stat(&shared)?.is_none() {
+            return Ok(false);
+        }
+        let path = self.path(fingerprint);
+        storage::create_dir_all(path.parent().expect("a file in a directory"))?;
+        let mut file = TemporaryFile::create_in(&self.dir, &path)?;
+        match file.append_file(&shared) {
+            // Pruned since.
+            Err(_) if storage::stat(&shared)?.is_none() => return Ok(false),
+            copied => copied?,
+        }
+        file.publish_read_only()?;
+        Ok(true)
     }
 
     /// Opens a partition and checks every byte of it. `None` if it is not there; a damaged one is removed,
-    /// reported and counts as not there.
+    /// reported and counts as not there, also in the store behind this one.
     pub fn get(&self, fingerprint: &str) -> Result<Option<PartitionReader>> {
         let path = self.path(fingerprint);
-        if storage::stat(&path)?.is_none() {
-            return Ok(None);
-        }
         let check = || {
             let mut reader = PartitionReader::open(&path)?;
             while reader.next_frame()?.is_some() {}
             PartitionReader::open(&path)
         };
-        match check() {
-            Ok(reader) => {
-                storage::touch(&path);
-                Ok(Some(reader))
+        loop {
+            let fetched = storage::stat(&path)?.is_none();
+            if fetched && !self.fetch(fingerprint)? {
+                return Ok(None);
             }
-            Err(error @ Error::Corrupt { .. }) => {
-                eprintln!("{error}; its documents are tokenized again");
-                storage::remove_file(&path)?;
-                Ok(None)
+            match check() {
+                Ok(reader) => {
+                    storage::touch(&path);
+                    if !fetched && let Some(shared) = self.shared_path(fingerprint) {
+                        share(&path, &shared)?;
+                    }
+                    return Ok(Some(reader));
+                }
+                Err(error @ Error::Corrupt { .. }) => {
+                    storage::remove_file(&path)?;
+                    let Some(shared) = self.shared_path(fingerprint).filter(|_| fetched) else {
+                        let elsewhere = if self.shared.is_some() { ", unless others have it" } else { "" };
+                        eprintln!("{error}; its documents are tokenized again{elsewhere}");
+                        continue;
+                    };
+                    eprintln!("{} is damaged; it is removed, and its documents are tokenized again", shared.display());
+                    storage::remove_file(&shared)?;
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => Err(error),
         }
     }
 
     /// Tokens of a partition, by its footer and its size alone; `None` if it is not there or not whole.
     pub fn tokens(&self, fingerprint: &str, width: TokenWidth) -> Result<Option<u64>> {
-        let path = self.path(fingerprint);
-        if storage::stat(&path)?.is_none() {
-            return Ok(None);
-        }
+        let Some(path) = self.find(fingerprint)? else { return Ok(None) };
         let reader = match PartitionReader::open(&path) {
             Err(Error::Corrupt { .. }) => return Ok(None),
             reader => reader?,
@@ -179,14 +223,40 @@ impl Store {
 
     /// Whether a partition is there, by its name alone.
     pub fn contains(&self, fingerprint: &str) -> Result<bool> {
-        Ok(storage::stat(&self.path(fingerprint))?.is_some())
+        Ok(self.find(fingerprint)?.is_some())
     }
+
+    /// Where a partition is, by its name alone: here, or behind.
+    fn find(&self, fingerprint: &str) -> Result<Option<PathBuf>> {
+        for path in std::iter::once(self.path(fingerprint)).chain(self.shared_path(fingerprint)) {
+            if storage::stat(&path)?.is_some() {
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn path_in(dir: &Path, fingerprint: &str) -> PathBuf {
+    dir.join(&fingerprint[..2]).join(format!("{fingerprint}.tokens"))
+}
+
+/// Copies a whole partition to where others find it, unless it is there.
+fn share(path: &Path, shared: &Path) -> Result<()> {
+    if storage::stat(shared)?.is_some() {
+        return Ok(());
+    }
+    let mut copy = TemporaryFile::create(shared)?;
+    copy.append_file(path)?;
+    copy.publish()
 }
 
 /// A partition being written; it appears in the store by [`PartitionWriter::publish`].
 #[derive(Debug)]
 pub struct PartitionWriter {
     file: TemporaryFile,
+    /// Where it is copied to.
+    shared: Option<PathBuf>,
     frames: u64,
     documents: u64,
     /// Given up after the file is there, or gone.
@@ -209,10 +279,11 @@ impl PartitionWriter {
         footer.extend_from_slice(&self.documents.to_le_bytes());
         footer.extend_from_slice(&crc32c::crc32c(&footer).to_le_bytes());
         self.file.append(&footer)?;
-        let Self { file, claim, .. } = self;
+        let Self { file, shared, claim, .. } = self;
+        let path = file.final_path().to_owned();
         file.publish_read_only()?;
         drop(claim);
-        Ok(())
+        shared.map_or(Ok(()), |shared| share(&path, &shared))
     }
 }
 

@@ -138,7 +138,7 @@ impl Hub {
                 variable("HF_HOME").map_or_else(|| root.map(|root| root.join("huggingface")), |home| Some(home.into())),
             )?
         };
-        let cache = cache_dir.map(Path::to_owned);
+        let cache = cache_dir.filter(|dir| !storage::is_remote(dir)).map(Path::to_owned);
         let cache =
             cache.or_else(|| variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE")).map(Into::into));
         let cache = cache.or_else(|| Some(home()?.join("hub"))).ok_or_else(|| {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{is_remote, parent_of, remote, sync_dir};
+use super::{is_remote, open, parent_of, remote, sync_dir};
 use crate::{Error, Result};
 
 const PREFIX: &str = ".tmp-";
@@ -92,6 +92,21 @@ impl TemporaryFile {
         match &mut self.inner {
             Inner::Local(local) => local.file().write_all(bytes).map_err(Error::storage("write", &self.final_path)),
             Inner::Remote(upload) => upload.append(bytes),
+        }
+    }
+
+    /// Writes all of the file at `source`, 1 MiB at a time.
+    pub fn append_file(&mut self, source: &Path) -> Result<()> {
+        let file = open(source)?;
+        let (mut buffer, mut at) = (vec![0; 1 << 20], 0);
+        loop {
+            match file.read_at(&mut buffer, at)? {
+                0 => return Ok(()),
+                read => {
+                    self.append(&buffer[..read])?;
+                    at += read as u64;
+                }
+            }
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! A dataset holds no paths, so trace is given what `prepare` was given, and the fingerprint tells whether that made the
 //! dataset. Documents are gone through in input order, by their lengths in the store; the one that is found is read and
-//! tokenized again by the reference, which knows where in a text each token lies.
+//! tokenized again by the reference, which knows where in a text each token lies. Of a document that was cut into parts that
+//! is done with the part.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -12,12 +13,13 @@ use serde::Serialize;
 use tokenmill_shared::dataset::{BlockReader, Dataset, Layout, Split, SplitReader};
 use tokenmill_shared::{Error, Result};
 
-use crate::document::{self, Bad, Document, Extent, Flow, Reads, Sink};
+use crate::document::{self, Document, Extent, Flow, Reads, Usable};
 use crate::job::Job;
 use crate::pack::{Assign, Choice, Chosen};
 use crate::pipeline::{Event, Pipeline};
 use crate::plan::{Part, Source};
-use crate::source::{Input, Kind};
+use crate::source::Kind;
+use crate::store::DocumentEntry;
 
 /// Where a token came from.
 #[derive(Debug, Serialize)]
@@ -49,14 +51,24 @@ enum Wanted {
     OfDocument { document: u64, token: u64 },
 }
 
-/// A document that is found, and the number of the token in it.
+/// A document that is found, or the part of one, and the number of the token in it.
 struct Found {
     source: Arc<Source>,
     part: Part,
-    /// The document's number in that part.
+    /// The document's number in that part of the file.
     in_part: u64,
     document: u64,
+    /// What there is of the document before.
+    before: Before,
+    entry: DocumentEntry,
     token: u64,
+}
+
+/// Parts of a document that lie before another.
+#[derive(Debug, Clone, Copy, Default)]
+struct Before {
+    text_bytes: u64,
+    tokens: u64,
 }
 
 /// Traces id `position` of block `block` of the dataset in `dir`, which `job` must be that of.
@@ -92,11 +104,6 @@ pub fn trace(job: &Job, dir: &Path, split: Split, block: u64, position: u64) -> 
     };
     let found = find(job, split, wanted)?.ok_or_else(|| changed(dir))?;
     read(job, found, id)
-}
-
-fn too_long(input: &Input) -> Error {
-    let reason = "has this token in a document that was cut into parts, and trace takes documents whole";
-    Error::config(input.name.display().to_string(), reason)
 }
 
 fn changed(dir: &Path) -> Error {
@@ -151,11 +158,9 @@ fn of_document(
 fn tokens_of(job: &Job, split: Split, document: u64) -> Result<Vec<u32>> {
     let found = find(job, split, Wanted::OfDocument { document, token: 0 })?;
     let Some(found) = found else { return Ok(Vec::new()) };
+    let Some(Text { text, .. }) = text_of(job, &found)? else { return Ok(Vec::new()) };
     let mut ids = Vec::new();
-    with_text(job, &found, |text, _, _| {
-        let encoded = job.encoding.tokenizer.encode(text, job.encoding.add_special_tokens, &mut ids);
-        encoded.map_err(|why| Error::config("trace", format!("the document cannot be tokenized ({why})")))
-    })?;
+    job.encoding.tokenizer.encode(&text, job.encoding.add_special_tokens, &mut ids).map_err(not_tokenized)?;
     if let Some(eos) = job.encoding.append
         && ids.last() != Some(&eos)
     {
@@ -182,6 +187,7 @@ fn find(job: &Job, split: Split, wanted: Wanted) -> Result<Option<Found>> {
             pool: Arc::clone(&job.pool),
         };
         let (mut parts, mut in_part, mut chosen) = (VecDeque::<Part>::new(), 0, Chosen::Outside);
+        let mut before = Before::default();
         pipeline.run(&mut |event| {
             let frame = match event {
                 Event::Begin { partition, .. } => {
@@ -204,6 +210,7 @@ fn find(job: &Job, split: Split, wanted: Wanted) -> Result<Option<Found>> {
                 if begins {
                     in_part += 1;
                     chosen = choice.next(own);
+                    before = Before::default();
                 }
                 let Chosen::Kept(number) = chosen else { continue };
                 let by_file = matches!(assign, Assign::Hash(_)) && source.inputs[part.file].kind == Kind::Text;
@@ -217,13 +224,19 @@ fn find(job: &Job, split: Split, wanted: Wanted) -> Result<Option<Found>> {
                     Wanted::OfDocument { document, token } => (*documents == document).then_some(token),
                 };
                 if let (Some(token), true) = (token, of == split) {
-                    if document.extent != Extent::WHOLE {
-                        return Err(too_long(&source.inputs[part.file]));
-                    }
-                    let (part, in_part, document) = (part.clone(), in_part - 1, *documents);
-                    found = Some(Found { source: Arc::clone(source), part, in_part, document, token });
+                    found = Some(Found {
+                        source: Arc::clone(source),
+                        part: part.clone(),
+                        in_part: in_part - 1,
+                        document: *documents,
+                        before,
+                        entry: document,
+                        token,
+                    });
                     return Ok(Flow::Stop);
                 }
+                before.text_bytes += u64::from(document.text_bytes);
+                before.tokens += u64::from(document.tokens);
                 *documents += u64::from(ends);
                 *tokens += u64::from(document.tokens);
             }
@@ -236,59 +249,70 @@ fn find(job: &Job, split: Split, wanted: Wanted) -> Result<Option<Found>> {
     Ok(found)
 }
 
-/// Hands the text of a document, its record number and where that begins to `take`.
-fn with_text(job: &Job, found: &Found, mut take: impl FnMut(&str, u64, u64) -> Result<()>) -> Result<()> {
+/// The text of a document, or of a part of one.
+struct Text {
+    text: String,
+    /// Bytes of it that lie before the part: the last character there.
+    before: usize,
+    record: u64,
+    record_at: u64,
+}
+
+/// Reads what was found; `None` if the file does not hold it any more.
+fn text_of(job: &Job, found: &Found) -> Result<Option<Text>> {
     let segment = &found.part.segment;
     let input = &found.source.inputs[found.part.file];
-    let mut reaching = Reaching { left: found.in_part, take: &mut take };
-    document::for_each(input, &job.rules, segment.start, Reads::alone(job.read_bytes), &mut reaching)
-}
-
-/// Goes to a document.
-struct Reaching<'a> {
-    /// Documents before it.
-    left: u64,
-    take: &'a mut dyn FnMut(&str, u64, u64) -> Result<()>,
-}
-
-impl Sink for Reaching<'_> {
-    fn document(&mut self, document: Document<'_>) -> Result<Flow> {
-        if self.left > 0 || !document.extent.ends {
-            // Of a record of which parts come and that cannot be used, none ends it.
-            self.left -= u64::from(document.extent.ends);
+    let begin = found.before.text_bytes;
+    let end = begin + u64::from(found.entry.text_bytes);
+    let (mut left, mut passed) = (found.in_part, 0);
+    let mut text = None;
+    let each = |document: Document<'_>| {
+        if left > 0 {
+            left -= u64::from(document.extent.ends);
             return Ok(Flow::Continue);
         }
-        (self.take)(document.text, document.record, document.begin)?;
-        Ok(Flow::Stop)
-    }
+        let Document { record, begin: record_at, .. } = document;
+        let known: &mut Text = text.get_or_insert(Text { text: String::new(), before: 0, record, record_at });
+        if passed >= begin {
+            known.text.push_str(document.text);
+        }
+        passed += document.text.len() as u64;
+        if passed == begin {
+            known.text.extend(document.text.chars().next_back());
+            known.before = known.text.len();
+        }
+        Ok(if passed < end { Flow::Continue } else { Flow::Stop })
+    };
+    let mut usable = Usable { each, broken: &segment.broken };
+    document::for_each(input, &job.rules, segment.start, Reads::alone(job.read_bytes), &mut usable)?;
+    Ok(text.filter(|_| passed == end))
+}
 
-    fn bad(&mut self, _: Bad<'_>) -> Result<Flow> {
-        Ok(Flow::Continue)
-    }
+fn not_tokenized(why: String) -> Error {
+    Error::config("trace", format!("the document cannot be tokenized ({why})"))
 }
 
 fn read(job: &Job, found: Found, id: u32) -> Result<Traced> {
     let input = &found.source.inputs[found.part.file];
-    let mut traced = None;
-    with_text(job, &found, |text, record, record_at| {
-        let offsets = job.encoding.tokenizer.offsets(text, job.encoding.add_special_tokens);
-        let offsets =
-            offsets.map_err(|why| Error::config("trace", format!("the document cannot be tokenized ({why})")))?;
-        // The end-of-sequence token that was appended stands for no text.
-        let bytes = offsets.get(found.token as usize).cloned().unwrap_or(text.len()..text.len());
-        traced = Some(Traced {
-            id,
-            file: input.path.clone(),
-            record,
-            record_at,
-            document: found.document,
-            token: found.token,
-            text: text.get(bytes.clone()).unwrap_or_default().to_owned(),
-            bytes: bytes.start as u64..bytes.end as u64,
-        });
-        Ok(())
-    })?;
-    traced.ok_or_else(|| changed(&input.path))
+    let Text { text, before, record, record_at } = text_of(job, &found)?.ok_or_else(|| changed(&input.path))?;
+    // A tokenizer may begin a text in its own way, so a part is begun by the character before it: none of its tokens crosses
+    // the cut.
+    let special = job.encoding.add_special_tokens && found.entry.extent.begins;
+    let offsets = job.encoding.tokenizer.offsets(&text, special).map_err(not_tokenized)?;
+    let skipped = if before == 0 { 0 } else { offsets.partition_point(|token| token.end <= before) };
+    // The end-of-sequence token that was appended stands for no text.
+    let bytes = offsets.get(skipped + found.token as usize).cloned().unwrap_or(text.len()..text.len());
+    let in_document = |at: usize| found.before.text_bytes + at.saturating_sub(before) as u64;
+    Ok(Traced {
+        id,
+        file: input.path.clone(),
+        record,
+        record_at,
+        document: found.document,
+        token: found.before.tokens + found.token,
+        bytes: in_document(bytes.start)..in_document(bytes.end),
+        text: text.get(bytes).unwrap_or_default().to_owned(),
+    })
 }
 
 impl Traced {
@@ -306,5 +330,66 @@ impl Traced {
             ),
             format!("id {}: token {} of document {}", self.id, self.token, self.document),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokenmill_shared::config::{DataArguments, HubArguments, OnBadRecord};
+    use tokenmill_shared::storage;
+
+    use super::*;
+    use crate::{Output, PrepareOptions, Tuning, prepare};
+
+    #[test]
+    fn a_token_of_a_document_in_parts_is_traced_as_one_of_a_whole_document() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizers = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/tokenizers"));
+        let long = |name: &str| format!("{name} grinds, and the water runs. 磨坊在河边，水车转。\r").repeat(8);
+        let documents: [&[u8]; 5] = [
+            b"short",
+            long("One").as_bytes(),
+            &[long("Bad").as_bytes(), b"\xff and on", long("Bad").as_bytes()].concat(),
+            long("Other").as_bytes(),
+            b"last",
+        ]
+        .map(|document| &*document.to_vec().leak());
+        storage::create_dir_all(&dir.path().join("text")).unwrap();
+        storage::replace(&dir.path().join("text/a.txt"), &documents.join(&b"\n\n"[..])).unwrap();
+        for tokenizer in ["bytes", "pieces"] {
+            let traced = |part_bytes: usize| {
+                let out = dir.path().join(format!("{tokenizer}-{part_bytes}"));
+                let options = PrepareOptions {
+                    data: DataArguments {
+                        train_file_dir: Some(dir.path().join("text")),
+                        cache_dir: Some(dir.path().join("cache")),
+                        sample_by: tokenmill_shared::config::SampleBy::Paragraph,
+                        validation_split_percentage: 0.0,
+                        block_size: Some(64),
+                        on_bad_record: OnBadRecord::Skip,
+                        ..DataArguments::default()
+                    },
+                    hub: HubArguments::default(),
+                    tokenizer: tokenizers.join(tokenizer),
+                    model: None,
+                    output: Output::Directory(out.clone()),
+                    tuning: Tuning { part_bytes, ..Tuning::default() },
+                };
+                assert_eq!(prepare(&options).unwrap().manifest.head.rejected_records["invalid_encoding"], 1);
+                let job = Job::new(&options).unwrap();
+                let in_parts = |(source, _): &(Arc<Source>, Assign)| source.scans[0].is_in_parts();
+                assert_eq!(job.sources.iter().any(in_parts), part_bytes < 100);
+                let blocks = Dataset::open(&out).unwrap().split(Split::Train).unwrap().unwrap().len();
+                let places = (0..blocks).flat_map(|block| (0..64).map(move |position| (block, position)));
+                let token = |(block, position)| trace(&job, &out, Split::Train, block, position).unwrap();
+                places.map(|place| serde_json::json!(token(place)).to_string()).collect::<Vec<_>>()
+            };
+            let (whole, parts) = (traced(1 << 20), traced(40));
+            assert!(whole.len() > 500);
+            for (whole, parts) in whole.iter().zip(&parts) {
+                assert_eq!(parts, whole, "{tokenizer}");
+            }
+            assert_eq!(parts.len(), whole.len());
+        }
     }
 }

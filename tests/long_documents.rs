@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use tokenmill_preprocess::{Output, PrepareOptions, Prepared, Tuning, prepare};
-use tokenmill_shared::config::{DataArguments, EncodingErrors, HubArguments, OnBadRecord, SampleBy};
+use tokenmill_shared::config::{
+    Compat, DataArguments, EncodingErrors, HubArguments, OnBadRecord, PackingStrategy, SampleBy, ValidationSplitMode,
+};
 use tokenmill_tests::{Place, binaries, data, digest, lines, root};
 
 /// All in one part.
@@ -15,6 +17,11 @@ const WHOLE: usize = 1 << 30;
 
 /// How text is read: bytes after which a document may be cut, and bytes that are read at a time.
 type Way = (usize, usize);
+
+/// All in one split.
+fn undivided() -> DataArguments {
+    DataArguments { validation_split_percentage: 0.0, ..DataArguments::default() }
+}
 
 fn prepared(
     place: &Place,
@@ -27,7 +34,6 @@ fn prepared(
         data: DataArguments {
             train_file_dir: Some(place.path("text")),
             cache_dir: Some(place.path("cache")),
-            validation_split_percentage: 0.0,
             block_size: Some(16),
             ..settings.clone()
         },
@@ -63,7 +69,7 @@ fn blocks_do_not_show_in_what_parts_documents_were_read() {
     write_texts(&place);
     for sample_by in [SampleBy::Line, SampleBy::Paragraph, SampleBy::Document] {
         for keep_linebreaks in [true, false] {
-            let base = DataArguments { sample_by, keep_linebreaks, ..DataArguments::default() };
+            let base = DataArguments { sample_by, keep_linebreaks, ..undivided() };
             for tokenizer in ["bytes", "pieces"] {
                 let of = |name: &str, way: Way, settings: &DataArguments| {
                     let output = format!("{tokenizer}-{sample_by:?}-{keep_linebreaks}-{name}");
@@ -99,11 +105,50 @@ fn blocks_do_not_show_in_what_parts_documents_were_read() {
 fn a_tokenizer_that_cannot_cut_takes_documents_whole() {
     let place = Place::new();
     write_texts(&place);
-    let base = DataArguments { append_eos: false, ..DataArguments::default() };
+    let base = DataArguments { append_eos: false, ..undivided() };
     for (name, part_bytes) in [("parts", 50), ("whole", WHOLE)] {
         prepared(&place, name, (part_bytes, 100), "unconverted/generic_unigram", &base);
     }
     assert_eq!(blocks(&place.path("parts")), blocks(&place.path("whole")));
+}
+
+/// What asks how long a document is or what all its tokens are gets it whole, and what counts documents counts no parts.
+#[test]
+fn a_part_is_never_taken_for_a_document() {
+    let place = Place::new();
+    let long = |count, seed| lines(count, seed).replace('\n', " ");
+    let texts = [long(60, 1), long(9, 2), format!("{} on", long(60, 1)), long(60, 1), "short".to_owned(), long(70, 3)];
+    place.write("text/a.txt", texts.join("\n"));
+    place.write("text/b.jsonl", texts.map(|text| json!({ "text": text }).to_string()).join("\n"));
+    let length = |text: &str| Some(text.chars().count() as u64);
+    let divided = DataArguments { validation_split_percentage: 40.0, ..DataArguments::default() };
+    for (name, settings) in [
+        ("shorter", DataArguments { max_chars: length(&long(60, 1)), ..undivided() }),
+        ("longer", DataArguments { min_chars: length(&format!("{} on", long(60, 1))), ..undivided() }),
+        ("distinct", DataArguments { deduplicate: true, ..undivided() }),
+        ("documents", DataArguments { packing: false, ..undivided() }),
+        ("fitting", DataArguments { packing_strategy: PackingStrategy::BestFit, ..undivided() }),
+        ("batches", DataArguments { compat: vec![Compat::RunClm], ..undivided() }),
+        ("some", DataArguments { skip_documents: Some(2), take_documents: Some(6), ..undivided() }),
+        ("first", divided.clone()),
+    ] {
+        for way in [WHOLE, 5] {
+            prepared(&place, &format!("{name}-{way}"), (way, 100), "bytes", &settings);
+        }
+        let of = |way| blocks(&place.path(&format!("{name}-{way}")));
+        assert_eq!(of(5), of(WHOLE), "{name}");
+    }
+    // By its hash all of a document goes to one split: they are equally long, and end alike.
+    let texts: Vec<String> = (0..20).map(|number| format!("{number:02} {}", long(60, 4))).collect();
+    std::fs::remove_file(place.path("text/a.txt")).unwrap();
+    let records: Vec<String> = texts.iter().map(|text| json!({ "text": text }).to_string()).collect();
+    place.write("text/b.jsonl", records.join("\n"));
+    let by_hash = DataArguments { validation_split_mode: ValidationSplitMode::Hash, ..divided };
+    let made = prepared(&place, "by-hash", (5, 100), "bytes", &by_hash);
+    assert_eq!(made.manifest.splits.len(), 2);
+    for split in made.manifest.splits.values() {
+        assert!(split.documents > 0 && split.text_bytes == split.documents * texts[0].len() as u64);
+    }
 }
 
 /// What is wrong with a document may come after parts of it.
@@ -112,7 +157,7 @@ fn a_document_that_turns_out_bad_leaves_nothing_behind() {
     let place = Place::new();
     let long = |seed| lines(40, seed).replace('\n', " ").into_bytes();
     let bad = [long(2), b"\xff and more words".to_vec(), long(5)].concat();
-    let skip = DataArguments { on_bad_record: OnBadRecord::Skip, ..DataArguments::default() };
+    let skip = DataArguments { on_bad_record: OnBadRecord::Skip, ..undivided() };
     for (name, parts) in
         [("with", vec![long(1), bad.clone(), long(3), bad.clone(), bad.clone()]), ("without", vec![long(1), long(3)])]
     {
@@ -122,9 +167,32 @@ fn a_document_that_turns_out_bad_leaves_nothing_behind() {
         assert_eq!(made.manifest.head.rejected_records.get("invalid_encoding").copied(), (name == "with").then_some(3));
     }
     assert_eq!(blocks(&place.path("with")), blocks(&place.path("without")));
+    // A record of JSON that is broken behind its text, has none, or has it twice.
+    let text = |seed| String::from_utf8(long(seed)).unwrap();
+    let good = |seed| json!({"n": [1, 2], "text": text(seed)}).to_string();
+    let bad = [
+        format!("{{\"text\": \"{}\", \"n\": [1, 2}}", text(7)),
+        format!("{{\"text\": \"{0}\", \"text\": \"{0}\"}}", text(8)),
+        json!({"title": text(9)}).to_string(),
+        json!({"title": text(9), "text": 5}).to_string(),
+    ];
+    let with = [&[good(1)], &bad[..], &[good(3), bad[0].clone()]].concat();
+    for (name, lines) in [("with-json", with), ("without-json", vec![good(1), good(3)])] {
+        std::fs::remove_dir_all(place.path("text")).unwrap();
+        place.write("text/a.jsonl", lines.join("\n"));
+        let made = prepared(&place, name, (5, 64), "bytes", &skip);
+        assert_eq!(made.manifest.splits.values().next().unwrap().documents, 2);
+        let rejected = made.manifest.head.rejected_records;
+        let expected = [("invalid_json", 3), ("missing_field", 1), ("not_text", 1)];
+        let expected = expected.map(|(reason, count)| (reason.to_owned(), count)).into();
+        assert_eq!(rejected, if name == "with-json" { expected } else { BTreeMap::new() });
+    }
+    assert_eq!(blocks(&place.path("with-json")), blocks(&place.path("without-json")));
+    std::fs::remove_dir_all(place.path("text")).unwrap();
+    let bad = [long(2), b"\xff and more words".to_vec(), long(5)].concat();
     // What is mended is the same in parts.
     place.write("text/a.txt", [long(1), bad].join(&b'\n'));
-    let mended = DataArguments { encoding_errors: EncodingErrors::Replace, ..DataArguments::default() };
+    let mended = DataArguments { encoding_errors: EncodingErrors::Replace, ..undivided() };
     for (name, part_bytes) in [("mended", 50), ("whole", WHOLE)] {
         prepared(&place, name, (part_bytes, 3), "bytes", &mended);
     }
@@ -136,46 +204,54 @@ fn a_document_that_turns_out_bad_leaves_nothing_behind() {
 fn a_long_document_takes_the_memory_of_its_parts() {
     let night = std::env::var("TOKENMILL_SCALE").is_ok_and(|scale| scale == "night");
     let size: usize = if night { 1 << 30 } else { 80 << 20 };
-    let place = Place::new();
-    let text = std::fs::read_to_string(root().join("quickstart/text/english/alice-in-wonderland.txt")).unwrap();
-    let path = place.write("text/a.txt", "before\n");
-    let mut file = std::io::BufWriter::new(std::fs::OpenOptions::new().append(true).open(&path).unwrap());
-    let mut left = size;
-    while left > 0 {
-        let line = text.replace('\n', " ");
-        file.write_all(line.as_bytes()).unwrap();
-        left = left.saturating_sub(line.len());
+    let alice = std::fs::read_to_string(root().join("quickstart/text/english/alice-in-wonderland.txt")).unwrap();
+    let line = alice.replace('\n', " ");
+    let escaped = json!(line).to_string();
+    let escaped = escaped.trim_matches('"');
+    // 70 parts of text in flight and their ids, 70 MiB, and what is made of them: of 1 GiB in one document it was 101. A
+    // line of JSON is held up to 64 MiB before it goes through in parts.
+    for (name, line, around, more) in [
+        ("a.txt", &line[..], ["before\n", "\nafter\n"], 128),
+        ("a.jsonl", escaped, ["{\"text\": \"before\"}\n{\"text\": \"", "\", \"n\": 1}\n{\"text\": \"after\"}\n"], 192),
+    ] {
+        let place = Place::new();
+        let path = place.write(&format!("text/{name}"), around[0]);
+        let mut file = std::io::BufWriter::new(std::fs::OpenOptions::new().append(true).open(&path).unwrap());
+        for _ in 0..size.div_ceil(line.len()) {
+            file.write_all(line.as_bytes()).unwrap();
+        }
+        file.write_all(around[1].as_bytes()).unwrap();
+        drop(file);
+        let with = peak_of_preparing(&place, "out");
+        let manifest: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(place.path("out/manifest.json")).unwrap()).unwrap();
+        assert_eq!(manifest["splits"]["train"]["documents"], 3);
+        std::fs::write(&path, around.concat()).unwrap();
+        let without = peak_of_preparing(&place, "small");
+        println!("{size} bytes in one document of {name}: {} MiB, a short one {} MiB", with >> 20, without >> 20);
+        assert!(with < without + (more << 20), "{name}: {} MiB, and {} with a short one", with >> 20, without >> 20);
     }
-    file.write_all(b"\nafter\n").unwrap();
-    drop(file);
-    let measured = |name: &str| {
-        let prepare = place.prepare(name, &["--preprocessing_num_workers", "2", "--token_cache", "false"]);
-        let mut child = std::process::Command::new(&binaries().preprocess)
-            .args(prepare.get_args())
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut peak = 0;
-        let status = loop {
-            let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0 kB");
-            peak = peak.max(line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) << 10);
-            if let Some(status) = child.try_wait().unwrap() {
-                break status;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        };
-        assert!(status.success());
-        peak
+}
+
+/// Bytes of memory that preparing the text takes at most.
+fn peak_of_preparing(place: &Place, output: &str) -> u64 {
+    let prepare = place.prepare(output, &["--preprocessing_num_workers", "2", "--token_cache", "false"]);
+    let mut child = std::process::Command::new(&binaries().preprocess)
+        .args(prepare.get_args())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut peak = 0;
+    let status = loop {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0 kB");
+        peak = peak.max(line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) << 10);
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
     };
-    let with = measured("out");
-    let manifest: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(place.path("out/manifest.json")).unwrap()).unwrap();
-    assert_eq!(manifest["splits"]["train"]["documents"], 3);
-    std::fs::write(&path, "before\n\nafter\n").unwrap();
-    let without = measured("small");
-    println!("{size} bytes in one document: {} MiB, a short one {} MiB", with >> 20, without >> 20);
-    // 70 parts of text in flight and their ids, 70 MiB, and what is made of them; of 1 GiB in one document it was 101.
-    assert!(with < without + (128 << 20), "{} MiB, and {} with a short one", with >> 20, without >> 20);
+    assert!(status.success());
+    peak
 }

@@ -187,7 +187,7 @@ fn find(job: &Job, split: Split, wanted: Wanted) -> Result<Option<Found>> {
             pool: Arc::clone(&job.pool),
         };
         let (mut parts, mut in_part, mut chosen) = (VecDeque::<Part>::new(), 0, Chosen::Outside);
-        let mut before = Before::default();
+        let (mut before, mut hash) = (Before::default(), 0);
         pipeline.run(&mut |event| {
             let frame = match event {
                 Event::Begin { partition, .. } => {
@@ -211,11 +211,12 @@ fn find(job: &Job, split: Split, wanted: Wanted) -> Result<Option<Found>> {
                     in_part += 1;
                     chosen = choice.next(own);
                     before = Before::default();
+                    let by_file = matches!(assign, Assign::Hash(_)) && source.inputs[part.file].kind == Kind::Text;
+                    let file_hash = by_file.then(|| crate::file_hash(&source.scans[part.file].blake3));
+                    hash = file_hash.unwrap_or(document.hash);
                 }
                 let Chosen::Kept(number) = chosen else { continue };
-                let by_file = matches!(assign, Assign::Hash(_)) && source.inputs[part.file].kind == Kind::Text;
-                let file_hash = by_file.then(|| crate::file_hash(&source.scans[part.file].blake3));
-                let of = assign.split_of(number, file_hash.unwrap_or(document.hash));
+                let of = assign.split_of(number, hash);
                 let (documents, tokens) = passed.entry(of).or_default();
                 let token = match wanted {
                     Wanted::Token(token) => {

@@ -96,6 +96,14 @@ impl Fields {
         Ok(Self { paths, template, root })
     }
 
+    /// The only field, if that is one of the record itself.
+    pub(super) fn key(&self) -> Option<&str> {
+        match (&self.template, &self.paths[..]) {
+            (None, [FieldPath { keys, .. }]) if keys.len() == 1 => Some(&keys[0]),
+            _ => None,
+        }
+    }
+
     /// The flag that names them.
     pub fn flag(&self) -> &'static str {
         if self.template.is_some() { FLAG } else { "--text_field" }

@@ -62,7 +62,7 @@ fn whatever_a_file_holds_reading_it_ends() {
             data.keep_linebreaks = *mutator.choose(&[true, false]);
         });
         let result = |read_bytes| match found_in(name, &bytes, &rules, read_bytes) {
-            Ok(Found { documents, bad }) => Ok((documents, bad.into_iter().map(|bad| bad.0).collect::<Vec<_>>())),
+            Ok(Found { documents, bad, .. }) => Ok((documents, bad.into_iter().map(|bad| bad.0).collect::<Vec<_>>())),
             Err(error) => Err(error.exit_code()),
         };
         let found = result(1 << 20);
@@ -122,4 +122,48 @@ fn whatever_a_line_holds_serde_json_says_the_same() {
     }
     assert!(taken > 100 && refused > count / 4, "{taken} taken, {refused} refused");
     record("lines of JSON", seed, count);
+}
+
+/// A long line is the record that it is when it is held, wherever it is cut, unless it has the field twice.
+#[test]
+fn whatever_a_long_line_holds_it_is_the_record_that_a_short_one_is() {
+    let seeds: Vec<Vec<u8>> = [
+        r#"{"text": "a\u78e8\n, b \ud83d\ude00 c", "n": [1, -2.5e3, "text", {"text": "\\"}]}"#,
+        r#"{"id": "\ud83d", "x": {"text": "no"}, "te\u0078t": "and \"so\" on, \\ and 磨坊，水"}"#,
+        r#"{"text": "b", "text": "c"}"#,
+        r#" { "text" : null , "x" : {} } "#,
+    ]
+    .map(|line| line.as_bytes().to_vec())
+    .to_vec();
+    let seed = 11;
+    let mut mutator = Mutator::new(seed);
+    let (held, mut parts) = (rules_of(|_| {}), rules_of(|_| {}));
+    parts.part_bytes = Some(1);
+    let (mut taken, mut refused, mut twice) = (0, 0, 0);
+    let count = count(1_500);
+    for number in 0..count {
+        let line = mutator.choose(&seeds);
+        let line = if number % 3 == 0 { line.clone() } else { mutator.change(line) };
+        let line: Vec<u8> = line.into_iter().filter(|byte| *byte != b'\n').collect();
+        // The first piece ends somewhere in it.
+        let before = parts.record_bytes() - number as usize % 128;
+        let padded = [&vec![b' '; before][..], &line[..], &[b' '; 128], b"\n{\"text\": \"next\"}\n"].concat();
+        let of = |rules: &Rules| found_in("a.jsonl", &padded, rules, 1).unwrap();
+        let (held, found) = (of(&held), of(&parts));
+        let reasons = |found: &Found| found.bad.iter().map(|bad| bad.0).collect::<Vec<_>>();
+        let shown = String::from_utf8_lossy(&line);
+        if found.bad.iter().any(|bad| bad.1.contains("more than once")) {
+            assert!(line.windows(6).filter(|name| name.starts_with(b"\"te")).count() > 1, "{shown}");
+            twice += 1;
+            continue;
+        }
+        assert_eq!((&found.documents, reasons(&found)), (&held.documents, reasons(&held)), "{number} {shown}");
+        if found.bad.is_empty() {
+            taken += 1;
+        } else {
+            refused += 1;
+        }
+    }
+    assert!(taken > count / 10 && refused > count / 10 && twice > count / 20, "{taken} {refused} {twice}");
+    record("long lines of JSON", seed, count);
 }

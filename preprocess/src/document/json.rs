@@ -10,17 +10,35 @@ use tokenmill_shared::{Error, Location, Result};
 
 use super::fields::Record;
 use super::lines::{LINE_LIMIT, Lines, Newlines};
+use super::long_record::LongRecord;
 use super::{Bad, Document, Extent, Flow, PASS_OVER, Reading, Reason, Sink, invalid_encoding, too_long};
 use crate::decode;
 use crate::encoding::{TextEncoding, Transcoded};
 
 /// One object a line; blank lines are none.
 pub(super) fn lines(reading: &Reading<'_>, sink: &mut dyn Sink) -> Result<()> {
-    let mut lines = Lines::open(reading, Newlines::LineFeed)?;
     let encoding = reading.start.encoding;
+    let long_from = LongRecord::from_bytes(reading);
+    let mut lines = Lines::open_in_pieces(reading, Newlines::LineFeed, long_from)?;
     let mut record = reading.start.records;
     let mut scratch = String::new();
+    let mut long = None;
     while let Some(line) = lines.next_line()? {
+        if long.is_some() || line.goes_on || long_from.is_some_and(|bytes| lines.content(line).len() >= bytes) {
+            let whole: &mut LongRecord<'_> = long.get_or_insert_with(|| {
+                record += 1;
+                LongRecord::new(reading, record, line.offset)
+            });
+            let mut flow = whole.push(lines.content(line), line.offset, sink)?;
+            if !line.goes_on && flow == Flow::Continue {
+                flow = whole.end(line.end, sink)?;
+                long = None;
+            }
+            if flow == Flow::Stop {
+                break;
+            }
+            continue;
+        }
         record += 1;
         let bytes = lines.content(line);
         let at = || Location::record(&reading.input.name, record).at_byte(line.offset);

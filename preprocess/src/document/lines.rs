@@ -59,9 +59,14 @@ pub(super) struct Lines<'a> {
     ended: bool,
     /// Bytes of the present line that were let go.
     dropped: u64,
-    /// Bytes from which on a line comes in pieces.
-    piece_bytes: usize,
+    /// Bytes from which on a line comes in pieces, if it does.
+    piece_bytes: Option<usize>,
+    /// Whether the last one was a piece of a line that goes on.
+    within: bool,
 }
+
+/// What there is of a line that goes on makes a piece from so many bytes on.
+const PIECE_BYTES: usize = 512 << 10;
 
 /// A line end in a window.
 struct Found {
@@ -85,19 +90,21 @@ impl<'a> Lines<'a> {
             offset: start.at,
             ended: false,
             dropped: 0,
-            piece_bytes: usize::MAX,
+            piece_bytes: None,
+            within: false,
         })
     }
 
-    /// The same, but of UTF-8 a line of more than `piece_bytes` in pieces, each decoded as it would be in the line.
+    /// The same, but of UTF-8 a line from `piece_bytes` on in pieces, each decoded as it would be in the line. A line of any
+    /// length is read so.
     pub(super) fn open_in_pieces(
         reading: &Reading<'a>,
         newlines: Newlines,
         piece_bytes: Option<usize>,
     ) -> Result<Self> {
         let mut lines = Self::open(reading, newlines)?;
-        if let (Some(bytes), TextEncoding::Utf8) = (piece_bytes, lines.encoding) {
-            lines.piece_bytes = bytes.max(16);
+        if lines.encoding == TextEncoding::Utf8 {
+            lines.piece_bytes = piece_bytes.map(|bytes| bytes.max(16));
         }
         Ok(lines)
     }
@@ -138,7 +145,8 @@ impl<'a> Lines<'a> {
                 let something = self.begin < self.filled || self.dropped > 0;
                 return Ok(something.then(|| self.take(self.filled, self.filled, false, false)));
             }
-            if self.filled - self.begin > self.piece_bytes {
+            let rest = if self.within { PIECE_BYTES } else { usize::MAX };
+            if self.piece_bytes.is_some_and(|bytes| self.filled - self.begin >= bytes.min(rest)) {
                 return Ok(Some(self.take_piece()));
             }
             if self.filled - self.begin > LINE_LIMIT {
@@ -185,7 +193,8 @@ impl<'a> Lines<'a> {
         let dropped = std::mem::take(&mut self.dropped);
         self.begin = next;
         self.offset += dropped + (next - begin) as u64;
-        let is_whole = dropped == 0 && content_end - begin <= LINE_LIMIT;
+        let is_whole = dropped == 0 && (content_end - begin <= LINE_LIMIT || self.piece_bytes.is_some());
+        self.within = false;
         // Of a line that is too long nothing is left.
         let begin = if is_whole { begin } else { content_end };
         Line { begin, content_end, plain: plain && is_whole, terminated, goes_on: false, offset, end: self.offset }
@@ -197,7 +206,9 @@ impl<'a> Lines<'a> {
         let begins = |byte: &u8| *byte & 0xc0 != 0x80;
         let last = &self.buffer[self.filled - 4..self.filled];
         let end = last.iter().rposition(begins).map_or(self.filled, |at| self.filled - 4 + at);
-        Line { goes_on: true, ..self.take(end, end, false, false) }
+        let piece = self.take(end, end, false, false);
+        self.within = true;
+        Line { goes_on: true, ..piece }
     }
 
     /// Reads more behind what is there, moving it to the front first.

@@ -13,9 +13,11 @@ mod columns;
 mod csv;
 pub(crate) mod cuts;
 mod fields;
+mod growing;
 mod json;
 mod length;
 mod lines;
+mod long_record;
 mod parquet;
 mod row_groups;
 mod text;
@@ -63,6 +65,10 @@ pub struct Rules {
 /// filled what may be in flight, and 1 GiB in one document took 241 MiB of memory.
 pub const PART_BYTES: usize = 512 << 10;
 
+/// A line of JSON of so many parts, 64 MiB, is not held whole. Shorter ones are: they may have a field twice, of which the last
+/// counts, and their bytes go to a quarantine.
+const RECORD_PARTS: usize = 128;
+
 fn is_utf8(encoding: &Encoding) -> bool {
     *encoding == Encoding::Utf8
 }
@@ -107,6 +113,11 @@ impl Rules {
         let any_length = self.max_chars.is_none() && self.min_chars.unwrap_or(0) <= part_bytes as u64 / 4;
         let in_parts = follow && any_length && !data.deduplicate;
         Self { part_bytes: in_parts.then_some(part_bytes), ..self }
+    }
+
+    /// Bytes from which on a line of JSON is not held whole.
+    fn record_bytes(&self) -> usize {
+        self.part_bytes.map_or(LINE_LIMIT, |bytes| bytes.saturating_mul(RECORD_PARTS).min(LINE_LIMIT))
     }
 
     fn fields(&self) -> Result<Fields> {
@@ -351,7 +362,7 @@ fn too_long(at: Location, found: u64) -> Error {
         what: "a document's size in bytes",
         found,
         limit: LINE_LIMIT as u64,
-        remedy: "cut it into smaller ones (for .txt, --sample_by line or paragraph may do), or pass over such with --on_bad_record skip",
+        remedy: "cut it into smaller ones (for .txt, --sample_by line or paragraph may do), put it into .txt or .jsonl, which are read in parts where the tokenizer allows it, or pass over such with --on_bad_record skip",
     }
 }
 

@@ -79,15 +79,24 @@ fn errors_name_record_and_byte() {
 pub(super) struct Found {
     pub documents: Vec<(u64, String)>,
     pub bad: Vec<(Reason, String)>,
+    /// Whether the last document is not whole yet.
+    open: bool,
 }
 
 impl Sink for Found {
     fn document(&mut self, document: Document<'_>) -> Result<Flow> {
-        self.documents.push((document.record, document.text.to_owned()));
+        if document.extent.begins {
+            self.documents.push((document.record, String::new()));
+        }
+        self.documents.last_mut().unwrap().1.push_str(document.text);
+        self.open = !document.extent.ends;
         Ok(Flow::Continue)
     }
 
     fn bad(&mut self, bad: Bad<'_>) -> Result<Flow> {
+        if std::mem::take(&mut self.open) {
+            self.documents.pop();
+        }
         self.bad.push((bad.reason, bad.error.to_string()));
         Ok(Flow::Continue)
     }

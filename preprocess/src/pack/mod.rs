@@ -144,8 +144,9 @@ pub struct Packer {
     streams: BTreeMap<Split, Stream>,
     width: TokenWidth,
     choice: Choice,
-    /// What became of the document that came last.
+    /// What became of the document that came last, and the hash by which it is assigned: of one in parts that of the first.
     chosen: Chosen,
+    hash: u32,
     assign: Assign,
     /// Documents seen under the present assignment, of those that are taken.
     seen: u64,
@@ -203,6 +204,7 @@ impl Packer {
             width,
             choice: Choice::new(job.data.deduplicate),
             chosen: Chosen::Outside,
+            hash: 0,
             assign: Assign::All(Split::Train),
             seen: 0,
             duplicates: 0,
@@ -232,10 +234,11 @@ impl Packer {
             ids = rest;
             if document.extent.begins {
                 self.chosen = self.choice.next(own);
+                self.hash = file_hash(place).unwrap_or(document.hash);
             }
             let chosen = self.chosen;
             let (Chosen::Kept(number) | Chosen::Duplicate(number)) = chosen else { continue };
-            let split = self.assign.split_of(number, file_hash(place).unwrap_or(document.hash));
+            let split = self.assign.split_of(number, self.hash);
             let stream = self.streams.get_mut(&split).expect("the splits were named at the start");
             self.seen = number + 1;
             if chosen == Chosen::Duplicate(number) {

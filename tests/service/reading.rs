@@ -130,6 +130,27 @@ fn text_is_served_as_it_is_prepared() {
     assert!(blocks.is_none_or(|blocks| blocks == len as u64 - 3), "{blocks:?}");
 }
 
+/// A reader that is told nothing would take it for the end of an epoch.
+#[test]
+fn text_that_is_all_set_aside_is_said_to_have_nothing_to_train_on() {
+    let place = prepared();
+    tokenmill_tests::run(&mut place.prepare("whole", &[])).ok();
+    let blocks = Dataset::open(&place.path("whole")).unwrap().split(Split::Train).unwrap().unwrap().len();
+    for (set_aside, left) in [(blocks - 1, 1), (blocks, 0), (blocks + 1, 0)] {
+        let serving = Serving::start(&place, true, &["--max_eval_samples", &set_aside.to_string()]);
+        let service = serving.service("text", None);
+        assert_eq!(all(&service, service.ticket(Split::Validation), None).len() as u64, set_aside.min(blocks));
+        let first = service.blocks(service.ticket(Split::Train), None).next_block();
+        if left > 0 {
+            assert!(first.unwrap().is_some());
+            continue;
+        }
+        let said = first.unwrap_err().to_string();
+        let parts = [&format!("makes {blocks} blocks"), &format!("first {set_aside}"), "--max_eval_samples"];
+        assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+    }
+}
+
 #[test]
 fn what_is_asked_wrongly_is_refused_with_the_reason() {
     let place = prepared();

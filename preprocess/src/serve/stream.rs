@@ -167,6 +167,8 @@ struct Reading {
     /// Positions below this are those of the split.
     end: u64,
     from: Position,
+    /// Blocks of the text so far.
+    passed: u64,
     blocks: Option<Blocks>,
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -198,7 +200,8 @@ fn open_live(live: Live, ticket: Ticket, permit: Option<OwnedSemaphorePermit>) -
     let rows = rows(block_size, width);
     let messages = Messages::new(block_size, width, rows);
     let schema = messages.schema();
-    let reading = Reading { live, ticket, messages, rows, before, end, from, blocks: None, _permit: permit };
+    let passed = from.block;
+    let reading = Reading { live, ticket, messages, rows, before, end, from, passed, blocks: None, _permit: permit };
     let batches = stream::try_unfold(Behind(Some(Box::new(reading))), |mut reading| async move {
         let taken = reading.0.take();
         let mut inner = taken.expect("put back after each batch");
@@ -222,6 +225,22 @@ impl Drop for Behind {
 }
 
 impl Reading {
+    /// Refuses a text of which nothing is left to train on: a reader from its beginning would take that for its end.
+    fn check_any(&self) -> Result<()> {
+        let Self { ticket, passed, before, .. } = self;
+        if ticket.split != Split::Train || ticket.position > 0 || passed > before {
+            return Ok(());
+        }
+        let reason = if *before > 0 {
+            format!(
+                "makes {passed} blocks, and the first {before} are set aside for validation; serve more text, or with a smaller --max_eval_samples or --validation_split_percentage 0"
+            )
+        } else {
+            "makes no block; serve more text, or ask for a smaller block_size".to_owned()
+        };
+        Err(Error::config(&ticket.dataset, reason))
+    }
+
     /// The next batch; `None` at the end of the split.
     fn next(&mut self) -> Result<Option<Batch>> {
         if self.blocks.is_none() {
@@ -230,7 +249,11 @@ impl Reading {
         let mut some: Vec<(u64, Block)> = Vec::new();
         let blocks = self.blocks.as_mut().expect("opened above");
         while some.len() < self.rows {
-            let Some(block) = blocks.next().transpose()? else { break };
+            let Some(block) = blocks.next().transpose()? else {
+                self.check_any()?;
+                break;
+            };
+            self.passed = block.next.block;
             let number = block.next.block - 1;
             let Some(position) = number.checked_sub(self.before) else { continue };
             if position >= self.end {

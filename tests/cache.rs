@@ -148,7 +148,11 @@ fn what_a_running_job_needs_is_not_pruned() {
 fn a_file_system_that_does_not_keep_its_word_is_refused() {
     let place = Place::new();
     place.write("text/a.txt", lines(20, 1));
-    for (mode, says) in [("nolock", "a lock does not keep others out"), ("nocreate", "can be created again")] {
+    for (mode, says) in [
+        ("nolock", "a lock does not keep others out"),
+        ("nocreate", "can be created again"),
+        ("norename", "does not do so at once"),
+    ] {
         let mut command = place.prepare("out", &[]);
         command.env("LD_PRELOAD", shim()).env("FAULT_MODE", mode);
         run(&mut command).fails(2, &[place.path("cache").to_str().unwrap(), says, "local disk"]);

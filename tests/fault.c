@@ -2,7 +2,8 @@
  *
  * FAULT_AT=N     the call to hit, counted from 1 (0: only count)
  * FAULT_MODE     kill (SIGKILL before the call), enospc or eio (fail this call and all later writes);
- *                nolock or nocreate: a file system that locks nothing, or creates what is there, says yes and goes on
+ *                nolock, nocreate or norename: a file system that locks nothing, creates what is there, or leaves a
+ *                file where it is, says yes and goes on
  * FAULT_LOG      a file that gets the calls at exit, one letter each (w, f, r, m, u) and a newline, or
  *                "hit <call>\n" when the fault fires
  * FAULT_UNDER    only calls on files below this directory count
@@ -53,6 +54,11 @@ static int fd_below(int fd) {
   return path[0] == '/' && below(path);
 }
 
+static int is_mode(const char *name) {
+  const char *mode = getenv("FAULT_MODE");
+  return mode && !strcmp(mode, name);
+}
+
 /* 0 to go on, else the errno to fail with */
 static int hit(const char *name) {
   long at = getenv("FAULT_AT") ? atol(getenv("FAULT_AT")) : 0;
@@ -91,16 +97,12 @@ int fdatasync(int fd) {
 int rename(const char *from, const char *to) {
   REAL(int, "rename", const char *, const char *);
   if (below(to)) FAIL_IF("rename");
-  return real(from, to);
+  return is_mode("norename") ? 0 : real(from, to);
 }
 int mkdir(const char *path, mode_t mode) {
   REAL(int, "mkdir", const char *, mode_t);
   if (below(path)) FAIL_IF("mkdir");
   return real(path, mode);
-}
-static int is_mode(const char *name) {
-  const char *mode = getenv("FAULT_MODE");
-  return mode && !strcmp(mode, name);
 }
 int flock(int fd, int operation) {
   REAL(int, "flock", int, int);

@@ -208,6 +208,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_open_store_keeps_its_partitions_from_being_pruned() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = crate::store::Store::open(dir.path()).unwrap();
+        store.create("abcdef").unwrap().publish().unwrap();
+        let all = Criteria { older_than: Some(Duration::ZERO), max_bytes: None };
+        let pruned = prune(dir.path(), all).unwrap();
+        assert_eq!((pruned.removed.len(), pruned.in_use.len()), (0, 1));
+        assert!(store.contains("abcdef").unwrap());
+        // As it is by the job's other threads.
+        let other = store.clone();
+        drop(store);
+        assert_eq!(prune(dir.path(), all).unwrap().in_use.len(), 1);
+        drop(other);
+        assert_eq!(prune(dir.path(), all).unwrap().removed.len(), 1);
+    }
+
+    #[test]
     fn sizes_and_times_have_units() {
         assert_eq!(["0", "17", "20G", "3K"].map(bytes), [Ok(0), Ok(17), Ok(20 << 30), Ok(3 << 10)]);
         assert_eq!(duration("30d"), Ok(Duration::from_secs(30 * 86_400)));

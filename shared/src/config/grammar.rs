@@ -154,7 +154,7 @@ fn explain(error: &clap::Error) -> Error {
     let flag = flag.split_whitespace().next().unwrap_or_default().to_owned();
     let value = context(ContextKind::InvalidValue).unwrap_or_default();
     let reason = match error.kind() {
-        ErrorKind::UnknownArgument => match context(ContextKind::SuggestedArg) {
+        ErrorKind::UnknownArgument => match context(ContextKind::SuggestedArg).filter(|near| is_near(&flag, near)) {
             Some(near) => format!("unknown flag; did you mean {near}?"),
             None => "unknown flag; --help lists them all".to_owned(),
         },
@@ -170,6 +170,15 @@ fn explain(error: &clap::Error) -> Error {
         _ => error.to_string().trim_start_matches("error: ").lines().next().unwrap_or_default().to_owned(),
     };
     Error::config(flag, reason)
+}
+
+/// Whether who wrote `flag` may have meant `other`: the beginning of it, or one letter in three or fewer is wrong. What clap
+/// finds nearest may be far: of `--dataset_dir`, where that is no flag, `--dataloader_persistent_workers`.
+fn is_near(flag: &str, other: &str) -> bool {
+    let [flag, other] = [flag, other].map(|name| name.trim_start_matches('-').replace('-', "_"));
+    let (shorter, longer) = if flag.len() < other.len() { (&flag, &other) } else { (&other, &flag) };
+    let begins = shorter.len() >= 4 && longer.starts_with(shorter.as_str());
+    begins || strsim::osa_distance(&flag, &other) * 3 <= shorter.chars().count()
 }
 
 /// A truth value as Hugging Face's parser reads it.
@@ -237,6 +246,29 @@ mod tests {
         let more = ["--push-to-hub", "no", "--deepspeed", "none", "--local_rank", "-1", "--block_size", "8"];
         assert_eq!(data(&[&words[..], &more[..]].concat()).unwrap().block_size, Some(8));
         assert!(data(&["--hub_model_id", "org/x", "--hub_strategy"]).unwrap_err().to_string().contains("hub_strategy"));
+    }
+
+    #[test]
+    fn only_a_flag_that_is_near_is_suggested() {
+        for (flag, other) in [
+            ("--blok_size", "--block_size"),
+            ("--learning-rat", "--learning_rate"),
+            ("--block", "--block_size"),
+            ("--lora_rnak", "--lora_rank"),
+            ("--pakcing", "--packing"),
+        ] {
+            assert!(is_near(flag, other), "{flag} {other}");
+        }
+        for (flag, other) in [
+            ("--dataset_dir", "--dataloader_persistent_workers"),
+            ("--per_gpu", "--use_cpu"),
+            ("--no", "--no_cuda"),
+            ("--seed", "--fp16"),
+        ] {
+            assert!(!is_near(flag, other), "{flag} {other}");
+        }
+        let said = data(&["--text_dir", "x"]).unwrap_err().to_string();
+        assert!(said.contains("--help lists them all"), "{said}");
     }
 
     #[test]

@@ -87,6 +87,14 @@ def check(work, store, programs):
     assert losses(train("store", "--dataset_dir", f"{address}/one")[1]) == trained and len(trained[0]) >= 3
     mixed = [losses(train(f"mixed-{name}", "--dataset_dir", f"a={one}:3", f"b={local}:1")[1]) for name, one in (("local", local), ("store", f"{address}/one"))]
     assert mixed[0] == mixed[1] != trained
+    serving = start("preprocess", "serve", "--dataset_dir", f"one={address}/one", "--listen", "127.0.0.1:0")
+    try:
+        at = json.loads(serving.stderr.readline())["at"]
+        served = losses(train("served", "--data_service", f"{at}/one")[1])
+    finally:
+        serving.kill()
+        serving.communicate()
+    assert served == trained, (served, trained)
     print("ok   a dataset in an S3-compatible store: the bytes of a local one, read, traced and trained on to the same bits")
 
     # Killed while it uploads: nothing is there, and the same command ends it.

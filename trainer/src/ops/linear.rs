@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::cpu::{tensor, values, write};
+use super::cpu::{add, tensor, values, write};
 use super::matmul::{Matrix, product};
 use super::precision::Precision;
 use crate::gradients::Slot;
@@ -64,7 +64,9 @@ pub fn forward_add(
     precision: Precision,
 ) -> Result<Tensor> {
     if precision != Precision::F32 {
-        return forward(x, weight, bias, precision)? + residual;
+        let y = forward(x, weight, bias, precision)?;
+        add(&y, residual)?;
+        return Ok(y);
     }
     let ((rows, input), (output, _)) = (x.dims2()?, weight.dims()?);
     let mut y = values(residual)?.to_vec();

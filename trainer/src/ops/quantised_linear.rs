@@ -6,7 +6,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::cpu::{tensor, values, write};
+use super::cpu::{add, tensor, values, write};
 use super::llm_int8;
 use super::matmul::{Matrix, product, product_columns};
 use super::precision::Precision;
@@ -51,7 +51,9 @@ pub fn forward_add(
     residual: &Tensor,
     precision: Precision,
 ) -> Result<Tensor> {
-    forward(x, weight, bias, precision)? + residual
+    let y = forward(x, weight, bias, precision)?;
+    add(&y, residual)?;
+    Ok(y)
 }
 
 fn add_product(x: &[f32], rows: usize, weight: &Quantised, y: &mut [f32], precision: Precision) {

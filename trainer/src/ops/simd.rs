@@ -14,12 +14,17 @@ pub fn run<R>(work: impl FnOnce() -> R) -> R {
 
 /// e^x with a relative error below 4e-7 on [-87, 88], clamped outside: range reduction to ±ln 2 / 2 with
 /// Cody and Waite's two-part constant, then a polynomial of degree 6.
+///
+/// No number is cast: a cast of Rust's saturates, which compilers do value by value, and took four fifths of the time.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
+    /// 1.5 · 2²³: a sum with it is rounded to an integer, which is in its lowest bits.
+    const ROUNDING: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_145_75;
     const LN2_LOW: f32 = 1.428_606_8e-6;
     let x = x.clamp(-87.0, 88.0);
-    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+    let rounded = x * std::f32::consts::LOG2_E + ROUNDING;
+    let n = rounded - ROUNDING;
     let r = x - n * LN2_HIGH - n * LN2_LOW;
     let p = 1.394_5e-3f32;
     let p = 8.333_681e-3 + r * p;
@@ -28,7 +33,8 @@ pub fn exp(x: f32) -> f32 {
     let p = 0.5 + r * p;
     let p = 1.0 + r * p;
     let p = 1.0 + r * p;
-    p * f32::from_bits(((n as i32 + 127) << 23) as u32)
+    // The lowest nine bits of `ROUNDING` are zero: what is left is the exponent of 2ⁿ.
+    p * f32::from_bits(rounded.to_bits().wrapping_add(127) << 23)
 }
 
 /// tanh x with a relative error below 4e-7: near 0, where 1 − 2/(e²ˣ + 1) cancels, by Cephes' polynomial.
@@ -104,6 +110,19 @@ pub fn exp_and_sum(x: &mut [f32], scale: f32, shift: f32) -> f32 {
         sum += *x;
     }
     sum
+}
+
+/// Σ e^(x − shift).
+#[inline(always)]
+pub fn sum_of_exp(x: &[f32], shift: f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (whole, rest) = x.split_at(x.len() / LANES * LANES);
+    for x in whole.chunks_exact(LANES) {
+        for lane in 0..LANES {
+            lanes[lane] += exp(x[lane] - shift);
+        }
+    }
+    lanes.iter().sum::<f32>() + rest.iter().map(|x| exp(x - shift)).sum::<f32>()
 }
 
 #[cfg(test)]

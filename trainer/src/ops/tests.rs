@@ -392,6 +392,44 @@ fn cross_entropy_is_the_sum_over_labels_and_ignores_the_rest() {
     assert!(cross_entropy::forward(&x, head, &[30; 40], Precision::F32).unwrap_err().to_string().contains("label 30"));
 }
 
+/// More rows than have logits at once and more tasks than one, of slices the last of which is short.
+#[test]
+fn cross_entropy_of_a_large_vocabulary_is_that_of_the_whole() {
+    let (rows, width, vocab) = (40, 5, 512 * 600 + 37);
+    let (x, w) = (random(&[rows, width], 1), random(&[vocab, width], 2));
+    let label = |row: usize| if row % 7 == 3 { cross_entropy::IGNORE } else { (row * 7_919_191 % vocab) as u32 };
+    let labels: Vec<u32> = (0..rows).map(label).collect();
+    let (scale, smoothing) = (0.5, 0.1);
+    let mut found = None;
+    let dw = gradient_of(vocab * width, |gradients| {
+        let (head, slot) = (Head { weight: &w, softcap: None }, gradients.slot(0));
+        let costs = (scale as f32, smoothing as f32);
+        found = Some(cross_entropy::forward_backward(&x, head, &labels, costs, Precision::F32, slot).unwrap());
+    });
+    let (loss, dx) = found.unwrap();
+
+    let (x64, w64) = (flat(&x), flat(&w));
+    let (mut cost, mut dx64, mut dw64) = (0.0, vec![0.0; rows * width], vec![0.0; vocab * width]);
+    for (row, label) in labels.iter().enumerate().filter(|(_, label)| **label != cross_entropy::IGNORE) {
+        let x = &x64[row * width..][..width];
+        let logits: Vec<f64> = w64.chunks_exact(width).map(|w| w.iter().zip(x).map(|(w, x)| w * x).sum()).collect();
+        let log_sum = logits.iter().map(|logit| logit.exp()).sum::<f64>().ln();
+        let mean = logits.iter().sum::<f64>() / vocab as f64;
+        cost += (1.0 - smoothing) * (log_sum - logits[*label as usize]) + smoothing * (log_sum - mean);
+        for (token, logit) in logits.iter().enumerate() {
+            let is_label = f64::from(u8::from(token == *label as usize));
+            let slope = scale * ((logit - log_sum).exp() - (1.0 - smoothing) * is_label - smoothing / vocab as f64);
+            for at in 0..width {
+                dx64[row * width + at] += slope * w64[token * width + at];
+                dw64[token * width + at] += slope * x[at];
+            }
+        }
+    }
+    assert!((loss.smoothed(smoothing) / cost - 1.0).abs() < 1e-6, "{loss:?}, {cost}");
+    assert_close(&flat(&dx), &dx64, 1e-5);
+    assert_close(&dw, &dw64, 1e-5);
+}
+
 #[test]
 fn embedding_sums_the_gradients_of_repeated_ids() {
     let weight = random(&[9, 4], 1);

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::Matrix;
+use super::{Matrix, Threads};
 
 /// Rows and columns of the tile that one call of the kernel sums up: 24 of the 32 vector registers.
 const TILE: (usize, usize) = (12, 32);
@@ -21,8 +21,8 @@ const PASS_PAIRS: usize = 512;
 /// Lines of each operand that are packed at once, 8 MiB of the right one.
 const PACKED_LINES: (usize, usize) = (96 * 32, 4096);
 
-/// Rows and columns of the result that one task takes.
-const TASK: (usize, usize) = (96, 512);
+/// Rows and columns of the result that one task takes: small enough that no thread waits long for the last one.
+const TASK: (usize, usize) = (48, 256);
 
 /// Two bfloat16 that follow each other along the inner dimension, the first in the lower half.
 type Pair = u32;
@@ -55,7 +55,14 @@ unsafe impl Sync for Tiles {}
 ///
 /// # Panics
 /// Without the instructions.
-pub(super) fn matmul(a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], (first, width): (usize, usize), add: bool) {
+pub(super) fn matmul(
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    c: &mut [f32],
+    (first, width): (usize, usize),
+    add: bool,
+    threads: Threads,
+) {
     assert!(is_available(), "AVX-512 BF16");
     let (rows, columns, inner) = (a.rows, b.columns, a.columns);
     assert!(first + columns <= width && c.len() >= rows * width);
@@ -70,14 +77,14 @@ pub(super) fn matmul(a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], (first, width)
         for begin in (0..inner).step_by(2 * PASS_PAIRS) {
             let pass = (begin, (2 * PASS_PAIRS).min(inner - begin));
             let add = add || begin > 0;
-            pack_all::<{ TILE.1 }>(&mut packed_b, b, (left, columns), pass);
+            pack_all::<{ TILE.1 }>(&mut packed_b, b, (left, columns), pass, threads);
             for top in (0..rows).step_by(PACKED_LINES.0) {
                 let rows = PACKED_LINES.0.min(rows - top);
-                pack_all::<{ TILE.0 }>(&mut packed_a, a, (top, rows), pass);
+                pack_all::<{ TILE.0 }>(&mut packed_a, a, (top, rows), pass, threads);
                 let pairs = pass.1.div_ceil(2);
                 let across = columns.div_ceil(TASK.1);
                 let tasks = rows.div_ceil(TASK.0) * across;
-                (0..tasks).into_par_iter().for_each(|task| {
+                let work = |task| {
                     let (down, right) = (task / across * TASK.0, task % across * TASK.1);
                     for column in (right..columns.min(right + TASK.1)).step_by(TILE.1) {
                         let b = &packed_b[column * pairs..][..TILE.1 * pairs];
@@ -90,7 +97,11 @@ pub(super) fn matmul(a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], (first, width)
                             unsafe { tile(a, b, tiles.at(at), tiles.row_stride, size, add) };
                         }
                     }
-                });
+                };
+                match threads {
+                    Threads::All => (0..tasks).into_par_iter().for_each(work),
+                    Threads::One => (0..tasks).for_each(work),
+                }
             }
         }
     }
@@ -115,17 +126,22 @@ fn pack_all<const LINES: usize>(
     matrix: Matrix<'_>,
     (first, count): (usize, usize),
     pass: (usize, usize),
+    threads: Threads,
 ) {
     let panel = LINES * pass.1.div_ceil(2);
     let length = count.div_ceil(LINES) * panel;
     if packed.len() < length {
         packed.resize(length, 0);
     }
-    packed[..length].par_chunks_exact_mut(panel).with_min_len(2).enumerate().for_each(|(index, panel)| {
+    let work = |(index, panel): (usize, &mut [Pair])| {
         let line = index * LINES;
         // SAFETY: `matmul` looked for the instructions.
         unsafe { pack::<LINES>(panel, matrix, (first + line, LINES.min(count - line)), pass) };
-    });
+    };
+    match threads {
+        Threads::All => packed[..length].par_chunks_exact_mut(panel).with_min_len(2).enumerate().for_each(work),
+        Threads::One => packed[..length].chunks_exact_mut(panel).enumerate().for_each(work),
+    }
 }
 
 /// Packs one panel.
@@ -281,7 +297,7 @@ mod tests {
                     let c = values(rows * width, 3);
                     let expected = expected(a, b, &c, (first, width), add);
                     let mut found = c.clone();
-                    matmul(a, b, &mut found, (first, width), add);
+                    matmul(a, b, &mut found, (first, width), add, Threads::All);
                     for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
                         // Every product is at most 1, and float32 adds them.
                         let bound = 1e-6 + 1e-6 * inner as f64;

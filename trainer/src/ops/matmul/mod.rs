@@ -38,6 +38,18 @@ impl<'a> Matrix<'a> {
 }
 
 impl Matrix<'_> {
+    /// Rows and columns.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// `count` of the rows of a row-major matrix, from `first`.
+    pub fn rows(self, first: usize, count: usize) -> Self {
+        assert!(self.column_stride == 1 && first + count <= self.rows, "rows {first} to {}", first + count);
+        let values = &self.values[first * self.row_stride..][..count * self.row_stride];
+        Self { values, rows: count, ..self }
+    }
+
     /// `count` of its columns, from `first`.
     pub fn columns(self, first: usize, count: usize) -> Self {
         assert!(first + count <= self.columns, "columns {first} to {} of {}", first + count, self.columns);
@@ -62,26 +74,43 @@ pub fn matmul(a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], add: bool, threads: T
 /// `c = a · b`, or `c += a · b` if `add`, on all threads, of operands rounded to `precision`; sums are float32. `c` is
 /// row-major.
 pub fn product(a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], add: bool, precision: Precision) {
-    product_columns(a, b, c, (0, b.columns), add, precision);
+    product_on(Threads::All, a, b, c, (0, b.columns), add, precision);
 }
 
-/// The same for some columns of a wider `c`: from the first of the pair, of as many as the second.
+/// The same on the calling thread.
+pub fn product_alone(a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], add: bool, precision: Precision) {
+    product_on(Threads::One, a, b, c, (0, b.columns), add, precision);
+}
+
+/// [`product`] for some columns of a wider `c`: from the first of the pair, of as many as the second.
 pub fn product_columns(
     a: Matrix<'_>,
     b: Matrix<'_>,
     c: &mut [f32],
-    (first, width): (usize, usize),
+    columns: (usize, usize),
+    add: bool,
+    precision: Precision,
+) {
+    product_on(Threads::All, a, b, c, columns, add, precision);
+}
+
+fn product_on(
+    threads: Threads,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    c: &mut [f32],
+    columns: (usize, usize),
     add: bool,
     precision: Precision,
 ) {
     #[cfg(target_arch = "x86_64")]
     if precision == Precision::Bf16 && bf16::is_available() {
         assert_eq!(a.columns, b.rows, "inner dimensions of a matrix product");
-        return bf16::matmul(a, b, c, (first, width), add);
+        return bf16::matmul(a, b, c, columns, add, threads);
     }
     let (left, right) = (precision.operand(a.values), precision.operand(b.values));
     let (a, b) = (Matrix { values: &left, ..a }, Matrix { values: &right, ..b });
-    matmul_columns(a, b, c, (first, width), add, Threads::All);
+    matmul_columns(a, b, c, columns, add, threads);
 }
 
 /// [`matmul`] for some columns of a wider `c`: from the first of the pair, of as many as the second.

@@ -8,7 +8,7 @@ use tokenmill_shared::Result;
 use super::device::{Device, Memory, Pinned, Span};
 use super::ops::{Ops, Statistics};
 use super::weights::VOCABULARY_MULTIPLE;
-use crate::model::Config;
+use crate::model::{Config, Residual};
 
 /// Bytes of logits in memory at once.
 const LOGITS_BYTES: usize = 512 << 20;
@@ -37,6 +37,15 @@ pub struct Widths {
     pub drops: bool,
 }
 
+/// What the norm of a branch keeps: the branch, (N, D) f32, and its statistics. Nothing where branches are not normed.
+#[derive(Debug, Clone, Copy)]
+pub struct Ended {
+    /// (N, D) f32.
+    pub sum: Span,
+    /// Of `sum`.
+    pub statistics: Statistics,
+}
+
 /// What a layer keeps for its backward; N rows. See `decoder.rs` for the order in which it is made.
 #[derive(Debug, Clone, Copy)]
 pub struct Saved {
@@ -62,6 +71,10 @@ pub struct Saved {
     pub input_statistics: Statistics,
     /// Of the second.
     pub middle_statistics: Statistics,
+    /// What attention adds.
+    pub attention_end: Ended,
+    /// What the feed-forward layer adds.
+    pub output_end: Ended,
 }
 
 /// All of it.
@@ -73,8 +86,10 @@ pub struct Buffers {
     saved: Vec<Saved>,
     /// The residual stream before each layer and after the last, in turn, (N, D) f32.
     inputs: Vec<Span>,
-    /// What a branch adds to the residual stream, (N, D).
+    /// What a branch adds to the residual stream, (N, D), or the gradient of that.
     pub branch: Span,
+    /// The same gradient in f32, where branches are normed and `branch` is not f32.
+    pub dbranch: Span,
     /// Embedded tokens before their norm, (N, D) f32, and its statistics.
     pub embedded: Span,
     /// Of the embedding's norm.
@@ -89,6 +104,8 @@ pub struct Buffers {
     pub rounded: Span,
     /// Gradient of a normed input, (N, D).
     pub dnormed: Span,
+    /// That of attention's, (N, D): another place where branches are parallel.
+    pub dattended: Span,
     /// Of what the last projection takes, (N, F).
     pub dgated: Span,
     /// Of attention's output, (N, H·C).
@@ -161,6 +178,11 @@ impl Buffers {
         let (heads, head_dim) = (config.num_attention_heads, config.head_dim);
         let out_width = heads * head_dim;
         let head_norms = config.layout().layers.iter().any(|layer| layer.head_norms.is_some());
+        let normed = config.layout().layers.iter().any(|layer| layer.attention_norm.or(layer.output_norm).is_some());
+        let ended = |at: &mut Allocator<'_>| -> Result<Ended> {
+            let rows = if normed { rows } else { 0 };
+            Ok(Ended { sum: at.span(rows * hidden, 4)?, statistics: at.statistics(rows)? })
+        };
         let mut saved = Vec::with_capacity(kept);
         for _ in 0..kept {
             let qkv = at.span(rows * qkv_width, size)?;
@@ -176,6 +198,8 @@ impl Buffers {
                 gated: at.span(rows * inner, size)?,
                 input_statistics: at.statistics(rows)?,
                 middle_statistics: at.statistics(rows)?,
+                attention_end: ended(&mut at)?,
+                output_end: ended(&mut at)?,
             });
         }
         let inputs = (0..inputs).map(|_| at.span(rows * hidden, 4)).collect::<Result<_>>()?;
@@ -183,19 +207,22 @@ impl Buffers {
         let most = (LOGITS_BYTES / (logit_stride * size) / 128 * 128).max(128);
         let logit_rows = rows.div_ceil(rows.div_ceil(most)).next_multiple_of(8);
         let widest = hidden.max(qkv_width).max(up_width);
-        let dx = at.span(rows * hidden, 4)?;
+        let (dx, dnormed) = (at.span(rows * hidden, 4)?, at.span(rows * hidden, size)?);
+        let parallel = config.residual == Residual::Parallel;
         Ok(Self {
             sizes,
             saved,
             inputs,
             branch: at.span(rows * hidden, size)?,
+            dbranch: at.span(if normed && size != 4 { rows * hidden } else { 0 }, 4)?,
             embedded: at.span(rows * hidden, 4)?,
             embedded_statistics: at.statistics(rows)?,
             states: at.span(rows * hidden, size)?,
             states_statistics: at.statistics(rows)?,
             dx,
             rounded: if size == 4 { dx } else { at.span(rows * hidden, size)? },
-            dnormed: at.span(rows * hidden, size)?,
+            dnormed,
+            dattended: if parallel { at.span(rows * hidden, size)? } else { dnormed },
             dgated: at.span(rows * inner, size)?,
             dout: at.span(rows * out_width, size)?,
             dqkv: at.span(rows * qkv_width, size)?,

@@ -8,13 +8,15 @@ use std::sync::Arc;
 
 use tokenmill_shared::{Error, Result};
 
-use super::buffers::{Buffers, Saved, Sizes, Widths};
+use super::buffers::{Buffers, Ended, Saved, Sizes, Widths};
 use super::device::{Device, Element, Matrix, Memory, Span};
 use super::embedding::EmbeddingOrder;
-use super::ops::{Heads, Norm, Ops, Statistics};
+use super::ops::{Branch, Heads, Norm, Ops, Statistics};
 use super::weights::Weights;
 use crate::model::layout::{self, FeedForward, Layout, Projection, Qkv};
-use crate::model::{Adapters, Batch, Config, Parameter, Place, Positions, QuantisedWeights, Seed};
+use crate::model::{
+    Adapters, Batch, Config, EmbeddingNoise, Parameter, Place, Positions, QuantisedWeights, Residual, Seed,
+};
 use crate::ops::alibi;
 use crate::ops::cross_entropy::{IGNORE, Loss};
 use crate::ops::dropout::Dropout;
@@ -98,8 +100,9 @@ pub struct Decoder {
     /// The largest rank of adapters, and the share of their input that is dropped while training.
     rank: usize,
     adapter_dropout: f32,
-    /// What is dropped in the pass that goes on; nothing in an evaluation.
+    /// What is dropped in the pass that goes on, and the noise on its embeddings; nothing in an evaluation.
     dropping: Option<Seed>,
+    noise: Option<EmbeddingNoise>,
 }
 
 /// What a model is, as far as it is copied.
@@ -182,7 +185,7 @@ impl Decoder {
                 up,
                 gated,
                 down: linear(&[down]),
-                heads: Heads { scale: kind.scale, window, ..heads },
+                heads: Heads { scale: kind.scale, window, softcap: config.attention_softcap.unwrap_or(0.0), ..heads },
             }
         });
         let layers: Vec<Layer> = layers.collect();
@@ -201,6 +204,7 @@ impl Decoder {
             rank,
             adapter_dropout: adapters.map_or(0.0, Adapters::dropout),
             dropping: None,
+            noise: None,
             plain: Ops { device, element: Element::F32 },
             ops,
             config: config.clone(),
@@ -224,8 +228,14 @@ impl Decoder {
 
     /// Adds the gradients of one micro-batch's loss; see [`Model::forward_backward`](crate::model::Model). `scales`: of
     /// the loss, and of the mean over all tokens in it.
-    pub fn forward_backward(&mut self, batch: &Batch, scales: (f32, f32), recompute: bool, seed: Seed) -> Result<Loss> {
-        self.dropping = Some(seed);
+    pub fn forward_backward(
+        &mut self,
+        batch: &Batch,
+        scales: (f32, f32),
+        recompute: bool,
+        (seed, noise): (Seed, Option<EmbeddingNoise>),
+    ) -> Result<Loss> {
+        (self.dropping, self.noise) = (Some(seed), noise);
         let layers = self.layers.len();
         let buffers = self.prepare(batch, if recompute { 1 } else { layers }, layers + 1)?;
         let result = self.pass(batch, scales, recompute, buffers);
@@ -234,7 +244,7 @@ impl Decoder {
 
     /// Loss and accuracy of one micro-batch, without gradients.
     pub fn evaluate(&mut self, batch: &Batch) -> Result<Loss> {
-        self.dropping = None;
+        (self.dropping, self.noise) = (None, None);
         let buffers = self.prepare(batch, 1, 2)?;
         let shape = Shape::of(batch);
         let result = self.forward(shape, &buffers).and_then(|()| self.loss(shape, &buffers, None)).map(|()| buffers);
@@ -244,7 +254,7 @@ impl Decoder {
     /// Logits of the last position of one sequence: (vocab).
     pub fn next_logits(&mut self, input_ids: &[u32]) -> Result<Vec<f32>> {
         let batch = Batch::new(input_ids.to_vec(), 1);
-        self.dropping = None;
+        (self.dropping, self.noise) = (None, None);
         let buffers = self.prepare(&batch, 1, 2)?;
         self.forward(Shape::of(&batch), &buffers)?;
         let (width, vocab, size) = (self.config.hidden_size, self.config.vocab_size, self.ops.element.size());
@@ -260,6 +270,9 @@ impl Decoder {
             found.iter_mut().zip(half).for_each(|(to, from)| *to = from.to_f32());
         }
         self.buffers = Some(buffers);
+        if let Some(cap) = self.config.logit_softcap {
+            found.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+        }
         Ok(found)
     }
 
@@ -419,8 +432,25 @@ impl Decoder {
         self.ops.matrix(y.part(adapter.first, count, self.ops.element.size()), linear.output)
     }
 
+    fn dropout(&self, rate: f32, place: Place) -> Option<Dropout> {
+        self.dropping?.dropout(rate, place)
+    }
+
     fn adapter_dropout(&self, adapter: &Adapter) -> Option<Dropout> {
-        self.dropping?.dropout(self.adapter_dropout, Place::Adapter(adapter.weight))
+        self.dropout(self.adapter_dropout, Place::Adapter(adapter.weight))
+    }
+
+    fn embedding_dropout(&self) -> Option<Dropout> {
+        self.dropout(self.config.dropout.embedding, Place::Embedding)
+    }
+
+    /// What is dropped of what attention adds to the residual stream in a layer, and of what the feed-forward layer adds.
+    fn end_dropout(&self, number: usize) -> [Option<Dropout>; 2] {
+        let rates = self.config.dropout;
+        [
+            self.dropout(rates.attention_output, Place::AttentionOutput(number)),
+            self.dropout(rates.feed_forward_output, Place::FeedForwardOutput(number)),
+        ]
     }
 
     /// What an adapter takes: x: (rows, in), with its part dropped; and `scale · x Aᵀ`, (rows, rank).
@@ -522,41 +552,85 @@ impl Decoder {
         let to = if self.layout.embedding_norm.is_some() { b.embedded } else { b.input(0) };
         let positions = (positions, Self::documents(shape, b).map(|(starts, _)| starts));
         self.ops.embed(to, b.ids, (embedding, self.config.embedding_scale), positions, sizes)?;
+        if let Some(noise) = self.noise {
+            self.ops.add_noise(to, noise.stream(), noise.bound(shape.time, width), rows * width)?;
+        }
+        if let Some(dropout) = self.embedding_dropout() {
+            self.plain.dropout(to, to, dropout, false, rows * width)?;
+        }
         if let Some(norm) = self.layout.embedding_norm {
             let norm = self.norm(norm);
-            self.plain.norm(to, None, (to, b.input(0)), b.embedded_statistics, &norm, (rows, width))?;
+            self.plain.norm(Some(to), None, (to, b.input(0)), b.embedded_statistics, &norm, (rows, width))?;
         }
         let mut before = None;
-        for (number, layer) in self.layers.iter().enumerate() {
-            self.layer(number, shape, before, b)?;
-            before = Some((b.saved(number).middle, (b.branch, self.bias(&layer.down))));
+        for number in 0..self.layers.len() {
+            let branch = self.layer(number, shape, before, b)?;
+            before = Some((b.saved(number).middle, branch));
         }
         let (x, branch) = before.map_or((b.input(0), None), |(x, branch)| (x, Some(branch)));
         let norm = self.norm(self.layout.final_norm);
         let sum = b.input(self.layers.len());
-        self.ops.norm(x, branch, (sum, b.states), b.states_statistics, &norm, (rows, width))
+        self.ops.norm(Some(x), branch, (sum, b.states), b.states_statistics, &norm, (rows, width))
+    }
+
+    /// What a branch adds to the residual stream, given the product of its last projection: that, or the norm of that.
+    fn end(
+        &self,
+        linear: &Linear,
+        norm: Option<layout::Norm>,
+        (saved, dropout): (Ended, Option<Dropout>),
+        rows: usize,
+        b: &Buffers,
+    ) -> Result<Branch> {
+        let branch = Branch { values: b.branch, bias: self.bias(linear), dropout };
+        let Some(norm) = norm else { return Ok(branch) };
+        let (norm, size) = (self.norm(norm), (rows, self.config.hidden_size));
+        self.ops.norm(None, Some(branch), (saved.sum, b.branch), saved.statistics, &norm, size)?;
+        Ok(Branch { values: b.branch, bias: None, dropout: None })
+    }
+
+    /// The gradient of the product of a branch's last projection, given that of the residual stream; and what that of its
+    /// bias is a sum of.
+    fn end_backward(
+        &mut self,
+        norm: Option<layout::Norm>,
+        (saved, dropout): (Ended, Option<Dropout>),
+        rows: usize,
+        b: &Buffers,
+    ) -> Result<(Span, (Span, Element))> {
+        let size = (rows, self.config.hidden_size);
+        let mut dy = b.rounded;
+        if let Some(norm) = norm {
+            let x = (saved.sum, saved.statistics);
+            self.norm_weights_backward(dy, x, norm, rows, b)?;
+            let norm = self.norm(norm);
+            let to = if self.ops.element == Element::F32 { b.branch } else { b.dbranch };
+            self.ops.norm_backward(dy, x, &norm, (to, false), b.branch, size)?;
+            dy = b.branch;
+        }
+        if let Some(dropout) = dropout {
+            self.ops.dropout(b.branch, dy, dropout, false, size.0 * size.1)?;
+            dy = b.branch;
+        }
+        // Of what was not changed there is more than was rounded.
+        let of_bias = if dy == b.rounded { (b.dx, Element::F32) } else { (dy, self.ops.element) };
+        Ok((dy, of_bias))
     }
 
     /// One layer, from the residual stream and the branch that is still to be added to it, or from its kept input, up to
-    /// its own last branch.
-    fn layer(
-        &self,
-        number: usize,
-        shape: Shape,
-        before: Option<(Span, (Span, Option<Span>))>,
-        b: &Buffers,
-    ) -> Result<()> {
+    /// its own last branch, which is to be added to `middle`.
+    fn layer(&self, number: usize, shape: Shape, before: Option<(Span, Branch)>, b: &Buffers) -> Result<Branch> {
         let (layer, parts, saved) = (&self.layers[number], &self.layout.layers[number], b.saved(number));
         let (rows, width) = (shape.rows(), self.config.hidden_size);
         let (input, size) = (b.input(number), (rows, width));
         let (x, branch) = before.map_or((input, None), |(x, branch)| (x, Some(branch)));
         let norm = self.norm(parts.input_norm);
-        self.ops.norm(x, branch, (input, saved.y), saved.input_statistics, &norm, size)?;
+        self.ops.norm(Some(x), branch, (input, saved.y), saved.input_statistics, &norm, size)?;
         self.project(saved.y, &layer.qkv, saved.raw, rows, b)?;
         if let Some(bias) = self.bias(&layer.qkv) {
             self.ops.add_bias(saved.raw, bias, (rows, layer.qkv.output))?;
         }
-        let heads = self.heads(layer, shape, b);
+        let heads = self.heads(layer, number, shape, b);
         if let Some(norms) = parts.head_norms {
             let norms = norms.map(|norm| self.norm_of(norm, self.config.head_dim));
             self.ops.head_norms(saved.raw, saved.qkv, &norms, heads)?;
@@ -567,38 +641,55 @@ impl Decoder {
         }
         self.ops.attention(saved.qkv, saved.out, saved.log_sums, self.slopes(), heads)?;
         self.project(saved.out, &layer.output, b.branch, rows, b)?;
-        let branch = Some((b.branch, self.bias(&layer.output)));
+        let [of_attention, of_output] = self.end_dropout(number);
+        let branch = self.end(&layer.output, parts.attention_norm, (saved.attention_end, of_attention), rows, b)?;
         let norm = self.norm(parts.feed_forward_norm);
-        self.ops.norm(input, branch, (saved.middle, saved.z), saved.middle_statistics, &norm, size)?;
+        let to = (saved.middle, saved.z);
+        if self.config.residual == Residual::Parallel {
+            self.ops.add_branch(input, branch, saved.middle, size)?;
+            self.ops.norm(Some(input), None, to, saved.middle_statistics, &norm, size)?;
+        } else {
+            self.ops.norm(Some(input), Some(branch), to, saved.middle_statistics, &norm, size)?;
+        }
         self.project(saved.z, &layer.up, saved.up, rows, b)?;
         let inner = (rows, layer.down.input);
         self.ops.activation(self.config.activation, saved.up, self.bias(&layer.up), saved.gated, layer.gated, inner)?;
-        self.project(saved.gated, &layer.down, b.branch, rows, b)
+        self.project(saved.gated, &layer.down, b.branch, rows, b)?;
+        self.end(&layer.down, parts.output_norm, (saved.output_end, of_output), rows, b)
     }
 
     /// Turns the gradient of a layer's output in `dx` into that of its input.
     fn layer_backward(&mut self, number: usize, shape: Shape, b: &Buffers) -> Result<()> {
         let layer = self.layers[number].clone();
         let parts = self.layout.layers[number];
-        let Saved { y, raw, qkv, out, log_sums, middle, z, up, gated, input_statistics, middle_statistics } =
-            b.saved(number);
+        let Saved { y, raw, qkv, out, log_sums, middle, z, up, gated, .. } = b.saved(number);
+        let Saved { input_statistics, middle_statistics, attention_end, output_end, .. } = b.saved(number);
+        let [of_attention, of_output] = self.end_dropout(number);
         let (rows, width) = (shape.rows(), self.config.hidden_size);
         let element = self.ops.element;
 
-        self.bias_backward((b.dx, Element::F32), &layer.down, rows, b)?;
-        self.project_backward(b.rounded, gated, &layer.down, b.dgated, rows, b)?;
+        let (dy, of_bias) = self.end_backward(parts.output_norm, (output_end, of_output), rows, b)?;
+        self.bias_backward(of_bias, &layer.down, rows, b)?;
+        self.project_backward(dy, gated, &layer.down, b.dgated, rows, b)?;
         let inner = (rows, layer.down.input);
         self.ops.activation_backward(self.config.activation, b.dgated, up, layer.gated, inner)?;
         self.bias_backward((up, element), &layer.up, rows, b)?;
         self.project_backward(up, z, &layer.up, b.dnormed, rows, b)?;
-        let x = (middle, middle_statistics);
+        let parallel = self.config.residual == Residual::Parallel;
+        let x = (if parallel { b.input(number) } else { middle }, middle_statistics);
         self.norm_weights_backward(b.dnormed, x, parts.feed_forward_norm, rows, b)?;
         let norm = self.norm(parts.feed_forward_norm);
-        self.ops.norm_backward(b.dnormed, x, &norm, (b.dx, true), b.rounded, (rows, width))?;
+        let into_dx =
+            |decoder: &Self| decoder.ops.norm_backward(b.dnormed, x, &norm, (b.dx, true), b.rounded, (rows, width));
+        // In parallel, what attention adds has the gradient of the layer's output.
+        if !parallel {
+            into_dx(self)?;
+        }
 
-        self.bias_backward((b.dx, Element::F32), &layer.output, rows, b)?;
-        self.project_backward(b.rounded, out, &layer.output, b.dout, rows, b)?;
-        let heads = self.heads(&layer, shape, b);
+        let (dy, of_bias) = self.end_backward(parts.attention_norm, (attention_end, of_attention), rows, b)?;
+        self.bias_backward(of_bias, &layer.output, rows, b)?;
+        self.project_backward(dy, out, &layer.output, b.dout, rows, b)?;
+        let heads = self.heads(&layer, number, shape, b);
         let scratch = (b.delta, b.expanded);
         self.ops.attention_backward(b.dout, (qkv, out, log_sums), scratch, b.dqkv, self.slopes(), heads)?;
         if let Some(table) = self.table(number) {
@@ -612,17 +703,22 @@ impl Decoder {
             self.ops.head_norms_backward(b.dqkv, raw, &norms, gradients, b.pieces, heads)?;
         }
         self.bias_backward((b.dqkv, element), &layer.qkv, rows, b)?;
-        self.project_backward(b.dqkv, y, &layer.qkv, b.dnormed, rows, b)?;
+        self.project_backward(b.dqkv, y, &layer.qkv, b.dattended, rows, b)?;
+        if parallel {
+            into_dx(self)?;
+        }
         let x = (b.input(number), input_statistics);
-        self.norm_weights_backward(b.dnormed, x, parts.input_norm, rows, b)?;
+        self.norm_weights_backward(b.dattended, x, parts.input_norm, rows, b)?;
         let norm = self.norm(parts.input_norm);
-        self.ops.norm_backward(b.dnormed, x, &norm, (b.dx, true), b.rounded, (rows, width))
+        self.ops.norm_backward(b.dattended, x, &norm, (b.dx, true), b.rounded, (rows, width))
     }
 
-    fn heads(&self, layer: &Layer, shape: Shape, b: &Buffers) -> Heads {
+    fn heads(&self, layer: &Layer, number: usize, shape: Shape, b: &Buffers) -> Heads {
+        let dropout = self.dropout(self.config.dropout.attention, Place::Attention(number));
+        let (key, rate) = dropout.map_or((0, 0.0), |dropout| (dropout.stream.key(), dropout.rate));
         let size = |value: usize| i32::try_from(value).expect("sizes of a batch fit an int");
         let (starts, ends) = Self::documents(shape, b).map_or((0, 0), |(starts, ends)| (starts.at, ends.at));
-        Heads { batch: size(shape.batch), time: size(shape.time), starts, ends, ..layer.heads }
+        Heads { batch: size(shape.batch), time: size(shape.time), starts, ends, key, rate, ..layer.heads }
     }
 
     /// Where the document of each token begins and ends, if sequences are cut.
@@ -662,7 +758,8 @@ impl Decoder {
             let states = b.states.part(first * width, count * width, size);
             self.head_product(states, count, b)?;
             let logits = (b.logits, b.logit_stride, vocab);
-            self.ops.cross_entropy(logits, labels, b.found, (first, count, rows), scales)?;
+            let part = (first, count, rows);
+            self.ops.cross_entropy(logits, labels, b.found, part, self.config.logit_softcap, scales)?;
             if scales.is_none() {
                 continue;
             }
@@ -701,6 +798,9 @@ impl Decoder {
             let to = b.input(0);
             self.plain.norm_backward(dx, x, &norm, (to, false), to, (rows, width))?;
             dx = to;
+        }
+        if let Some(dropout) = self.embedding_dropout() {
+            self.plain.dropout(dx, dx, dropout, false, rows * width)?;
         }
         if let Some(index) = self.layout.positions {
             let order = EmbeddingOrder::new(&batch.attention_documents().positions(), None);

@@ -112,6 +112,8 @@ pub enum Arg {
     Long(u64),
     /// `float`.
     Float(f32),
+    /// `double`.
+    Double(f64),
     /// `Heads`.
     Heads(Heads),
     /// `AdamW`.
@@ -355,6 +357,7 @@ impl Device {
                 Arg::Int(value) => (&raw const *value).cast(),
                 Arg::Long(value) => (&raw const *value).cast(),
                 Arg::Float(value) => (&raw const *value).cast(),
+                Arg::Double(value) => (&raw const *value).cast(),
                 Arg::Heads(heads) => (&raw const *heads).cast(),
                 Arg::AdamW(constants) => (&raw const *constants).cast(),
             };

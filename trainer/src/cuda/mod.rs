@@ -30,7 +30,6 @@ pub fn unsupported(
     let asked = [
         (integers, "--int8_threshold", "is not built for the GPU; --load_in_8bit without it is"),
         (arguments.fp16 || arguments.fp16_full_eval, "--fp16", "is not built for the GPU; --bf16 is"),
-        (arguments.neftune_noise_alpha > 0.0, "--neftune_noise_alpha", "is not built for the GPU"),
         (arguments.auto_find_batch_size, "--auto_find_batch_size", "is not built for the GPU"),
         (arguments.train_new_rows_only, "--train_new_rows_only", "is not built for the GPU"),
         (arguments.debug.contains(&Debug::UnderflowOverflow), "--debug", "underflow_overflow is not built for the GPU"),
@@ -45,10 +44,6 @@ pub fn unsupported(
 
 /// The kind of model, and what of it is not built for the GPU; `None` if all of it is.
 pub fn unsupported_model(config: &Config) -> Option<String> {
-    let layout = config.layout();
-    let dropout = config.dropout;
-    let dropped = [dropout.embedding, dropout.attention, dropout.attention_output, dropout.feed_forward_output];
-    let norms = layout.layers.iter().any(|layer| layer.attention_norm.is_some() || layer.output_norm.is_some());
     let rotated = match &config.positions {
         Positions::Rotary(ropes) => ropes.iter().all(|rope| rope.features % 2 == 0),
         Positions::Alibi | Positions::Learned => true,
@@ -60,14 +55,8 @@ pub fn unsupported_model(config: &Config) -> Option<String> {
         config.num_key_value_heads * config.head_dim,
     ];
     let reasons = [
-        (config.residual != Residual::Sequential, "branches that are not one after the other"),
-        (norms, "norms of what the branches add"),
-        (config.attention_softcap.is_some() || config.logit_softcap.is_some(), "soft-capped scores and logits"),
+        (config.residual == Residual::Normed, "branches that are added to normed values"),
         (config.normalized_head, "a normalised output projection"),
-        (
-            dropped.iter().any(|rate| *rate > 0.0),
-            "dropout (set the *_pdrop or *_dropout fields of config.json to 0 to train without it)",
-        ),
         (config.head_dim > ops::LARGEST_HEAD, "heads of more than 256 features"),
         (
             !rotated || !config.head_dim.is_multiple_of(4) || sizes.iter().any(|size| !size.is_multiple_of(4)),

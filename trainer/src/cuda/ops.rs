@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use tokenmill_shared::Result;
+use tokenmill_shared::random::Stream;
 
 use super::device::{Arg, Device, Element, Matrix, Span};
 use super::embedding::EmbeddingOrder;
@@ -21,18 +22,27 @@ pub const KERNELS: &[&str] = &[
     "adamw",
     "add_bias_bf16",
     "add_bias_f32",
+    "add_branch_bf16",
+    "add_branch_f32",
+    "add_noise",
     "attention_backward_kv_128",
+    "attention_backward_kv_128_dropping",
     "attention_backward_kv_64",
+    "attention_backward_kv_64_dropping",
     "attention_backward_kv_bf16",
     "attention_backward_kv_f32",
     "attention_backward_q_128",
+    "attention_backward_q_128_dropping",
     "attention_backward_q_64",
+    "attention_backward_q_64_dropping",
     "attention_backward_q_bf16",
     "attention_backward_q_f32",
     "attention_delta_bf16",
     "attention_delta_f32",
     "attention_forward_128",
+    "attention_forward_128_dropping",
     "attention_forward_64",
+    "attention_forward_64_dropping",
     "attention_forward_bf16",
     "attention_forward_f32",
     "column_sums_bf16",
@@ -104,10 +114,16 @@ pub struct Heads {
     pub scale: f32,
     /// Keys that a query sees; 0: all before it.
     pub window: i32,
+    /// Scores become softcap · tanh(score / softcap); 0: they stay.
+    pub softcap: f32,
+    /// The share of weights that is dropped, by the stream of `key`.
+    pub rate: f32,
     /// Where the document of each token begins in its sequence, (batch, time) words on the GPU; 0: each sequence is one.
     pub starts: u64,
     /// Where it ends.
     pub ends: u64,
+    /// See `rate`.
+    pub key: u64,
 }
 
 impl Heads {
@@ -128,8 +144,11 @@ impl Heads {
             kv_step: size(head_dim),
             scale: 1.0,
             window: 0,
+            softcap: 0.0,
+            rate: 0.0,
             starts: 0,
             ends: 0,
+            key: 0,
         }
     }
 
@@ -157,6 +176,24 @@ impl Norm {
     }
 }
 
+/// What is added to the residual stream: values (rows, features) and their bias, f32, of which something is dropped.
+#[derive(Debug, Clone, Copy)]
+pub struct Branch {
+    /// (rows, features).
+    pub values: Span,
+    /// (features).
+    pub bias: Option<Span>,
+    /// Of their sum.
+    pub dropout: Option<Dropout>,
+}
+
+impl Branch {
+    fn args(&self) -> [Arg; 4] {
+        let (key, rate) = self.dropout.map_or((0, 0.0), |dropout| (dropout.stream.key(), dropout.rate));
+        [self.values.into(), self.bias.into(), Arg::Long(key), rate.into()]
+    }
+}
+
 /// Mean and 1/√variance of each row, f32. Of RMSNorm, the scales alone.
 #[derive(Debug, Clone, Copy)]
 pub struct Statistics {
@@ -177,6 +214,11 @@ struct Tiles {
 impl Tiles {
     /// Keys or queries at a time in the backward.
     const STEP: usize = 32;
+
+    /// The kernel of an operation.
+    fn kernel(self, operation: &str, heads: &Heads) -> String {
+        format!("attention_{operation}_{}{}", self.head_dim, if heads.rate > 0.0 { "_dropping" } else { "" })
+    }
 
     /// Shared memory for so many rows.
     fn bytes(self, rows: usize) -> usize {
@@ -249,11 +291,11 @@ impl Ops {
         self.device.launch("embedding_backward_join", (order.joins, 1, 1), (256, 1), 0, &args)
     }
 
-    /// y = norm(x + branch + branch_bias), the sum being kept in `sum` if there is a branch.
+    /// y = norm(x + branch), the sum being kept in `sum` if there is a branch. y may be where the branch is.
     pub fn norm(
         &self,
-        x: Span,
-        branch: Option<(Span, Option<Span>)>,
+        x: Option<Span>,
+        branch: Option<Branch>,
         (sum, y): (Span, Span),
         statistics: Statistics,
         norm: &Norm,
@@ -261,11 +303,14 @@ impl Ops {
     ) -> Result<()> {
         // A row for each warp in shared memory, up to 48 KiB or one row.
         let warps = ((48 << 10) / (width * 4)).clamp(1, 8);
-        let bias = branch.and_then(|(_, bias)| bias);
+        let [values, bias, key, rate] =
+            branch.map_or([Arg::Null, Arg::Null, Arg::Long(0), 0.0.into()], |branch| branch.args());
         let args = [
             x.into(),
-            branch.map(|(branch, _)| branch).into(),
-            bias.into(),
+            values,
+            bias,
+            key,
+            rate,
             sum.into(),
             y.into(),
             statistics.means.into(),
@@ -279,6 +324,19 @@ impl Ops {
         ];
         let grid = (rows.div_ceil(warps), 1, 1);
         self.device.launch(&self.name("norm_forward"), grid, (warps * WARP, 1), warps * width * 4, &args)
+    }
+
+    /// sum: (rows, width) f32 = x + branch.
+    pub fn add_branch(&self, x: Span, branch: Branch, sum: Span, (rows, width): (usize, usize)) -> Result<()> {
+        let ([values, bias, key, rate], count) = (branch.args(), rows * width);
+        let args = [x.into(), values, bias, key, rate, sum.into(), width.into(), Arg::Long(count as u64)];
+        self.device.launch(&self.name("add_branch"), ((count / 4).div_ceil(256), 1, 1), (256, 1), 0, &args)
+    }
+
+    /// x: f32 += noise of this stream within ±`bound`: `count` values.
+    pub fn add_noise(&self, x: Span, stream: Stream, bound: f64, count: usize) -> Result<()> {
+        let args = [x.into(), Arg::Long(stream.key()), Arg::Double(bound), Arg::Long(count as u64)];
+        self.device.launch("add_noise", (count.div_ceil(256), 1, 1), (256, 1), 0, &args)
     }
 
     /// Adds the gradient of a norm's input to dx (f32), or sets it; `rounded` gets the sum in this type, if that is
@@ -492,7 +550,7 @@ impl Ops {
             _ => return None,
         };
         let head_dim = heads.head_dim as usize;
-        (self.element == Element::Bf16 && aligned).then_some(Tiles { head_dim, rows })
+        (self.element == Element::Bf16 && aligned && heads.softcap == 0.0).then_some(Tiles { head_dim, rows })
     }
 
     /// out: (rows, heads · head_dim); log_sums: (batch, heads, time) f32, for the backward.
@@ -502,8 +560,13 @@ impl Ops {
         match self.tiled(heads) {
             Some(tiles) => {
                 let grid = (time.div_ceil(tiles.rows), count, batch);
-                let name = format!("attention_forward_{}", tiles.head_dim);
-                self.device.launch(&name, grid, (128, 1), tiles.bytes(tiles.rows + 4 * 64), &args)
+                self.device.launch(
+                    &tiles.kernel("forward", &heads),
+                    grid,
+                    (128, 1),
+                    tiles.bytes(tiles.rows + 4 * 64),
+                    &args,
+                )
             }
             None => {
                 let grid = (time.div_ceil(4), count, batch);
@@ -538,7 +601,7 @@ impl Ops {
         };
         let grid = (time.div_ceil(tiles.rows), count, batch);
         let shared = tiles.bytes(2 * tiles.rows + 4 * Tiles::STEP);
-        self.device.launch(&format!("attention_backward_q_{}", tiles.head_dim), grid, (128, 1), shared, &args)?;
+        self.device.launch(&tiles.kernel("backward_q", &heads), grid, (128, 1), shared, &args)?;
         let grouped = count > kv_count;
         let place = |span: Span, start: usize| Span { at: span.at + 2 * start as u64, bytes: span.bytes - 2 * start };
         let width = count * tiles.head_dim;
@@ -560,8 +623,13 @@ impl Ops {
             slopes.into(),
             Arg::Heads(heads),
         ];
-        let name = format!("attention_backward_kv_{}", tiles.head_dim);
-        self.device.launch(&name, grid, (128, 1), shared + 4 * Tiles::STEP * 4, &args)?;
+        self.device.launch(
+            &tiles.kernel("backward_kv", &heads),
+            grid,
+            (128, 1),
+            shared + 4 * Tiles::STEP * 4,
+            &args,
+        )?;
         if !grouped {
             return Ok(());
         }
@@ -570,14 +638,15 @@ impl Ops {
         self.device.launch("join_heads", (values.div_ceil(256), 1, 1), (256, 1), 0, &args)
     }
 
-    /// Turns logits, (count, vocab) in rows of `stride`, into their gradients if there is a `scale`, and notes what they
-    /// cost in rows from `first` of `found`: three columns of `rows` doubles.
+    /// Turns what logits are made of, (count, vocab) in rows of `stride`, into its gradients if there is a `scale`, and notes
+    /// what they cost in rows from `first` of `found`: three columns of `rows` doubles.
     pub fn cross_entropy(
         &self,
         (logits, stride, vocab): (Span, usize, usize),
         labels: Span,
         found: Span,
         (first, count, rows): (usize, usize, usize),
+        cap: Option<f32>,
         scales: Option<(f32, f32)>,
     ) -> Result<()> {
         let (scale, smoothing) = scales.unwrap_or_default();
@@ -589,6 +658,7 @@ impl Ops {
             rows.into(),
             vocab.into(),
             stride.into(),
+            cap.unwrap_or(0.0).into(),
             scale.into(),
             smoothing.into(),
             scales.is_some().into(),

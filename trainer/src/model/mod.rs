@@ -284,7 +284,8 @@ impl Model {
     pub fn forward_backward(&mut self, batch: &Batch, scale: f32, recompute: bool) -> Result<Loss> {
         #[cfg(feature = "cuda")]
         if let Some(decoder) = &mut self.on_gpu {
-            return decoder.forward_backward(batch, (scale, self.label_smoothing), recompute, self.dropout_seed);
+            let random = (self.dropout_seed, self.embedding_noise);
+            return decoder.forward_backward(batch, (scale, self.label_smoothing), recompute, random);
         }
         self.prepare_tables(batch.seq_len);
         decoder::forward_backward(self, batch, scale, recompute).map_err(tensor_error)

@@ -19,11 +19,20 @@ pub struct EmbeddingNoise {
 }
 
 impl EmbeddingNoise {
+    /// It is uniform within plus and minus this, on sequences of `seq_len` rows of `width` features.
+    pub(crate) fn bound(self, seq_len: usize, width: usize) -> f64 {
+        f64::from(self.alpha) / ((seq_len * width) as f64).sqrt()
+    }
+
+    /// Where it comes from, value by value.
+    pub(crate) fn stream(self) -> Stream {
+        Stream::new(self.seed ^ self.pass.rotate_left(32), Purpose::EmbeddingNoise, 0)
+    }
+
     /// Adds it to embeddings (rows, features) of sequences of `seq_len` rows.
     pub(super) fn add_to(self, x: &Tensor, seq_len: usize) -> Result<()> {
         let (_, width) = x.dims2()?;
-        let bound = f64::from(self.alpha) / ((seq_len * width) as f64).sqrt();
-        let stream = Stream::new(self.seed ^ self.pass.rotate_left(32), Purpose::EmbeddingNoise, 0);
+        let (bound, stream) = (self.bound(seq_len, width), self.stream());
         write(x, |values| {
             values.par_iter_mut().with_min_len(1 << 12).enumerate().for_each(|(at, value)| {
                 *value += ((2.0 * stream.uniform(at as u64) - 1.0) * bound) as f32;

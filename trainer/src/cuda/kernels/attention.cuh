@@ -90,9 +90,28 @@ __device__ inline float row_max(float x) {
     return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
+// Multiplies values by what the weights in their places are multiplied by. This lane's first row and the tile's first
+// column are a query and a key, or a key and a query (`by_key`).
+template <int N, int M>
+__device__ inline void drop_weights(
+    float values[M][N / 8][4], const Heads& s, int batch, int head, int row, int column, bool by_key) {
+    int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+#pragma unroll
+        for (int n = 0; n < N / 8; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int r = row + m * 16 + i / 2 * 8, c = column + n * 8 + lane % 4 * 2 + i % 2;
+                values[m][n][i] *= by_key ? kept_weight(s, batch, head, c, r) : kept_weight(s, batch, head, r, c);
+            }
+        }
+    }
+}
+
 // Grid (time / (64 M), heads, batch). Log sums are those of the plain kernel times log2 e. Shared: a tile of 64 M rows,
 // 4 of 64.
-template <int D, int M>
+template <int D, int M, bool DROPS>
 __device__ void attention_forward(const bf16* qkv, bf16* out, float* log_sums, const float* slopes, Heads s) {
     constexpr int ROWS = 64 * M, KEYS = 64, STRIDE = Tile<D>::STRIDE;
     DYNAMIC_SHARED(bf16, shared);
@@ -180,6 +199,7 @@ __device__ void attention_forward(const bf16* qkv, bf16* out, float* log_sums, c
                 }
             }
         }
+        if constexpr (DROPS) drop_weights<KEYS, M>(scores, s, batch, head, query, first_key, false);
         multiply_weights<D, KEYS, M>(o, scores, v_tiles + stage * KEYS * STRIDE);
         wait_for_copies();
         __syncthreads();
@@ -200,7 +220,7 @@ __device__ void attention_forward(const bf16* qkv, bf16* out, float* log_sums, c
 }
 
 // The gradients of queries. Grid as above. Shared: 2 tiles of 64 M rows, 4 of KEYS.
-template <int D, int M, int KEYS>
+template <int D, int M, int KEYS, bool DROPS>
 __device__ void attention_backward_q(
     const bf16* qkv, const bf16* dout, const float* log_sums, const float* delta, bf16* dqkv, const float* slopes,
     Heads s) {
@@ -260,6 +280,7 @@ __device__ void attention_backward_q(
         clear<KEYS / 8, M>(slopes_of_weights);
         multiply_rows<D, KEYS, M>(scores, q_tile, warp * 16 * M, k_tile);
         multiply_rows<D, KEYS, M>(slopes_of_weights, d_tile, warp * 16 * M, v_tile);
+        if constexpr (DROPS) drop_weights<KEYS, M>(slopes_of_weights, s, batch, head, query, first_key, false);
         bool whole = first_key + KEYS <= first_query && first_query + ROWS <= s.time && !bounded && !slopes;
 #pragma unroll
         for (int m = 0; m < M; m++) {
@@ -287,7 +308,7 @@ __device__ void attention_backward_q(
 
 // The gradients of keys and values, of each query head by itself: rows of `stride` values, those of head h from h * step
 // on. Grid (time / (64 M), heads, batch). Shared: 2 tiles of 64 M rows, 4 of QUERIES, and 4 floats for each of these.
-template <int D, int M, int QUERIES>
+template <int D, int M, int QUERIES, bool DROPS>
 __device__ void attention_backward_kv(
     const bf16* qkv, const bf16* dout, const float* log_sums, const float* delta, bf16* dk_out, bf16* dv_out,
     int stride, int step, const float* slopes, Heads s) {
@@ -362,9 +383,23 @@ __device__ void attention_backward_kv(
                 }
             }
         }
-        multiply_weights<D, QUERIES, M>(dv, weights, d_tile);
+        if constexpr (DROPS) {
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+#pragma unroll
+                for (int n = 0; n < QUERIES / 8; n++) {
+#pragma unroll
+                    for (int i = 0; i < 4; i++) slopes_of_weights[m][n][i] = weights[m][n][i];
+                }
+            }
+            drop_weights<QUERIES, M>(slopes_of_weights, s, batch, head, key, first_query, true);
+            multiply_weights<D, QUERIES, M>(dv, slopes_of_weights, d_tile);
+        } else {
+            multiply_weights<D, QUERIES, M>(dv, weights, d_tile);
+        }
         clear<QUERIES / 8, M>(slopes_of_weights);
         multiply_rows<D, QUERIES, M>(slopes_of_weights, v_tile, warp * 16 * M, d_tile);
+        if constexpr (DROPS) drop_weights<QUERIES, M>(slopes_of_weights, s, batch, head, key, first_query, true);
 #pragma unroll
         for (int m = 0; m < M; m++) {
 #pragma unroll
@@ -408,20 +443,24 @@ extern "C" __global__ void join_heads(const bf16* expanded, bf16* dqkv, Heads s)
     store4(dqkv + row * s.width + (which ? s.v : s.k) + kv * s.kv_step + c, sum);
 }
 
-#define ATTENTION_KERNELS(D, M, STEP)                                                                               \
-    extern "C" __global__ void __launch_bounds__(THREADS) attention_forward_##D(                                    \
+// With weights that are dropped in kernels of their own: in these, the registers of the others are not enough.
+#define ATTENTION_KERNELS(D, M, STEP, name, DROPS)                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS) attention_forward_##name(                                 \
         const bf16* qkv, bf16* out, float* log_sums, const float* slopes, Heads s) {                                \
-        attention_forward<D, M>(qkv, out, log_sums, slopes, s);                                                     \
+        attention_forward<D, M, DROPS>(qkv, out, log_sums, slopes, s);                                              \
     }                                                                                                               \
-    extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_q_##D(                                 \
+    extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_q_##name(                              \
         const bf16* qkv, const bf16* dout, const float* log_sums, const float* delta, bf16* dqkv,                   \
         const float* slopes, Heads s) {                                                                             \
-        attention_backward_q<D, M, STEP>(qkv, dout, log_sums, delta, dqkv, slopes, s);                              \
+        attention_backward_q<D, M, STEP, DROPS>(qkv, dout, log_sums, delta, dqkv, slopes, s);                       \
     }                                                                                                               \
-    extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_kv_##D(                                \
+    extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_kv_##name(                             \
         const bf16* qkv, const bf16* dout, const float* log_sums, const float* delta, bf16* dk_out, bf16* dv_out,   \
         int stride, int step, const float* slopes, Heads s) {                                                       \
-        attention_backward_kv<D, M, STEP>(qkv, dout, log_sums, delta, dk_out, dv_out, stride, step, slopes, s);     \
+        attention_backward_kv<D, M, STEP, DROPS>(                                                                   \
+            qkv, dout, log_sums, delta, dk_out, dv_out, stride, step, slopes, s);                                   \
     }
-ATTENTION_KERNELS(64, 2, 32)
-ATTENTION_KERNELS(128, 1, 32)
+ATTENTION_KERNELS(64, 2, 32, 64, false)
+ATTENTION_KERNELS(128, 1, 32, 128, false)
+ATTENTION_KERNELS(64, 2, 32, 64_dropping, true)
+ATTENTION_KERNELS(128, 1, 32, 128_dropping, true)

@@ -3,6 +3,7 @@
 // each row's sum.
 #pragma once
 #include <limits.h>
+#include "dropout.cuh"
 #include "heads.cuh"
 
 // The first key that a query sees, the last being its own; a query beyond the end sees none.
@@ -19,9 +20,23 @@ __device__ inline int end_of_queries(const Heads& s, int batch, int key) {
     return s.window && s.window < end - key ? key + s.window : end;
 }
 
-// The score of a query and a key that are `products` apart in direction and `distance` in time.
-__device__ inline float score(const Heads& s, float product, const float* slopes, int head, int distance) {
-    return product * s.scale - (slopes ? slopes[head] * distance : 0.0f);
+// The score of a query and a key of this product, `distance` apart in time; and the slope of its cap.
+__device__ inline float score(
+    const Heads& s, float product, const float* slopes, int head, int distance, float* slope = nullptr) {
+    float x = product * s.scale, of_cap = 1;
+    if (s.softcap > 0) {
+        float capped = tanhf(x / s.softcap);
+        x = s.softcap * capped;
+        of_cap = 1.0f - capped * capped;
+    }
+    if (slope) *slope = of_cap;
+    return x - (slopes ? slopes[head] * distance : 0.0f);
+}
+
+// What the weight of a key is multiplied by.
+__device__ inline float kept_weight(const Heads& s, int batch, int head, int query, int key) {
+    if (s.rate == 0) return 1;
+    return kept(s.key, (((size_t)batch * s.heads + head) * s.time + query) * s.time + key, s.rate);
 }
 
 template <typename T> __device__ inline float dot(const T* a, const T* b, int count) {
@@ -51,6 +66,7 @@ __device__ void plain_attention_forward(const T* qkv, T* out, float* log_sums, c
         float now = fmaxf(largest, warp_max(x));
         float p = expf(x - now), fade = expf(largest - now);
         sum = sum * fade + warp_sum(p);
+        p *= kept_weight(s, batch, head, query, key);
         largest = now;
 #pragma unroll
         for (int part = 0; part < HEAD_PARTS; part++) o[part] *= fade;
@@ -113,8 +129,10 @@ __device__ void plain_attention_backward_q(
         int key = begin + lane;
         float ds = 0;
         if (key <= query) {
-            float x = score(s, dot(q, k + (size_t)key * s.width, s.head_dim), slopes, head, query - key);
-            ds = expf(x - log_sum) * (dot(d, v + (size_t)key * s.width, s.head_dim) - mean) * s.scale;
+            float slope, product = dot(q, k + (size_t)key * s.width, s.head_dim);
+            float x = score(s, product, slopes, head, query - key, &slope);
+            float dp = dot(d, v + (size_t)key * s.width, s.head_dim) * kept_weight(s, batch, head, query, key);
+            ds = expf(x - log_sum) * (dp - mean) * slope * s.scale;
         }
         int count = min(WARP, query + 1 - begin);
         for (int i = 0; i < count; i++) {
@@ -158,10 +176,13 @@ __device__ void plain_attention_backward_kv(
             int query = begin + lane;
             float p = 0, ds = 0;
             if (query < last) {
-                float x = score(s, dot(q + (size_t)query * s.width, k, s.head_dim), slopes, head, query - key);
+                float slope, product = dot(q + (size_t)query * s.width, k, s.head_dim);
+                float x = score(s, product, slopes, head, query - key, &slope);
+                float mask = kept_weight(s, batch, head, query, key);
                 p = expf(x - log_sums[statistics + query]);
-                float dp = dot(d + (size_t)query * s.heads * s.head_dim, v, s.head_dim);
-                ds = p * (dp - delta[statistics + query]) * s.scale;
+                float dp = dot(d + (size_t)query * s.heads * s.head_dim, v, s.head_dim) * mask;
+                ds = p * (dp - delta[statistics + query]) * slope * s.scale;
+                p *= mask;
             }
             int count = min(WARP, last - begin);
             for (int i = 0; i < count; i++) {

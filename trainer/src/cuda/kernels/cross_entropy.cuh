@@ -5,6 +5,14 @@
 #define IGNORE 0xffffffffu
 #define LOSS_THREADS 512
 
+// A logit, given the product it is made of: cap * tanh(product / cap), or the product if there is no cap.
+__device__ inline float logit(float product, float cap) { return cap > 0 ? cap * tanhf(product / cap) : product; }
+
+// The slope of that, given the logit.
+__device__ inline float logit_slope(float logit, float cap) {
+    return cap > 0 ? 1.0f - (logit / cap) * (logit / cap) : 1.0f;
+}
+
 // The largest value so far, where it is first, and the sum of exponentials relative to it.
 struct Partial {
     float largest, sum, all;
@@ -23,12 +31,12 @@ __device__ inline Partial join(Partial a, Partial b) {
     return both;
 }
 
-// One block for each row of `stride` values, `vocab` of them logits and the rest zeros in the end; `found` is -log p, the mean of -log p, and whether
+// One block for each row of `stride` values, `vocab` of them products that logits are made of and the rest zeros in the end; `found` is -log p, the mean of -log p, and whether
 // the most probable is the label: three columns of `rows` doubles, of which this call fills rows from `first`. With
-// `gradient`, logits become scale * (softmax - (1 - smoothing) * one-hot - smoothing / vocab).
+// `gradient`, they become scale * (softmax - (1 - smoothing) * one-hot - smoothing / vocab) times the slope of the cap.
 template <typename T>
 __device__ void cross_entropy(
-    T* logits, const uint32_t* labels, double* found, int first, int rows, int vocab, int stride, float scale,
+    T* logits, const uint32_t* labels, double* found, int first, int rows, int vocab, int stride, float cap, float scale,
     float smoothing, int gradient) {
     __shared__ Partial shared[LOSS_THREADS];
     T* row = logits + (size_t)blockIdx.x * stride;
@@ -51,6 +59,8 @@ __device__ void cross_entropy(
     for (int c = threadIdx.x * 4; c < whole; c += LOSS_THREADS * 4) {
         float v[4];
         load4(row + c, v);
+#pragma unroll
+        for (int i = 0; i < 4; i++) v[i] = logit(v[i], cap);
         float largest = fmaxf(fmaxf(v[0], v[1]), fmaxf(v[2], v[3]));
         if (largest > mine.largest) {
             mine.sum = mine.sum > 0 ? mine.sum * expf(mine.largest - largest) : 0;
@@ -64,7 +74,8 @@ __device__ void cross_entropy(
         }
     }
     for (int c = whole + threadIdx.x; c < vocab; c += LOSS_THREADS) {
-        Partial one = {to_float(row[c]), 1, to_float(row[c]), c};
+        float v = logit(to_float(row[c]), cap);
+        Partial one = {v, 1, v, c};
         mine = join(mine, one);
     }
     // A value that is no number is never the largest; it must not vanish.
@@ -76,7 +87,7 @@ __device__ void cross_entropy(
     }
     __syncthreads();
     Partial row_wide = shared[0];
-    float at_label = to_float(row[label]);
+    float at_label = logit(to_float(row[label]), cap);
     __syncthreads();
     if (threadIdx.x == 0) {
         double all = row_wide.all, log_sum = log((double)row_wide.sum) + (double)row_wide.largest;
@@ -92,12 +103,14 @@ __device__ void cross_entropy(
         load4(row + c, v);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            v[i] = expf(v[i] - row_wide.largest) * factor - uniform - (c + i == (int)label ? hit : 0);
+            float x = logit(v[i], cap), slope = logit_slope(x, cap);
+            v[i] = (expf(x - row_wide.largest) * factor - uniform - (c + i == (int)label ? hit : 0)) * slope;
         }
         store4(row + c, v);
     }
     for (int c = whole + threadIdx.x; c < stride; c += LOSS_THREADS) {
-        float v = expf(to_float(row[c]) - row_wide.largest) * factor - uniform - (c == (int)label ? hit : 0);
+        float x = logit(to_float(row[c]), cap), slope = logit_slope(x, cap);
+        float v = (expf(x - row_wide.largest) * factor - uniform - (c == (int)label ? hit : 0)) * slope;
         row[c] = from_float<T>(c < vocab ? v : 0.0f);
     }
 }
@@ -105,8 +118,8 @@ __device__ void cross_entropy(
 #define CROSS_ENTROPY_KERNELS(T, name)                                                                        \
     extern "C" __global__ void cross_entropy_##name(                                                          \
         T* logits, const uint32_t* labels, double* found, int first, int rows, int vocab, int stride,         \
-        float scale, float smoothing, int gradient) {                                                         \
-        cross_entropy<T>(logits, labels, found, first, rows, vocab, stride, scale, smoothing, gradient);      \
+        float cap, float scale, float smoothing, int gradient) {                                              \
+        cross_entropy<T>(logits, labels, found, first, rows, vocab, stride, cap, scale, smoothing, gradient);      \
     }
 CROSS_ENTROPY_KERNELS(float, f32)
 CROSS_ENTROPY_KERNELS(bf16, bf16)

@@ -9,8 +9,12 @@ struct Heads {
     // What products are multiplied by, and how many keys a query sees (0: all before it).
     float scale;
     int window;
+    // Scores become softcap * tanh(score / softcap), unless that is 0; and of the weights a share `rate` is dropped, by the
+    // stream of this key.
+    float softcap, rate;
     // Where the document of each token begins in its sequence, and where it ends, (batch, time); or null.
     const int *starts, *ends;
+    uint64_t key;
 };
 
 // The position of the token of a row in its document.

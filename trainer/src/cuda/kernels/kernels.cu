@@ -1,9 +1,9 @@
 // All kernels: one module.
 #include "activation.cuh"
-#include "adapter.cuh"
 #include "attention.cuh"
 #include "attention_plain.cuh"
 #include "cross_entropy.cuh"
+#include "dropout.cuh"
 #include "embedding.cuh"
 #include "heads.cuh"
 #include "norm.cuh"

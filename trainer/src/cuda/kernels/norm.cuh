@@ -1,14 +1,47 @@
 // RMSNorm and LayerNorm over the features of a row, joined with the sum of the residual stream before them; one warp
 // for each row. Sums over rows (gradients of weights and biases) are made by blocks of PIECE_ROWS rows.
 #pragma once
-#include "common.cuh"
+#include "dropout.cuh"
 
-// sum = x (+ branch + branch_bias); y = norm(sum). `sum_out` may be null if there is no branch. RMS if `bias` is null:
+// Four values of mask * (branch + bias), from `at` on, of column `c`. The bias may be null; there is no mask if `rate` is 0.
+template <typename T>
+__device__ inline void load_branch(
+    const T* branch, const float* bias, uint64_t key, float rate, size_t at, int c, float to[4]) {
+    load4(branch + at, to);
+    if (bias) {
+        float b[4];
+        load4(bias + c, b);
+#pragma unroll
+        for (int i = 0; i < 4; i++) to[i] += b[i];
+    }
+    if (rate > 0) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) to[i] *= kept(key, at + i, rate);
+    }
+}
+
+// sum = x + mask * (branch + bias); one thread for four values.
+template <typename T>
+__device__ void add_branch(
+    const float* x, const T* branch, const float* bias, uint64_t key, float rate, float* sum, int width, size_t count) {
+    size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    if (at >= count) return;
+    float v[4], b[4];
+    load4(x + at, v);
+    load_branch(branch, bias, key, rate, at, at % width, b);
+#pragma unroll
+    for (int i = 0; i < 4; i++) v[i] += b[i];
+    store4(sum + at, v);
+}
+
+// sum = x (+ mask * (branch + branch_bias)); y = norm(sum). `x` may be null: 0; without a branch nothing goes to
+// `sum_out`. y may be where the branch is. RMS if `bias` is null:
 // y = sum * scale * (weight + offset); else y = (sum - mean) * scale * weight + bias. Shared: a row for each warp.
 template <typename T>
 __device__ void norm_forward(
-    const float* x, const T* branch, const float* branch_bias, float* sum_out, T* y, float* means, float* scales,
-    const float* weight, const float* bias, float offset, float epsilon, int rows, int width) {
+    const float* x, const T* branch, const float* branch_bias, uint64_t key, float rate, float* sum_out, T* y,
+    float* means, float* scales, const float* weight, const float* bias, float offset, float epsilon, int rows,
+    int width) {
     DYNAMIC_SHARED(float, shared);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int row = blockIdx.x * (blockDim.x / WARP) + warp;
@@ -17,17 +50,12 @@ __device__ void norm_forward(
     size_t start = (size_t)row * width;
     float sum = 0, squares = 0;
     for (int c = lane * 4; c < width; c += WARP * 4) {
-        float v[4], b[4];
-        load4(x + start + c, v);
+        float v[4] = {0, 0, 0, 0}, b[4];
+        if (x) load4(x + start + c, v);
         if (branch) {
-            load4(branch + start + c, b);
+            load_branch(branch, branch_bias, key, rate, start + c, c, b);
 #pragma unroll
             for (int i = 0; i < 4; i++) v[i] += b[i];
-            if (branch_bias) {
-                load4(branch_bias + c, b);
-#pragma unroll
-                for (int i = 0; i < 4; i++) v[i] += b[i];
-            }
             store4(sum_out + start + c, v);
         }
         store4(kept + c, v);
@@ -166,11 +194,17 @@ extern "C" __global__ void join_pieces(float* sums, const float* pieces, int cou
 }
 
 #define NORM_KERNELS(T, name)                                                                                       \
+    extern "C" __global__ void add_branch_##name(                                                                   \
+        const float* x, const T* branch, const float* bias, uint64_t key, float rate, float* sum, int width,        \
+        uint64_t count) {                                                                                           \
+        add_branch<T>(x, branch, bias, key, rate, sum, width, count);                                               \
+    }                                                                                                               \
     extern "C" __global__ void norm_forward_##name(                                                                 \
-        const float* x, const T* branch, const float* branch_bias, float* sum, T* y, float* means, float* scales,   \
-        const float* weight, const float* bias, float offset, float epsilon, int rows, int width) {                 \
+        const float* x, const T* branch, const float* branch_bias, uint64_t key, float rate, float* sum, T* y,      \
+        float* means, float* scales, const float* weight, const float* bias, float offset, float epsilon, int rows, \
+        int width) {                                                                                                \
         norm_forward<T>(                                                                                            \
-            x, branch, branch_bias, sum, y, means, scales, weight, bias, offset, epsilon, rows, width);             \
+            x, branch, branch_bias, key, rate, sum, y, means, scales, weight, bias, offset, epsilon, rows, width);  \
     }                                                                                                               \
     extern "C" __global__ void norm_backward_##name(                                                                \
         const T* dy, const float* x, const float* means, const float* scales, const float* weight, float offset,    \

@@ -13,9 +13,9 @@ use tokenmill_shared::random::{Purpose, Stream};
 use super::GPU;
 use crate::cuda::device::{Element, Memory, Span};
 use crate::cuda::embedding::EmbeddingOrder;
-use crate::cuda::ops::{Heads, Norm, Ops, Statistics};
+use crate::cuda::ops::{Branch, Heads, Norm, Ops, Statistics};
 use crate::cuda::quantised::Weight;
-use crate::model::NormKind;
+use crate::model::{EmbeddingNoise, NormKind};
 use crate::ops::activation::Activation;
 use crate::ops::adamw::{Constants, Formula, Update};
 use crate::ops::alibi;
@@ -186,7 +186,8 @@ fn norms_with_the_branch_that_is_added_first() {
                 (given(&plain, &[rows, width], 1), given(ops, &[rows, width], 2), given(&plain, &[width], 3));
             let ((w, w_at), (bias, bias_at), (dy, dy_at)) =
                 (given(&plain, &[width], 4), given(&plain, &[width], 5), given(ops, &[rows, width], 6));
-            let sum = ((x + branch).unwrap().broadcast_add(&branch_bias)).unwrap();
+            let (dropout, mask) = dropping(&[rows, width]);
+            let sum = (x + (branch.broadcast_add(&branch_bias).unwrap() * mask).unwrap()).unwrap();
             let reference = |at: &[Tensor]| {
                 let (x, w) = (&at[0], &at[1]);
                 if let NormKind::Rms { offset } = kind {
@@ -205,9 +206,11 @@ fn norms_with_the_branch_that_is_added_first() {
             let statistics = Statistics { means: means.span, scales: scales.span };
             let (rounded, pieces) = (room(ops, rows * width), room(&plain, Ops::pieces(rows, width)));
             let (to_dw, to_db) = (room(&plain, width), room(&plain, width));
-            let branch = Some((branch_at.span, Some(branch_bias_at.span)));
+            let branch = Branch { values: branch_at.span, bias: Some(branch_bias_at.span), dropout: Some(dropout) };
             let size = (rows, width);
-            ops.norm(x_at.span, branch, (to_sum.span, to_y.span), statistics, &norm, size).unwrap();
+            ops.norm(Some(x_at.span), Some(branch), (to_sum.span, to_y.span), statistics, &norm, size).unwrap();
+            let alone = room(&plain, rows * width);
+            ops.add_branch(x_at.span, branch, alone.span, size).unwrap();
             let input = (to_sum.span, statistics);
             let of_weights = ((to_dw.span, false), with_bias.then_some((to_db.span, false)));
             ops.norm_weights_backward(dy_at.span, input, &norm, of_weights, pieces.span, size).unwrap();
@@ -215,7 +218,8 @@ fn norms_with_the_branch_that_is_added_first() {
             ops.norm_backward(dy_at.span, input, &norm, (to_dx.span, true), rounded.span, size).unwrap();
             let twice = (dx * 2.0).unwrap();
             let mut found = vec![
-                ("sum", read(&plain, to_sum.span, rows * width), sum, EXACT),
+                ("sum", read(&plain, to_sum.span, rows * width), sum.clone(), EXACT),
+                ("sum alone", read(&plain, alone.span, rows * width), sum, EXACT),
                 ("y", read(ops, to_y.span, rows * width), y, ONCE),
                 ("dx, twice", read(&plain, to_dx.span, rows * width), twice.clone(), EXACT),
                 ("dx, rounded", read(ops, rounded.span, rows * width), twice, ONCE),
@@ -227,6 +231,15 @@ fn norms_with_the_branch_that_is_added_first() {
             found
         });
     }
+}
+
+/// A dropout, and its mask.
+fn dropping(shape: &[usize]) -> (Dropout, Tensor) {
+    let dropout = Dropout { rate: 0.3, stream: Stream::new(7, Purpose::Dropout, 2) };
+    let mut mask = vec![1f32; shape.iter().product()];
+    dropout.apply_to(&mut mask);
+    let mask = Tensor::from_vec(mask, shape, &CpuDevice::Cpu).unwrap();
+    (dropout, mask.to_dtype(DType::F64).unwrap())
 }
 
 #[test]
@@ -387,27 +400,33 @@ fn activations_alone_and_gated() {
 
 /// Of heads that tensor cores take (64 and 128), and others; of blocks that are not full.
 #[test]
-fn attention_is_causal_grouped_windowed_penalised_and_inside_documents() {
-    for (head_dim, time, window, penalised, starts) in [
-        (8, 37, 0, false, &[][..]),
-        (20, 70, 9, false, &[]),
-        (16, 40, 0, true, &[]),
-        (16, 70, 0, false, &[1, 30, 69]),
-        (64, 150, 0, false, &[]),
-        (64, 70, 30, true, &[]),
-        (64, 300, 0, false, &[3, 130, 140, 290]),
-        (64, 150, 40, true, &[100]),
-        (128, 130, 0, false, &[]),
-        (128, 70, 40, false, &[]),
-        (128, 150, 0, false, &[64, 65, 130]),
+fn attention_is_causal_grouped_windowed_penalised_capped_dropped_and_inside_documents() {
+    for (head_dim, time, window, penalised, starts, (softcap, rate)) in [
+        (8, 37, 0, false, &[][..], (0.0, 0.0)),
+        (20, 70, 9, false, &[], (0.0, 0.0)),
+        (16, 40, 0, true, &[], (0.0, 0.3)),
+        (16, 70, 0, false, &[1, 30, 69], (1.5, 0.0)),
+        (64, 150, 0, false, &[], (0.0, 0.0)),
+        (64, 70, 30, true, &[], (0.0, 0.3)),
+        (64, 70, 30, false, &[], (1.5, 0.3)),
+        (64, 300, 0, false, &[3, 130, 140, 290], (0.0, 0.0)),
+        (64, 150, 40, true, &[100], (0.0, 0.0)),
+        (128, 130, 0, false, &[], (0.0, 0.3)),
+        (128, 70, 40, false, &[], (0.0, 0.0)),
+        (128, 150, 0, false, &[64, 65, 130], (0.0, 0.0)),
     ] {
+        let dropout = Dropout { rate, stream: Stream::new(7, Purpose::Dropout, 2) };
+        let mut mask = vec![1f32; 8 * time * time];
+        dropout.apply_to(&mut mask);
+        let mask = Tensor::from_vec(mask, (2, 4, time, time), &CpuDevice::Cpu).unwrap().to_dtype(DType::F64).unwrap();
         // The second sequence is whole.
         let documents = Documents::new(time, [starts, &[]].into_iter());
         let cut = Cut::new(&documents, 2);
-        let name =
-            format!("attention of {head_dim}, {time} tokens, window {window}, slopes {penalised}, cut {starts:?}");
+        let name = format!(
+            "attention of {head_dim}, {time} tokens, window {window}, slopes {penalised}, cut {starts:?}, cap {softcap}, dropped {rate}"
+        );
         assert_near(&name, |ops| {
-            let heads = Heads { window, ..heads(2, time, head_dim) };
+            let heads = Heads { window, softcap, rate, key: dropout.stream.key(), ..heads(2, time, head_dim) };
             let heads = if starts.is_empty() { heads } else { cut.heads(heads) };
             let document = |batch: usize, at: usize| documents.of(batch).position(|document| document.contains(&at));
             let (rows, width, out_width) = (2 * time, heads.width as usize, 4 * head_dim);
@@ -431,10 +450,13 @@ fn attention_is_causal_grouped_windowed_penalised_and_inside_documents() {
                     x.contiguous()?.reshape((2, 4, time, head_dim))
                 };
                 let (q, k, v) = (of(0, 4)?, of(4, 2)?, of(6, 2)?);
-                let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * f64::from(heads.scale))?;
+                let mut scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * f64::from(heads.scale))?;
+                if softcap > 0.0 {
+                    scores = ((scores / f64::from(softcap))?.tanh()? * f64::from(softcap))?;
+                }
                 let weights = (scores + &added)?.exp()?;
                 let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
-                weights.matmul(&v)?.transpose(1, 2)?.contiguous()?.reshape((rows, out_width))
+                (weights * &mask)?.matmul(&v)?.transpose(1, 2)?.contiguous()?.reshape((rows, out_width))
             };
             let (out, [dqkv]) = differentiated([&qkv], &dout, reference);
             let slopes_at = send(&plain(), &Tensor::new(&slopes[..], &CpuDevice::Cpu).unwrap()).1;
@@ -456,8 +478,8 @@ fn attention_is_causal_grouped_windowed_penalised_and_inside_documents() {
 
 #[test]
 fn losses_and_gradients_of_logits() {
-    for (vocab, smoothing) in [(133, 0.0), (1030, 0.2)] {
-        assert_near(&format!("cross-entropy over {vocab}, smoothing {smoothing}"), |ops| {
+    for (vocab, smoothing, cap) in [(133, 0.0, None), (1030, 0.2, None), (133, 0.2, Some(1.5))] {
+        assert_near(&format!("cross-entropy over {vocab}, smoothing {smoothing}, cap {cap:?}"), |ops| {
             let (rows, stride) = (30, vocab + 64 - vocab % 64);
             let logits = Tensor::cat(&[&random(&[rows, vocab], 1), &random(&[rows, stride - vocab], 2)], 1).unwrap();
             let (logits, logits_at) = send(ops, &logits);
@@ -472,7 +494,10 @@ fn losses_and_gradients_of_logits() {
             let [hits, uniform] =
                 [hits, uniform].map(|of| Tensor::from_vec(of, (rows, vocab), &CpuDevice::Cpu).unwrap());
             let log_p = |logits: &Tensor| {
-                let logits = logits.narrow(1, 0, vocab)?.contiguous()?;
+                let mut logits = logits.narrow(1, 0, vocab)?.contiguous()?;
+                if let Some(cap) = cap {
+                    logits = ((logits / f64::from(cap))?.tanh()? * f64::from(cap))?;
+                }
                 logits.broadcast_sub(&logits.exp()?.sum_keepdim(1)?.log()?)
             };
             let target = ((&hits * (1.0 - smoothing)).unwrap() + (&uniform * smoothing).unwrap()).unwrap();
@@ -482,7 +507,7 @@ fn losses_and_gradients_of_logits() {
                 (words(&labels), GPU.allocate(3 * rows, 8).unwrap(), GPU.allocate(3, 8).unwrap());
             let at = (logits_at.span, stride, vocab);
             let scales = Some((0.5, smoothing as f32));
-            ops.cross_entropy(at, labels_at.span, found.span, (0, rows, rows), scales).unwrap();
+            ops.cross_entropy(at, labels_at.span, found.span, (0, rows, rows), cap, scales).unwrap();
             ops.sum_doubles(total.span, found.span, 3, rows).unwrap();
             let mut sum = [0f64; 3];
             GPU.download(total.span, &mut sum).unwrap();
@@ -533,18 +558,25 @@ fn rows_of_an_embedding_and_the_gradients_they_get() {
 }
 
 #[test]
-fn masks_are_those_of_the_cpu() {
-    let dropout = Dropout { rate: 0.3, stream: Stream::new(7, Purpose::Dropout, 2) };
-    let mut mask = vec![1f32; 4000];
-    dropout.apply_to(&mut mask);
-    let mask = Tensor::from_vec(mask, 4000, &CpuDevice::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+fn masks_and_noise_are_those_of_the_cpu() {
+    let (dropout, mask) = dropping(&[4000]);
     assert_near("dropout", |ops| {
         let ((x, x_at), (y, y_at)) = (given(ops, &[4000], 1), given(ops, &[4000], 2));
         ops.dropout(y_at.span, x_at.span, dropout, true, 4000).unwrap();
         let added = read(ops, y_at.span, 4000);
         ops.dropout(y_at.span, x_at.span, dropout, false, 4000).unwrap();
+        // Noise of the CPU: on 40 sequences of one token.
+        let noise = EmbeddingNoise { alpha: 5.0, seed: 3, pass: 1 };
+        let (stream, (embedded, embedded_at)) = (noise.stream(), given(&plain(), &[4000], 3));
+        let expected: Vec<f64> = (0..4000).map(|at| (2.0 * stream.uniform(at) - 1.0) * noise.bound(1, 100)).collect();
+        let noisy = (embedded + Tensor::from_vec(expected, 4000, &CpuDevice::Cpu).unwrap()).unwrap();
+        ops.add_noise(embedded_at.span, stream, noise.bound(1, 100), 4000).unwrap();
         let masked = (x * &mask).unwrap();
-        vec![("added", added, (&masked + y).unwrap(), ONCE), ("set", read(ops, y_at.span, 4000), masked, ONCE)]
+        vec![
+            ("added", added, (&masked + y).unwrap(), ONCE),
+            ("set", read(ops, y_at.span, 4000), masked, ONCE),
+            ("noise", read(&plain(), embedded_at.span, 4000), noisy, EXACT),
+        ]
     });
 }
 

@@ -4,6 +4,7 @@
 //! an error, never a short file; one that grows beyond [`Limits`] is refused while it grows.
 
 mod limits;
+mod paused;
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use liblzma::read::XzDecoder;
 use tokenmill_shared::{Error, Location, Result, storage};
 
 use self::limits::{Bounded, Counted, Limits, TooMuch};
+use self::paused::Resumable;
 use crate::encoding::InvalidBytes;
 use crate::source::{Compression, Input};
 
@@ -64,14 +66,18 @@ pub fn open_at(input: &Input, offset: u64, read_bytes: usize) -> Result<Box<dyn 
     Ok(Box::new(AtMost { inner: FromOffset { file, offset }, limit: read_bytes.max(1) }))
 }
 
-/// Opens an input at byte `offset` of its decompressed bytes; compressed ones by decompressing what lies before.
+/// Opens an input at byte `offset` of its decompressed bytes. Of a compressed one what lies before is decompressed, from
+/// where this thread left it if that is not behind `offset`.
 pub fn enter(input: &Input, offset: u64, read_bytes: usize) -> Result<Box<dyn Read + Send>> {
     if input.compression == Compression::None {
         return open_at(input, offset, read_bytes);
     }
-    let mut reader = open(input, read_bytes)?;
-    io::copy(&mut (&mut reader).take(offset), &mut io::sink()).map_err(|error| explain(input, 0, error))?;
-    Ok(reader)
+    let (mut reader, from) = match Resumable::take(input, offset) {
+        Some(left) => left,
+        None => (Resumable::new(input, open(input, read_bytes)?), 0),
+    };
+    io::copy(&mut (&mut reader).take(offset - from), &mut io::sink()).map_err(|error| explain(input, 0, error))?;
+    Ok(Box::new(reader))
 }
 
 /// Turns a read error into one that names the place: `byte` counts decompressed bytes.

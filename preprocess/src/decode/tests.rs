@@ -117,3 +117,44 @@ fn a_window_of_too_much_memory_is_refused() {
         assert!(error.contains("more memory than the limit"), "{error}");
     }
 }
+
+/// Each entered at one place after another: what is read is the same as in the plain bytes, whether it goes on from where
+/// the last reader stopped or not.
+#[test]
+fn a_file_entered_anywhere_gives_what_is_there() {
+    let plain: Vec<u8> = (0..6u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8 & 63).collect();
+    let dir = tempfile::tempdir().unwrap();
+    for format in FORMATS {
+        storage::replace(&dir.path().join(format!("{format}.txt.{format}")), &compress(format, &plain)).unwrap();
+    }
+    let inputs = crate::source::list(dir.path(), "--train_file_dir").unwrap();
+    let places = [0, 10, 1 << 20, 900_000, (1 << 20) + 1, 5 << 20, 4_000_000, 7, 6 << 20, (6 << 20) - 3];
+    for (turn, offset) in places.into_iter().enumerate() {
+        // Two files in turn, too: only the last one can be gone on with.
+        for input in &inputs[..if turn % 2 == 0 { 4 } else { 1 }] {
+            let mut found = vec![0; 300_000.min(plain.len() - offset)];
+            enter(input, offset as u64, 70_000).unwrap().read_exact(&mut found).unwrap();
+            assert!(found == plain[offset..][..found.len()], "{} at {offset}", input.name.display());
+        }
+    }
+}
+
+/// Shown by a file that is not there any more.
+#[test]
+fn a_file_is_gone_on_with_where_it_was_left_if_it_is_the_same() {
+    let plain: Vec<u8> = (0..3u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8 & 63).collect();
+    let dir = tempfile::tempdir().unwrap();
+    for format in FORMATS {
+        let path = dir.path().join(format!("a.txt.{format}"));
+        storage::replace(&path, &compress(format, &plain)).unwrap();
+        let mut input = crate::source::list(dir.path(), "--train_file_dir").unwrap().remove(0);
+        let mut some = vec![0; 500_000];
+        enter(&input, 0, READ_BYTES).unwrap().read_exact(&mut some).unwrap();
+        storage::remove_file(&path).unwrap();
+        enter(&input, 400_000, READ_BYTES).unwrap().read_exact(&mut some).unwrap();
+        assert!(some == plain[400_000..900_000], "{format}");
+        input.stat.ctime_ns += 1;
+        assert!(enter(&input, 900_000, READ_BYTES).is_err(), "{format}: another file of that name");
+        assert!(enter(&input, 900_000, READ_BYTES).is_err(), "{format}: nothing is left");
+    }
+}

@@ -15,7 +15,8 @@ pub fn run<R>(work: impl FnOnce() -> R) -> R {
 /// e^x with a relative error below 4e-7 on [-87, 88], clamped outside: range reduction to ±ln 2 / 2 with
 /// Cody and Waite's two-part constant, then a polynomial of degree 6.
 ///
-/// No number is cast: a cast of Rust's saturates, which compilers do value by value, and took four fifths of the time.
+/// No number is cast. A cast of Rust's saturates, which compilers do value by value; with it the head of a step took 360 ms
+/// instead of 331 (15M parameters, 1,024 tokens).
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     /// 1.5 · 2²³: a sum with it is rounded to an integer, which is in its lowest bits.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use tokenmill_tests::{Place, binaries, digest, lines, run};
+use tokenmill_tests::{Place, binaries, digest, lines, overwrite, run};
 
 fn verify(place: &Place) -> tokenmill_tests::Ended {
     run(Command::new(&binaries().preprocess).arg("verify").arg(place.path("data")))
@@ -26,7 +26,7 @@ fn flipped_bits_and_truncation_in_any_file_are_named_and_nothing_is_trained() {
         };
         let damaged = [flipped(good.len() - 1), flipped(good.len() / 2), good[..good.len() / 2].to_vec()];
         for (kind, bytes) in damaged.into_iter().enumerate() {
-            std::fs::write(&path, bytes).unwrap();
+            overwrite(&path, bytes);
             let name = file.to_str().unwrap();
             verify(&place).fails(3, &[name]);
             let ids = name == "manifest.json" || name == "index.arrow" || name.starts_with("train/data-");
@@ -46,7 +46,7 @@ fn flipped_bits_and_truncation_in_any_file_are_named_and_nothing_is_trained() {
                 let _ = std::fs::remove_dir_all(place.path("run"));
             }
         }
-        std::fs::write(&path, good).unwrap();
+        overwrite(&path, good);
     }
     verify(&place).ok();
 }
@@ -61,10 +61,10 @@ fn shards_under_each_others_names_and_foreign_shards_are_refused() {
     let train = place.path("data/train/data-00000.arrow");
     let good = std::fs::read(&train).unwrap();
     for foreign in [place.path("data/validation/data-00000.arrow"), other.path("data/train/data-00000.arrow")] {
-        std::fs::copy(foreign, &train).unwrap();
+        overwrite(&train, std::fs::read(foreign).unwrap());
         verify(&place).fails(3, &["train/data-00000.arrow"]);
         run(&mut place.train("data", "run", &["--max_steps", "1"])).fails(3, &["train/data-00000.arrow"]);
     }
-    std::fs::write(&train, good).unwrap();
+    overwrite(&train, good);
     verify(&place).ok();
 }

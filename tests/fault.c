@@ -1,10 +1,10 @@
-/* Ends or fails a program at its N-th write, fsync, rename, mkdir or unlink: preloaded into the real binaries.
+/* Ends or fails a program at its N-th write, fsync, rename, link, mkdir or unlink: preloaded into the real binaries.
  *
  * FAULT_AT=N     the call to hit, counted from 1 (0: only count)
  * FAULT_MODE     kill (SIGKILL before the call), enospc or eio (fail this call and all later writes);
  *                nolock, nocreate or norename: a file system that locks nothing, creates what is there, or leaves a
  *                file where it is, says yes and goes on
- * FAULT_LOG      a file that gets the calls at exit, one letter each (w, f, r, m, u) and a newline, or
+ * FAULT_LOG      a file that gets the calls at exit, one letter each (w, f, r, l, m, u) and a newline, or
  *                "hit <call>\n" when the fault fires
  * FAULT_UNDER    only calls on files below this directory count
  */
@@ -98,6 +98,11 @@ int rename(const char *from, const char *to) {
   REAL(int, "rename", const char *, const char *);
   if (below(to)) FAIL_IF("rename");
   return is_mode("norename") ? 0 : real(from, to);
+}
+int linkat(int from_dir, const char *from, int to_dir, const char *to, int flags) {
+  REAL(int, "linkat", int, const char *, int, const char *, int);
+  if (below(to)) FAIL_IF("link");
+  return real(from_dir, from, to_dir, to, flags);
 }
 int mkdir(const char *path, mode_t mode) {
   REAL(int, "mkdir", const char *, mode_t);

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use arrow_array::{RecordBatch, StringArray};
-use tokenmill_tests::{Place, binaries, data, digest, lines, run};
+use tokenmill_tests::{Place, binaries, data, digest, lines, overwrite, run};
 
 fn gzip_members(parts: &[&[u8]]) -> Vec<u8> {
     let mut all = Vec::new();
@@ -164,7 +164,7 @@ fn datasets_of_every_version_are_read_and_newer_ones_are_not() {
         let manifest = place.path("now/manifest.json");
         let text = std::fs::read_to_string(&manifest).unwrap();
         let newer = text.replacen(&format!("\"format_version\": {version}"), "\"format_version\": 17", 1);
-        std::fs::write(&manifest, newer).unwrap();
+        overwrite(&manifest, newer);
         let says = ["format version 17", "reads up to 2", "newer tokenmill"];
         run(Command::new(&binaries().preprocess).arg("inspect").arg(place.path("now"))).fails(2, &says);
         run(&mut place.train("now", "out-2", &["--max_steps", "2"])).fails(2, &says);

@@ -174,6 +174,12 @@ pub const TINY_LLAMA: &str = r#"{
   "initializer_range": 0.05, "torch_dtype": "float32"
 }"#;
 
+/// Writes other bytes into a file, as whoever owns it can: those of datasets are read-only.
+pub fn overwrite(path: &Path, bytes: impl AsRef<[u8]>) {
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("a file of ours");
+    std::fs::write(path, bytes).expect("a writable file");
+}
+
 /// Runs a command to its end.
 #[track_caller]
 pub fn run(command: &mut Command) -> Ended {

@@ -1,4 +1,4 @@
-//! SIGKILL at any write, fsync, rename, mkdir or unlink, and the same command again: the same bytes as if
+//! SIGKILL at any write, fsync, rename, link, mkdir or unlink, and the same command again: the same bytes as if
 //! nothing had happened, and nothing partial visible in between. The same for full disks and I/O errors.
 
 use std::collections::BTreeMap;
@@ -33,7 +33,8 @@ pub(crate) fn with_fault(command: &mut Command, place: &Place, at: u64, mode: &s
     (ended, std::fs::read_to_string(&log).unwrap_or_default())
 }
 
-/// The calls of a whole run in order: w for write, f for fsync, r for rename, m for mkdir, u for unlink.
+/// The calls of a whole run in order: w for write, f for fsync, r for rename, l for link, m for mkdir, u for
+/// unlink.
 pub(crate) fn calls_of(command: &mut Command, place: &Place) -> String {
     let (ended, noted) = with_fault(command, place, 0, "kill");
     ended.ok();

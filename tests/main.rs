@@ -35,6 +35,7 @@ mod service;
 mod settings;
 mod strategies;
 mod streaming;
+mod taking;
 mod tokenizer_extend;
 mod two_way;
 mod views;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use tokenmill_shared::dataset::{BlockReader, Dataset, Split};
-use tokenmill_tests::{Place, data, digest, lines, root, run};
+use tokenmill_tests::{Place, data, digest, lines, overwrite, root, run};
 
 /// The tokens of a block without padding, and where in it which document begins.
 type Block = (Vec<u32>, Vec<(u32, u64)>);
@@ -201,7 +201,7 @@ fn blocks_of_documents_are_checked_and_cannot_be_cut_anew() {
     for at in (0..good.len()).step_by(stride) {
         let mut bytes = good.clone();
         bytes[at] ^= 8;
-        std::fs::write(&sidecar, bytes).unwrap();
+        overwrite(&sidecar, bytes);
         let ended = run(&mut place.train("data", "out", &["--num_train_epochs", "1", "--save_strategy", "no"]));
         // The schema before the first batch is not read, and the end mark is not either.
         match ended.code {
@@ -210,7 +210,7 @@ fn blocks_of_documents_are_checked_and_cannot_be_cut_anew() {
         }
     }
     assert!(refused >= 12, "{refused}");
-    std::fs::write(&sidecar, good).unwrap();
+    overwrite(&sidecar, good);
     run(&mut place.train("data", "out", &["--max_steps", "1"])).ok();
 }
 

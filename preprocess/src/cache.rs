@@ -9,10 +9,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use indicatif::HumanBytes;
 use serde::Serialize;
+use tokenmill_shared::dataset::{Dataset, MANIFEST};
 use tokenmill_shared::storage::{self, Lock};
 use tokenmill_shared::{Error, Result};
 
 use crate::store::{IN_USE, TOKENS};
+
+/// The directory of datasets in a cache.
+const DATASETS: &str = "datasets";
 
 /// What a part of the cache holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -58,7 +62,7 @@ pub fn list(cache_dir: &Path) -> Result<Vec<Entry>> {
             }
         }
     }
-    let datasets = if is_remote { Vec::new() } else { storage::list_directories(&cache_dir.join("datasets"))? };
+    let datasets = if is_remote { Vec::new() } else { storage::list_directories(&cache_dir.join(DATASETS))? };
     for dir in datasets {
         if dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
             continue;
@@ -161,6 +165,36 @@ pub fn in_use(dataset_dir: &Path) -> Result<Lock> {
     let lock = storage::lock_file_shared(&path)?;
     storage::touch(&path);
     Ok(lock)
+}
+
+/// The dataset of `fingerprint`, if the cache holds it, as this version makes it; it is not pruned as long as the lock is held.
+///
+/// # Errors
+/// One that is damaged.
+pub fn dataset(cache_dir: &Path, fingerprint: &str) -> Result<Option<(Dataset, Lock)>> {
+    let dir = dataset_dir(cache_dir, fingerprint);
+    let is_there = || storage::stat(&dir.join(MANIFEST)).map(|stat| stat.is_some());
+    if !is_there()? {
+        return Ok(None);
+    }
+    let lock = in_use(&dir)?;
+    // Pruned since.
+    if !is_there()? {
+        return Ok(None);
+    }
+    let dataset = Dataset::open(&dir)?;
+    let is_same = dataset.manifest().head.fingerprint == fingerprint && dataset.manifest().is_of_this_version();
+    Ok(is_same.then_some((dataset, lock)))
+}
+
+/// Where the dataset of `fingerprint` is.
+pub fn dataset_dir(cache_dir: &Path, fingerprint: &str) -> PathBuf {
+    cache_dir.join(DATASETS).join(&fingerprint[..32])
+}
+
+/// The right to write a dataset of the cache, waiting for another process that has it.
+pub fn writing(dataset_dir: &Path) -> Result<Lock> {
+    Ok(storage::lock_file(&beside(dataset_dir, "lock"), true)?.expect("it was waited for"))
 }
 
 fn beside(dir: &Path, extension: &str) -> PathBuf {

@@ -33,7 +33,7 @@ mod trace;
 #[path = "../../tests/mutate.rs"]
 mod mutate;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -42,7 +42,7 @@ use indicatif::HumanCount;
 use tokenmill_shared::config::{OnBadRecord, Packing};
 use tokenmill_shared::dataset::{Dataset, DatasetWriter, MANIFEST, Manifest, ManifestHead, clean_up};
 use tokenmill_shared::progress::{Progress, Unit};
-use tokenmill_shared::storage::Lock;
+use tokenmill_shared::storage::{Lock, Taken};
 use tokenmill_shared::{Error, Result, storage};
 
 pub use job::{Output, PrepareOptions, Tuning, cache_dir};
@@ -76,9 +76,12 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
     if let Some(manifest) = already_there(&dir, &job)? {
         return Ok(unchanged(dir, manifest));
     }
+    if let Some((manifest, taken)) = take_from_cache(&job, &dir, &options.output)? {
+        explain::remember(&job)?;
+        return Ok(unchanged(dir, manifest).taken(taken));
+    }
     let measured = if job.packing == Packing::BestFit { Some(measure(&job)?) } else { None };
-    let (block_size, width, layout) = (job.data.block_size(), job.encoding.width, pack::layout(job.packing));
-    let Some(dataset) = DatasetWriter::create(&dir, block_size, width, layout, &job.fingerprint)? else {
+    let Some(dataset) = begin(&job, &dir)? else {
         let manifest = already_there(&dir, &job)?.expect("the other process has written it");
         return Ok(unchanged(dir, manifest));
     };
@@ -98,6 +101,29 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
     // To free a large vocabulary takes 70 ms, for which nobody needs to wait.
     std::thread::spawn(move || drop(encoding));
     Ok(Prepared { sources, ..written })
+}
+
+/// The writer of the dataset, or `None` if another process has written it.
+fn begin(job: &Job, dir: &Path) -> Result<Option<DatasetWriter>> {
+    let layout = pack::layout(job.packing);
+    DatasetWriter::create(dir, job.data.block_size(), job.encoding.width, layout, &job.fingerprint)
+}
+
+/// Makes the dataset of the files of the one that the cache holds; `None` if it has to be written. What is wrong with that one
+/// is said, and no reason to fail.
+fn take_from_cache(job: &Job, dir: &Path, output: &Output) -> Result<Option<(Manifest, BTreeMap<Taken, u64>)>> {
+    if matches!(output, Output::Cache) || job.data.overwrite_cache {
+        return Ok(None);
+    }
+    let take = || {
+        let Some((kept, _in_use)) = cache::dataset(&job.cache_dir, &job.fingerprint)? else { return Ok(None) };
+        begin(job, dir)?.map(|dataset| dataset.take(&kept)).transpose()
+    };
+    Ok(take().unwrap_or_else(|error| {
+        let kept = cache::dataset_dir(&job.cache_dir, &job.fingerprint);
+        eprintln!("{error}; the dataset in {} is not taken, and is made anew", kept.display());
+        None
+    }))
 }
 
 /// A dataset that was written, and what was seen on the way.
@@ -275,11 +301,10 @@ fn output_dir(job: &Job, output: &Output) -> Result<(PathBuf, Option<Lock>)> {
     match output {
         Output::Directory(dir) => Ok((dir.clone(), None)),
         Output::Cache => {
-            let datasets = job.cache_dir.join("datasets");
-            storage::create_dir_all(&datasets)?;
-            let name = &job.fingerprint[..32];
-            let lock = storage::lock_file(&datasets.join(format!("{name}.lock")), true)?;
-            Ok((datasets.join(name), lock))
+            let dir = cache::dataset_dir(&job.cache_dir, &job.fingerprint);
+            storage::create_dir_all(dir.parent().expect("a directory of the cache"))?;
+            let lock = cache::writing(&dir)?;
+            Ok((dir, Some(lock)))
         }
     }
 }

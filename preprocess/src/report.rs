@@ -31,15 +31,17 @@ fn overview(page: &mut String, prepared: &Prepared) {
         ("files", HumanCount(prepared.files as u64).to_string()),
         ("block size", HumanCount(manifest.block_size as u64).to_string()),
     ];
-    if prepared.status == Status::Written {
-        let seconds = prepared.seconds.max(1e-3);
-        let tokenized = prepared.reuse.bytes_tokenized;
-        let speed = HumanBytes((tokenized as f64 / seconds) as u64);
-        rows.push(("time", format!("{seconds:.1} s in all")));
-        rows.push(("tokenized now", format!("{}, {speed} in a second", HumanBytes(tokenized))));
-        rows.push(("partitions reused", HumanCount(prepared.reuse.partitions_reused).to_string()));
-    } else {
-        rows.push(("this run", "nothing to do: the dataset was there".to_owned()));
+    match prepared.status {
+        Status::Written => {
+            let seconds = prepared.seconds.max(1e-3);
+            let tokenized = prepared.reuse.bytes_tokenized;
+            let speed = HumanBytes((tokenized as f64 / seconds) as u64);
+            rows.push(("time", format!("{seconds:.1} s in all")));
+            rows.push(("tokenized now", format!("{}, {speed} in a second", HumanBytes(tokenized))));
+            rows.push(("partitions reused", HumanCount(prepared.reuse.partitions_reused).to_string()));
+        }
+        Status::NothingToDo => rows.push(("this run", "nothing to do: the dataset was there".to_owned())),
+        Status::Taken => rows.push(("this run", "the dataset was taken from the cache".to_owned())),
     }
     let mut rows: Vec<_> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
     for (reason, records) in &manifest.head.rejected_records {

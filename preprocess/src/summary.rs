@@ -9,7 +9,7 @@ use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 use serde_json::Value;
 use tokenmill_shared::dataset::{Layout, Manifest};
-use tokenmill_shared::storage::Lock;
+use tokenmill_shared::storage::{Lock, Taken};
 
 use crate::job::Job;
 use crate::pack::{DUPLICATE, LONGEST_COUNTED};
@@ -24,6 +24,8 @@ pub enum Status {
     Written,
     /// The directory already held this very dataset.
     NothingToDo,
+    /// The cache held it, and its files were taken.
+    Taken,
 }
 
 /// What came from the store and what was tokenized.
@@ -59,6 +61,8 @@ pub struct Prepared {
     pub manifest: Manifest,
     /// What was reused.
     pub reuse: Reuse,
+    /// Files that were taken from the dataset in the cache, by how.
+    pub taken: BTreeMap<Taken, u64>,
     /// Files read to scan them; the others were known by size and times.
     pub files_scanned: usize,
     /// Input files.
@@ -105,6 +109,7 @@ impl Prepared {
             status: Status::NothingToDo,
             manifest,
             reuse: Reuse::default(),
+            taken: BTreeMap::new(),
             files_scanned: job.files_scanned.0,
             files: job.files_scanned.1,
             text_bytes: job.text_bytes(),
@@ -135,6 +140,43 @@ impl Prepared {
         }
     }
 
+    /// The same where the dataset was taken from the cache.
+    pub(crate) fn taken(self, taken: BTreeMap<Taken, u64>) -> Self {
+        Self { status: Status::Taken, taken, ..self }
+    }
+
+    /// What was done.
+    fn status_line(&self) -> String {
+        let dir = self.dataset_dir.display();
+        match self.status {
+            Status::NothingToDo => format!("nothing to do: {dir} already holds this dataset"),
+            Status::Taken => {
+                let how = |(taken, files): (&Taken, &u64)| {
+                    let how = match taken {
+                        Taken::Cloned => "cloned (reflink)",
+                        Taken::Linked => "linked (hard link)",
+                        Taken::Copied => "copied",
+                    };
+                    format!("{files} files {how}")
+                };
+                let how: Vec<_> = self.taken.iter().map(how).collect();
+                format!(
+                    "taken from the cache, which holds this dataset: {}; {:.1} s in all",
+                    how.join(", "),
+                    self.seconds
+                )
+            }
+            Status::Written => {
+                let Reuse { partitions_reused: reused, partitions_tokenized: tokenized, bytes_tokenized } = self.reuse;
+                format!(
+                    "partitions: {tokenized} tokenized ({}), {reused} reused (same documents, tokenizer and settings); {:.1} s in all",
+                    HumanBytes(bytes_tokenized),
+                    self.seconds
+                )
+            }
+        }
+    }
+
     /// What was found out about the input and is not as usual.
     fn input_lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
@@ -158,18 +200,7 @@ impl Prepared {
 
     /// The result in a few lines.
     pub fn lines(&self) -> Vec<String> {
-        let dir = self.dataset_dir.display();
-        let mut lines = Vec::new();
-        if self.status == Status::NothingToDo {
-            lines.push(format!("nothing to do: {dir} already holds this dataset"));
-        } else {
-            let Reuse { partitions_reused: reused, partitions_tokenized: tokenized, bytes_tokenized } = self.reuse;
-            lines.push(format!(
-                "partitions: {tokenized} tokenized ({}), {reused} reused (same documents, tokenizer and settings); {:.1} s in all",
-                HumanBytes(bytes_tokenized),
-                self.seconds
-            ));
-        }
+        let mut lines = vec![self.status_line()];
         let known = self.files - self.files_scanned;
         let others = if known > 0 { format!("; {known} were known by size and times") } else { String::new() };
         lines.push(format!("scanned {} of {} files{others}", self.files_scanned, self.files));
@@ -199,8 +230,8 @@ impl Prepared {
         if self.lines_look_like_pieces {
             lines.push("every line is a document here, and they are short; if they are pieces of longer texts, use --sample_by document".to_owned());
         }
-        if self.status == Status::Written {
-            lines.push(format!("written to {dir}"));
+        if self.status != Status::NothingToDo {
+            lines.push(format!("written to {}", self.dataset_dir.display()));
         }
         lines
     }

@@ -198,6 +198,11 @@ impl Disk {
                 self.change(directory, Change { number: 0, add: None, remove: Some(name), after: None });
             }
             Call::Rename { from, to } => self.rename(from, to),
+            Call::HardLink { from, to } => {
+                let ((old, old_name), (new, new_name)) = (self.parent(from), self.parent(to));
+                let node = self.directory(old).current[&old_name];
+                self.change(new, Change { number: 0, add: Some((new_name, node)), remove: None, after: None });
+            }
         }
     }
 

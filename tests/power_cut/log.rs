@@ -21,6 +21,8 @@ pub enum Call {
     Mkdir { inode: u64, path: PathBuf },
     /// Something got another name.
     Rename { from: PathBuf, to: PathBuf },
+    /// A file got a second name.
+    HardLink { from: PathBuf, to: PathBuf },
     /// A symbolic link was made.
     Link { inode: u64, path: PathBuf, target: PathBuf },
     /// A name was removed.
@@ -74,6 +76,7 @@ pub fn record(command: &mut Command, place: &Place) -> Vec<Call> {
             b's' => Call::Sync { inode, path: path(one) },
             b'm' => Call::Mkdir { inode, path: path(one) },
             b'r' => Call::Rename { from: path(one), to: path(two) },
+            b'h' => Call::HardLink { from: path(one), to: path(two) },
             b'l' => Call::Link { inode, path: path(one), target: path(two) },
             b'u' => Call::Remove { path: path(one) },
             other => panic!("a record of kind {other}"),

@@ -18,6 +18,7 @@ use tokenmill_tests::{Place, digest, lines, run};
 use self::disk::{Disk, Leaf, Tree, is_trusted};
 use self::log::{Call, record};
 use crate::kills::{calls_of, with_fault};
+use crate::taking;
 
 const SEED: u64 = 7;
 
@@ -116,6 +117,37 @@ impl Recorded {
         assert!(states >= count / 4, "{states} states");
     }
 
+    /// The guard of the guard: states without one sync below `dir`, or without those of one directory, must show it. Of how many
+    /// files and which directories.
+    fn assert_every_sync_shows(&self, dir: &Path) -> (usize, BTreeSet<PathBuf>) {
+        let shows =
+            |without: Recorded| without.each_state(1000, &mut |at, tree| without.wrong_with(at, tree)).is_some();
+        assert!(!shows(self.without(|_, _| false)));
+        let synced = |call: &Call| match call {
+            Call::Sync { path, .. } if path.starts_with(dir) => Some(path.clone()),
+            _ => None,
+        };
+        let mut directories = BTreeSet::new();
+        let mut files = 0;
+        for (place, call) in self.calls.iter().enumerate() {
+            let Some(path) = synced(call) else { continue };
+            match self.last.holds_published(&path) {
+                Some(true) => drop(directories.insert(path)),
+                Some(false) => {}
+                None => {
+                    files += 1;
+                    let shown = shows(self.without(|at, _| at == place));
+                    assert!(shown, "{} was not synced, and nothing shows it", path.display());
+                }
+            }
+        }
+        for directory in &directories {
+            let of_it = |_: usize, call: &Call| matches!(call, Call::Sync { path, .. } if path == directory);
+            assert!(shows(self.without(of_it)), "{} was never synced, and nothing shows it", directory.display());
+        }
+        (files, directories)
+    }
+
     /// `count` states, of evenly spread places, none twice.
     fn sample(&self, count: usize) -> Vec<(usize, Tree)> {
         let places: BTreeSet<usize> = (0..count).map(|number| number * self.calls.len() / (count - 1).max(1)).collect();
@@ -195,6 +227,25 @@ fn a_power_cut_during_prepare_leaves_nothing_half_visible_and_the_same_command_g
     mutate::record("power cut: prepare", SEED, scaled(8000));
 }
 
+/// What was linked is whole at once; what the links are in is not.
+#[test]
+fn a_power_cut_while_a_dataset_is_taken_from_the_cache_leaves_nothing_half_visible() {
+    let tried = Place::new();
+    taking::cached(&tried);
+    if !run(&mut tried.prepare("out", &SPLIT)).ok().json()["taken"]["cloned"].is_null() {
+        println!("the temporary directory is on a file system that clones files, which the recorder does not know");
+        return;
+    }
+    let place = Place::new();
+    let cached = taking::cached(&place);
+    let recorded = Recorded::of(&place, &mut place.prepare("out", &SPLIT));
+    assert_eq!(digest(&place.path("out")), digest(&cached));
+    recorded.assert_no_state_is_wrong(scaled(4000));
+    assert_prepare_goes_on(&recorded, &SPLIT, 12);
+    recorded.assert_every_sync_shows(&place.path("out"));
+    mutate::record("power cut: prepare from a dataset in the cache", SEED, scaled(4000));
+}
+
 /// What the first attempt left was a dataset but for the manifest, with a split that the second has not.
 #[test]
 fn a_power_cut_during_a_second_attempt_with_other_settings_leaves_nothing_of_the_first() {
@@ -240,29 +291,9 @@ fn a_power_cut_during_training_leaves_checkpoints_whole_or_absent_and_resuming_g
     mutate::record("power cut: training", SEED, scaled(2000));
 }
 
-/// The guard of the guard: states without one sync, or without those of one directory, must show it.
 #[test]
 fn every_sync_that_is_left_out_shows() {
     let recorded = recorded_prepare();
-    let shows = |without: Recorded| without.each_state(1000, &mut |at, tree| without.wrong_with(at, tree)).is_some();
-    assert!(!shows(recorded.without(|_, _| false)));
-    let mut directories = BTreeSet::new();
-    let mut files = 0;
-    for (place, call) in recorded.calls.iter().enumerate() {
-        let Call::Sync { path, .. } = call else { continue };
-        match recorded.last.holds_published(path) {
-            Some(true) => drop(directories.insert(path.clone())),
-            Some(false) => {}
-            None => {
-                files += 1;
-                let shown = shows(recorded.without(|at, _| at == place));
-                assert!(shown, "{} was not synced, and nothing shows it", path.display());
-            }
-        }
-    }
-    for directory in &directories {
-        let of_it = |_: usize, call: &Call| matches!(call, Call::Sync { path, .. } if path == directory);
-        assert!(shows(recorded.without(of_it)), "{} was never synced, and nothing shows it", directory.display());
-    }
+    let (files, directories) = recorded.assert_every_sync_shows(Path::new("/"));
     assert!(files >= 10 && directories.len() >= 5, "{files} files, {directories:?}");
 }

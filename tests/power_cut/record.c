@@ -154,6 +154,15 @@ int rename(const char *from, const char *to) {
   return failed;
 }
 
+int linkat(int from_dir, const char *from, int to_dir, const char *to, int flags) {
+  REAL(int, "linkat", int, const char *, int, const char *, int);
+  BEGIN;
+  int failed = real(from_dir, from, to_dir, to, flags);
+  if (!failed && below(to)) record('h', 0, 0, from, strlen(from), to);
+  END;
+  return failed;
+}
+
 int symlink(const char *target, const char *path) {
   REAL(int, "symlink", const char *, const char *);
   BEGIN;

@@ -16,6 +16,7 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, Bloom
 
 import compat
 import document_mask
+import filesystems
 import flags
 import hub
 import inputs
@@ -139,6 +140,7 @@ if __name__ == "__main__":
         datasets = {name: check_dataset(programs, work, name) for name in ("bytes", "pieces")}
         packing.check(programs, work)
         inputs.check(programs, work)
+        filesystems.check(programs, work)
         flags.check(programs)
         loading.check(programs, work)
         check_checkpoint(programs, work, datasets["bytes"])

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::writer::written_by;
 use super::{FileName, Ledger, ShardKind, ShardName, Split};
 use crate::{Error, Result, storage};
 
@@ -243,6 +244,11 @@ impl Manifest {
             Some(why) => Err(damaged(format!("contradicts itself: {why}"))),
             None => Ok(manifest),
         }
+    }
+
+    /// Whether this version of the program wrote it, so that it would write the same again.
+    pub fn is_of_this_version(&self) -> bool {
+        self.written_by == written_by()
     }
 
     /// What is impossible in this manifest, so that its readers need not ask.

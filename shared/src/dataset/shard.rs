@@ -148,7 +148,7 @@ impl ShardFile {
         self.stream.finish().expect("a stream into memory");
         self.flush()?;
         let file = FileEntry { bytes: self.offset, blake3: self.hasher.finalize().to_hex().to_string() };
-        self.file.publish()?;
+        self.file.publish_read_only()?;
         Ok(ShardEntry { name: self.name, blocks: self.blocks, file })
     }
 

@@ -12,6 +12,16 @@ use super::*;
 use crate::config::Remainder;
 
 /// A split of `tokens` counting ids in documents of 10 tokens.
+/// Writes into a file that is read-only.
+fn overwrite(path: &Path, bytes: impl AsRef<[u8]>) {
+    make_writable(path);
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn make_writable(path: &Path) {
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+}
+
 fn fill(writer: &mut DatasetWriter, split: Split, tokens: u32, width: TokenWidth, remainder: Remainder) {
     let mut stream = writer.split(split).unwrap();
     let mut bytes = Vec::new();
@@ -79,7 +89,7 @@ fn reseal(dir: &Path, change: impl FnOnce(&mut serde_json::Value)) {
     let text = serde_json::to_string_pretty(&json).unwrap() + "\n";
     let checksum = blake3::hash(text.as_bytes()).to_hex();
     let body = text.strip_suffix("\"\n}\n").unwrap();
-    std::fs::write(&path, format!("{body}{checksum}\"\n}}\n")).unwrap();
+    overwrite(&path, format!("{body}{checksum}\"\n}}\n"));
 }
 
 #[test]
@@ -155,12 +165,37 @@ fn other_content_is_refused_and_an_unfinished_dataset_is_written_anew() {
 }
 
 #[test]
+fn a_dataset_is_made_of_the_files_of_another_and_of_damaged_ones_it_is_not() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let manifest = make(from.path(), 8, 100, TokenWidth::U16, Remainder::Pad);
+    let begin = || {
+        let fingerprint = &manifest.head.fingerprint;
+        DatasetWriter::create(to.path(), 8, TokenWidth::U16, Layout::Stream, fingerprint).unwrap().unwrap()
+    };
+    let tokenizer = from.path().join("tokenizer/tokenizer.json");
+    let good = std::fs::read(&tokenizer).unwrap();
+    overwrite(&tokenizer, b"other");
+    let refused = begin().take(&Dataset::open(from.path()).unwrap()).unwrap_err();
+    assert!(refused.to_string().contains("tokenizer.json") && refused.exit_code() == 3, "{refused}");
+    assert!(Manifest::load(to.path()).is_err());
+    overwrite(&tokenizer, good);
+    let (taken, how) = begin().take(&Dataset::open(from.path()).unwrap()).unwrap();
+    assert_eq!(taken, manifest);
+    let files = manifest.files.len() + manifest.splits.values().map(|split| split.shards.len()).sum::<usize>() + 1;
+    assert_eq!(how.values().sum::<u64>(), files as u64);
+    assert_eq!(read_all(to.path()).unwrap(), read_all(from.path()).unwrap());
+    let report = verify(to.path()).unwrap();
+    assert!(report.wrong.is_empty() && report.unknown.is_empty(), "{report:?}");
+    assert_eq!(std::fs::read(to.path().join(MANIFEST)).unwrap(), std::fs::read(from.path().join(MANIFEST)).unwrap());
+}
+
+#[test]
 fn a_newer_format_is_refused_by_version() {
     let dir = tempfile::tempdir().unwrap();
     make(dir.path(), 8, 100, TokenWidth::U16, Remainder::Drop);
     let path = dir.path().join(MANIFEST);
     let text = std::fs::read_to_string(&path).unwrap().replacen("\"format_version\": 1", "\"format_version\": 3", 1);
-    std::fs::write(&path, text).unwrap();
+    overwrite(&path, text);
     let error = Dataset::open(dir.path()).unwrap_err().to_string();
     assert!(error.contains("version 3"), "{error}");
 }
@@ -175,7 +210,7 @@ fn shards_that_changed_places_are_found() {
     let mut bytes = std::fs::read(b.path().join(shard)).unwrap();
     let place = bytes.len() - 64;
     bytes[place] ^= 1;
-    std::fs::write(a.path().join(shard), bytes).unwrap();
+    overwrite(&a.path().join(shard), bytes);
     assert_eq!(read_all(a.path()).unwrap_err().exit_code(), 3);
 }
 
@@ -230,7 +265,7 @@ fn blocks_read_in_any_order_are_checked_each_time() {
     let mut bytes = std::fs::read(&path).unwrap();
     let changed: Vec<usize> = (0..shard.blocks as usize / 16).map(|batch| (batch << 18) + (100 << 10)).collect();
     changed.iter().for_each(|at| bytes[*at] ^= 4);
-    std::fs::write(&path, &bytes).unwrap();
+    overwrite(&path, &bytes);
     let others = || order.iter().filter(|block| **block >= shard.blocks && **block != last);
     others().take(40).for_each(|block| drop(read(*block).unwrap()));
     let failed = order.iter().take(len as usize).filter(|block| **block < shard.blocks).filter(|block| {
@@ -366,7 +401,7 @@ fn a_manifest_that_lies_is_refused() {
     let sealed = std::fs::read(dir.path().join(MANIFEST)).unwrap();
     Dataset::open(dir.path()).unwrap();
     for (why, change) in changes {
-        std::fs::write(dir.path().join(MANIFEST), &sealed).unwrap();
+        overwrite(&dir.path().join(MANIFEST), &sealed);
         reseal(dir.path(), change);
         let error = Dataset::open(dir.path()).unwrap_err();
         assert!(error.to_string().contains(why) && error.exit_code() == 3, "{error}");
@@ -387,6 +422,7 @@ fn a_flipped_bit_or_missing_byte_of_a_shard_never_reaches_a_reader() {
         let mut ids = Vec::new();
         reader.read_block(0, &mut ids).map(|()| ids)
     };
+    make_writable(&path);
     let shard = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     let (mut refused, mut unused) = (0, 0);
     // One in 61 of the bits of a 64 KiB shard: 61 and 8 share no factor, so every bit of a byte has its turn.
@@ -425,7 +461,7 @@ proptest! {
         let mut bytes = std::fs::read(&victim.path).unwrap();
         let at = at.index(bytes.len());
         if truncate { bytes.truncate(at) } else { bytes[at] ^= 1 << bit }
-        std::fs::write(&victim.path, bytes).unwrap();
+        overwrite(&victim.path, bytes);
         let found = match verify(dir.path()) {
             Ok(report) => !report.wrong.is_empty(),
             Err(_) => true,

@@ -12,9 +12,11 @@ use super::index::{self, BatchEntry, INDEX};
 use super::split_files::{SplitFiles, WrittenSplit};
 use super::writing::Writing;
 use super::{
-    BlockWriter, FileEntry, FileName, Layout, Ledger, Manifest, ManifestHead, ShardKind, ShardName, Split,
-    SplitManifest, SplitWriter, Statistics, TOKENIZER_DIR, TokenWidth,
+    BlockWriter, Dataset, FileEntry, FileName, Layout, Ledger, Manifest, ManifestHead, ShardEntry, ShardKind,
+    ShardName, Split, SplitManifest, SplitWriter, Statistics, TOKENIZER_DIR, TokenWidth,
 };
+use crate::progress::{Progress, Unit};
+use crate::storage::Taken;
 use crate::{Error, Result, storage};
 
 /// Shards are about this large.
@@ -157,7 +159,7 @@ impl DatasetWriter {
         let names: Vec<_> = self.splits.keys().map(|split| split.as_str()).collect();
         self.write_json(FileName::dataset_dict(), &json!({"splits": names}))?;
         let index = index::to_bytes(&self.index);
-        storage::replace(&self.dir.join(INDEX), &index)?;
+        storage::replace_read_only(&self.dir.join(INDEX), &index)?;
         let mut manifest = Manifest {
             format_version: self.layout.format_version(),
             written_by: written_by(),
@@ -175,6 +177,32 @@ impl DatasetWriter {
         Ok(manifest)
     }
 
+    /// Makes the dataset of the files of another one, which is the same: each by [`storage::take`], then the manifest. Of what
+    /// went wrong nothing is trusted, and the dataset can be written instead.
+    ///
+    /// # Errors
+    /// A file of `from` that is damaged or cannot be read, or what cannot be written here.
+    pub fn take(self, from: &Dataset) -> Result<(Manifest, BTreeMap<Taken, u64>)> {
+        let mut manifest = from.manifest().clone();
+        let shards = manifest.splits.iter().flat_map(|(split, entry)| {
+            let name = |shard: &ShardEntry| PathBuf::from(split.as_str()).join(shard.name.to_string());
+            entry.shards.iter().map(move |shard| (name(shard), &shard.file))
+        });
+        let files = manifest.files.iter().map(|(name, entry)| (name.path(Path::new("")), entry));
+        let all: Vec<_> = shards.chain(files).chain([(PathBuf::from(INDEX), &manifest.index)]).collect();
+        let progress = Progress::new("taking", Unit::Bytes, Some(all.iter().map(|(_, entry)| entry.bytes).sum()));
+        let mut taken = BTreeMap::new();
+        for (name, entry) in all {
+            let path = self.dir.join(&name);
+            storage::create_dir_all(path.parent().expect("a file in a directory"))?;
+            *taken.entry(storage::take(&from.dir().join(name), &path, &entry.blake3)?).or_default() += 1;
+            progress.add(entry.bytes);
+        }
+        let bytes = manifest.seal();
+        self.writing.end(&self.dir, &bytes)?;
+        Ok((manifest, taken))
+    }
+
     fn write_json(&mut self, name: FileName, value: &serde_json::Value) -> Result<()> {
         let mut bytes = serde_json::to_vec_pretty(value).expect("plain JSON");
         bytes.push(b'\n');
@@ -182,13 +210,13 @@ impl DatasetWriter {
     }
 
     fn write_file(&mut self, name: FileName, bytes: &[u8]) -> Result<()> {
-        storage::replace(&name.path(&self.dir), bytes)?;
+        storage::replace_read_only(&name.path(&self.dir), bytes)?;
         self.files.insert(name, entry_of(bytes));
         Ok(())
     }
 }
 
-fn written_by() -> String {
+pub(super) fn written_by() -> String {
     format!("tokenmill {}", env!("CARGO_PKG_VERSION"))
 }
 

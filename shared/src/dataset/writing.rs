@@ -98,7 +98,7 @@ impl Writing {
         let path = dir.join(MANIFEST);
         match self {
             Self::Alone(lock) => {
-                storage::replace(&path, manifest)?;
+                storage::replace_read_only(&path, manifest)?;
                 clean_up(dir)?;
                 drop(lock);
                 Ok(())

@@ -18,6 +18,7 @@ mod publish;
 mod read;
 #[cfg_attr(not(feature = "s3"), path = "no_remote.rs")]
 mod remote;
+mod take;
 mod walk;
 
 pub use append::AppendFile;
@@ -25,8 +26,9 @@ pub use claim::Claim;
 pub use disk::{Disk, disk};
 pub use lock::{Lock, lock_file, lock_file_shared};
 pub use probe::probe;
-pub use publish::{TemporaryDirectory, TemporaryFile, remove_stale_temporaries, replace};
+pub use publish::{TemporaryDirectory, TemporaryFile, remove_stale_temporaries, replace, replace_read_only};
 pub use read::{File, Stat, hash_file, open, read, read_at_most, stat};
+pub use take::{Taken, take};
 pub use walk::{Entry, files_in, list_directories, list_files};
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! A probe of the file system: whether it keeps what publishing and locking rely on.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -37,8 +38,13 @@ fn try_out(one: &Path, other: &Path) -> std::io::Result<Option<&'static str>> {
     if std::fs::OpenOptions::new().write(true).open(one)?.try_lock().is_ok() {
         return Ok(Some("a lock does not keep others out"));
     }
-    if std::fs::rename(other, one).is_err() {
-        return Ok(Some("a file cannot take the place of another"));
+    match std::fs::rename(other, one).map_err(|error| (error.kind(), error)) {
+        Err((ErrorKind::AlreadyExists | ErrorKind::PermissionDenied | ErrorKind::Unsupported, _)) => {
+            return Ok(Some("a file cannot take the place of another"));
+        }
+        // A disk that is full or broken.
+        Err((_, error)) => return Err(error),
+        Ok(()) => {}
     }
     let replaced = std::fs::metadata(one)?.ino() == second.metadata()?.ino() && !other.exists();
     Ok((!replaced).then_some("a file that takes the place of another does not do so at once"))

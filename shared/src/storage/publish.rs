@@ -110,6 +110,18 @@ impl TemporaryFile {
         }
     }
 
+    /// Makes it share the bytes of the file at `source`, in place of its own; whether the file system does that.
+    pub(super) fn clone_bytes_of(&mut self, source: &Path) -> Result<bool> {
+        match &mut self.inner {
+            Inner::Local(local) => {
+                let source_file = std::fs::File::open(source).map_err(Error::storage("open", source))?;
+                // Whatever the reason is: who copies instead will meet it again if it is more than that.
+                Ok(rustix::fs::ioctl_ficlone(local.file(), source_file).is_ok())
+            }
+            Inner::Remote(_) => Ok(false),
+        }
+    }
+
     /// fsync, rename to the final name, fsync of the directory. A file whose fsync failed is thrown away:
     /// the kernel may have dropped its dirty pages, so syncing it again would lie.
     pub fn publish(self) -> Result<()> {
@@ -242,6 +254,13 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = TemporaryFile::create(path)?;
     file.append(bytes)?;
     file.publish()
+}
+
+/// [`replace`] by a file that nobody shall change (0444).
+pub fn replace_read_only(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = TemporaryFile::create(path)?;
+    file.append(bytes)?;
+    file.publish_read_only()
 }
 
 /// Removes what killed writers left in `dir`: names of our form whose lock is free. Returns what it removed. A store has no

@@ -1,5 +1,6 @@
 #![doc = include_str!("docs/training.md")]
 
+mod allocator;
 pub mod arguments;
 pub mod checkpoint;
 #[cfg(feature = "cuda")]

@@ -99,10 +99,18 @@ pub fn update(parameter: &Tensor, gradient: &[f32], first: &Tensor, second: &Ten
         result = write(second, |second| {
             let inner = write(parameter, |parameter| {
                 let pieces = parameter.par_chunks_mut(PIECE).zip(gradient.par_chunks(PIECE));
-                pieces
-                    .zip(first.par_chunks_mut(PIECE))
-                    .zip(second.par_chunks_mut(PIECE))
-                    .for_each(|(((p, g), m), v)| constants.run(p, g, m, v));
+                pieces.zip(first.par_chunks_mut(PIECE)).zip(second.par_chunks_mut(PIECE)).for_each(
+                    |(((p, g), m), v)| {
+                        if update.step == 1 {
+                            // They are zeros as the system gives them: pages that hold nothing until they are written to. A
+                            // page that is read first costs two faults in place of one, the second with an interrupt on
+                            // every processor.
+                            m.fill(0.0);
+                            v.fill(0.0);
+                        }
+                        constants.run(p, g, m, v);
+                    },
+                );
             });
             debug_assert!(inner.is_ok(), "parameters are f32 tensors in CPU memory");
         });

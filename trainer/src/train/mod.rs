@@ -29,6 +29,7 @@ pub use self::loss_scale::LossScale;
 use self::results::Finished;
 use self::resume::Begin;
 use self::step::{Made, StepLoss};
+use crate::allocator;
 use crate::arguments::{CountedTokens, SaveStrategy, Strategy, TrainerArguments};
 use crate::checkpoint::{self, Companions, Contents, Counters, LearningRate, Saved, State, TrainerState};
 use crate::data::Loader;
@@ -62,6 +63,7 @@ pub fn interrupt() {
 
 /// Runs what `arguments` ask for.
 pub fn run(arguments: TrainerArguments) -> Result<()> {
+    allocator::keep_freed_memory();
     let mut plan = Plan::new(arguments)?;
     #[cfg(feature = "cuda")]
     plan.find_gpu()?;

@@ -186,25 +186,28 @@ fn pack<const LINES: usize>(
     for (at, panel) in panel.chunks_exact_mut(LINES).enumerate() {
         let low = lines(2 * at);
         let high = if 2 * at + 1 < length { lines(2 * at + 1) } else { &[] };
-        let vectors = if high.is_empty() { 0 } else { count / 16 };
-        for at in 0..vectors {
-            let at = at * 16;
-            // SAFETY: 16 more values of both, and room for as many pairs.
+        for at in (0..count).step_by(16) {
+            let mask = mask(count - at);
+            // SAFETY: what is masked is not touched; of the rest both have a value, and the panel room for the pair.
             unsafe {
                 let wide = |values: &[f32]| {
-                    let narrow = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(
-                        values[at..].as_ptr(),
-                    )));
+                    let values = _mm512_maskz_loadu_ps(mask, values.as_ptr().add(at));
+                    let narrow = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values));
                     _mm512_cvtepu16_epi32(narrow)
                 };
-                let both = _mm512_or_si512(wide(low), _mm512_slli_epi32::<16>(wide(high)));
-                _mm512_storeu_si512(panel[at..].as_mut_ptr().cast(), both);
+                let mut both = wide(low);
+                if !high.is_empty() {
+                    both = _mm512_or_si512(both, _mm512_slli_epi32::<16>(wide(high)));
+                }
+                _mm512_mask_storeu_epi32(panel.as_mut_ptr().add(at).cast(), mask, both);
             }
         }
-        for line in vectors * 16..count {
-            panel[line] = pair(low[line], high.get(line).copied().unwrap_or_default());
-        }
     }
+}
+
+/// The lanes of a vector that `count` values take.
+fn mask(count: usize) -> u16 {
+    if count >= 16 { u16::MAX } else { (1 << count) - 1 }
 }
 
 /// One tile of the result: `a` and `b` are panels of equally many pairs; `size` of it are rows and columns of the result.
@@ -227,7 +230,6 @@ unsafe fn tile(a: &[Pair], b: &[Pair], c: *mut f32, row_stride: usize, (rows, co
             sums[1] = _mm512_dpbf16_ps(sums[1], pair, right);
         }
     }
-    let mask = |columns: usize| if columns >= 16 { u16::MAX } else { (1 << columns) - 1 };
     let masks = [mask(columns), mask(columns.saturating_sub(16))];
     for (row, sums) in sums.iter().enumerate().take(rows) {
         for (half, (sum, mask)) in sums.iter().zip(masks).enumerate() {

@@ -150,6 +150,7 @@ fn a_file_system_that_does_not_keep_its_word_is_refused() {
     place.write("text/a.txt", lines(20, 1));
     for (mode, says) in [
         ("nolock", "a lock does not keep others out"),
+        ("noshare", "a lock cannot be held together"),
         ("nocreate", "can be created again"),
         ("norename", "does not do so at once"),
     ] {

@@ -3,7 +3,7 @@
  * FAULT_AT=N     the call to hit, counted from 1 (0: only count)
  * FAULT_MODE     kill (SIGKILL before the call), enospc or eio (fail this call and all later writes);
  *                nolock, nocreate or norename: a file system that locks nothing, creates what is there, or leaves a
- *                file where it is, says yes and goes on
+ *                file where it is, says yes and goes on; noshare: one that refuses locks that are held together
  * FAULT_LOG      a file that gets the calls at exit, one letter each (w, f, r, l, m, u) and a newline, or
  *                "hit <call>\n" when the fault fires
  * FAULT_UNDER    only calls on files below this directory count
@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -111,6 +112,7 @@ int mkdir(const char *path, mode_t mode) {
 }
 int flock(int fd, int operation) {
   REAL(int, "flock", int, int);
+  if (is_mode("noshare") && operation & LOCK_SH) { errno = EBADF; return -1; }
   return is_mode("nolock") ? 0 : real(fd, operation);
 }
 int open64(const char *path, int flags, ...) {

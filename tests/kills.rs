@@ -108,6 +108,8 @@ fn prepare_killed_anywhere_and_run_again_gives_the_same_bytes() {
         }
         run(&mut place.prepare("out", &SPLIT)).ok();
         assert_eq!(digest(&place.path("out")), expected, "killed at call {at}: {noted}");
+        let left = digest(&place.path("cache")).into_keys().find(|path| path.to_string_lossy().contains(".tmp-"));
+        assert_eq!(left, None, "killed at call {at}: {noted}");
     }
     assert_fifty_of_every_kind(&hit);
 }

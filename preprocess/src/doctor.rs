@@ -103,9 +103,10 @@ fn disk(what: &'static str, dir: &Path) -> Finding {
         remedy: Some(format!("give another directory by {what}")),
         fatal: true,
     };
-    if let Err(error) = storage::create_dir_all(dir).and_then(|()| storage::probe(dir)) {
-        return failed(&error);
-    }
+    let heed = match storage::create_dir_all(dir).and_then(|()| storage::probe(dir)) {
+        Ok(heed) => heed,
+        Err(error) => return failed(&error),
+    };
     match storage::disk(dir) {
         Ok(disk) => {
             let found = format!(
@@ -115,8 +116,9 @@ fn disk(what: &'static str, dir: &Path) -> Finding {
                 HumanBytes(disk.free_bytes)
             );
             let low = disk.free_bytes < 1 << 30;
-            let remedy = low.then(|| "less than 1 GiB is free; `preprocess cache prune` makes room".to_owned());
-            Finding { remedy, ..fine(what, found) }
+            let low = low.then_some("less than 1 GiB is free; `preprocess cache prune` makes room");
+            let remedies: Vec<&str> = heed.into_iter().chain(low).collect();
+            Finding { remedy: (!remedies.is_empty()).then(|| remedies.join("\n     ")), ..fine(what, found) }
         }
         Err(error) => failed(&error),
     }

@@ -132,6 +132,10 @@ impl Reading {
         check_percentage(&data)?;
         let rules = Rules::new(&data)?.in_parts(&data, options.tuning.part_bytes);
         let cache_dir = cache_dir(data.cache_dir.as_deref())?;
+        // What killed runs left there; the store sees to its own.
+        for small in ["scans", "runs"] {
+            storage::remove_stale_temporaries(&cache_dir.join(small))?;
+        }
         let workers = data.preprocessing_num_workers.unwrap_or(0); // 0 lets rayon take all cores
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(workers)

@@ -125,7 +125,7 @@ impl Store {
     pub fn open(cache_dir: &Path) -> Result<Self> {
         let dir = cache_dir.join(TOKENS);
         storage::create_dir_all(&dir)?;
-        storage::probe(&dir)?;
+        storage::probe(&dir)?.inspect(|heed| eprintln!("{}: {heed}", dir.display()));
         let in_use = Arc::new(storage::lock_file_shared(&dir.join(IN_USE))?);
         storage::remove_stale_temporaries(&dir)?;
         partial::remove_stale_claims(&dir)?;

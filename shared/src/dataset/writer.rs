@@ -73,7 +73,7 @@ impl DatasetWriter {
         let Some(writing) = Writing::begin(dir, &what)? else { return Ok(None) };
         // In a store, what is there is of the same dataset and is written again.
         if !storage::is_remote(dir) {
-            storage::probe(dir)?;
+            storage::probe(dir)?.inspect(|heed| eprintln!("{}: {heed}", dir.display()));
             remove_unfinished(dir)?;
         }
         Ok(Some(Self {

@@ -34,7 +34,8 @@ pub fn lock_file(path: &Path, wait: bool) -> Result<Option<Lock>> {
 
 /// Locks `path` (created if absent) together with others that lock it so, waiting for one that has it alone.
 pub fn lock_file_shared(path: &Path) -> Result<Lock> {
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path);
+    // NFS locks together only what may be read, and alone only what may be written to.
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path);
     let file = file.map_err(Error::storage("open", path))?;
     file.lock_shared().map_err(Error::storage("lock", path))?;
     Ok(Lock { _file: file })

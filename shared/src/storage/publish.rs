@@ -282,7 +282,8 @@ pub fn remove_stale_temporaries(dir: &Path) -> Result<Vec<PathBuf>> {
             continue;
         }
         let Ok(handle) = std::fs::File::open(&path) else { continue };
-        if handle.try_lock().is_err() {
+        // Its writer has it alone; NFS would lock a file that may only be read for nobody alone.
+        if handle.try_lock_shared().is_err() {
             continue;
         }
         let gone = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };

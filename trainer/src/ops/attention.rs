@@ -13,7 +13,8 @@ use rayon::prelude::*;
 use super::cpu::{tensor, values};
 use super::documents::Documents;
 use super::dropout::Dropout;
-use super::matmul::{Matrix, Threads, matmul};
+use super::matmul::{Matrix, product_alone};
+use super::precision::Precision;
 use super::simd::{self, dot, exp, exp_and_sum};
 
 /// Queries whose scores are in memory at once: 64 rows of 1,024 keys are 256 KiB, which fits the L2 cache.
@@ -37,6 +38,8 @@ pub struct Scores<'a> {
     pub slopes: Option<&'a [f32]>,
     /// Of the weights, while training.
     pub dropout: Option<Dropout>,
+    /// Of the products.
+    pub precision: Precision,
 }
 
 impl Scores<'_> {
@@ -98,7 +101,7 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, kind: Scores<'_>) -> Result<(
                 let (rows, first) = (block.len(), kind.first(begin, start));
                 let columns = block.end - first;
                 let key_block = Matrix::new(&k[first * dim..], columns, dim);
-                matmul(Matrix::new(&q[begin * dim..], rows, dim), key_block.t(), scores, false, Threads::One);
+                product_alone(Matrix::new(&q[begin * dim..], rows, dim), key_block.t(), scores, false, kind.precision);
                 for row in 0..rows {
                     let query = begin + row;
                     let seen = kind.first(query, start) - first..query + 1 - first;
@@ -116,12 +119,12 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, kind: Scores<'_>) -> Result<(
                     kind.drop(weights, (index, time, query, kind.first(query, start)));
                 }
                 let value_block = Matrix::new(&v[first * dim..], columns, dim);
-                matmul(
+                product_alone(
                     Matrix::new(scores, rows, columns),
                     value_block,
                     &mut output[begin * dim..],
                     false,
-                    Threads::One,
+                    kind.precision,
                 );
             }
         },
@@ -174,8 +177,8 @@ pub fn backward(
                     };
                     let (q_block, dout_block) = (block(q, begin, rows), block(dout, begin, rows));
                     let (k_block, v_block) = (block(k, first, columns), block(v, first, columns));
-                    matmul(q_block, k_block.t(), weights, false, Threads::One);
-                    matmul(dout_block, v_block.t(), dweights, false, Threads::One);
+                    product_alone(q_block, k_block.t(), weights, false, kind.precision);
+                    product_alone(dout_block, v_block.t(), dweights, false, kind.precision);
                     for row in 0..rows {
                         let query = begin + row;
                         let seen = kind.first(query, start) - first..query + 1 - first;
@@ -200,9 +203,9 @@ pub fn backward(
                     }
                     let (weights, dscores) =
                         (Matrix::new(weights, rows, columns), Matrix::new(dweights, rows, columns));
-                    matmul(weights.t(), dout_block, &mut dv[first * dim..], true, Threads::One);
-                    matmul(dscores, k_block, &mut dq[begin * dim..], false, Threads::One);
-                    matmul(dscores.t(), q_block, &mut dk[first * dim..], true, Threads::One);
+                    product_alone(weights.t(), dout_block, &mut dv[first * dim..], true, kind.precision);
+                    product_alone(dscores, k_block, &mut dq[begin * dim..], false, kind.precision);
+                    product_alone(dscores.t(), q_block, &mut dk[first * dim..], true, kind.precision);
                 }
             }
         },

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::cpu::PIECE;
 use super::simd;
 
-/// What the operands of projections are rounded to before they are multiplied; sums are made in float32. Norms,
-/// softmax, rotary embedding, residual stream, loss, gradients and optimizer stay in float32 throughout.
+/// What the operands of projections, and in bfloat16 those of attention, are rounded to before they are multiplied; sums are
+/// made in float32. Norms, softmax, rotary embedding, residual stream, loss, gradients and optimizer stay in float32 throughout.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Precision {
     /// Not at all.

@@ -277,14 +277,49 @@ fn dropout_drops_its_share_and_keeps_the_mean() {
     assert!(part.iter().zip(&values[60_000..]).all(|(part, whole)| f64::from(*part) == *whole));
 }
 
+/// Operands of all seven products are rounded: results within a rounding or two, gradients within a few.
+#[test]
+fn attention_in_bfloat16_is_near_that_in_float32() {
+    let documents = Documents::new(140, [&[3, 70][..]].into_iter());
+    let kind = |precision| Scores {
+        documents: &documents,
+        scale: 0.25,
+        window: None,
+        softcap: None,
+        slopes: None,
+        dropout: None,
+        precision,
+    };
+    let [q, dout] = [1, 4].map(|seed| random(&[1, 4, 140, 16], seed));
+    let [k, v] = [2, 3].map(|seed| random(&[1, 2, 140, 16], seed));
+    let results = |precision| {
+        let (output, log_sums) = attention::forward(&q, &k, &v, kind(precision)).unwrap();
+        let (dq, dk, dv) = attention::backward(&dout, (&q, &k, &v), &output, &log_sums, kind(precision)).unwrap();
+        [output, dq, dk, dv].map(|tensor| flat(&tensor))
+    };
+    let bounds = [8e-3, 1.6e-2, 1.6e-2, 1.6e-2];
+    for ((exact, found), bound) in results(Precision::F32).iter().zip(results(Precision::Bf16)).zip(bounds) {
+        let largest = exact.iter().fold(0f64, |largest, value| largest.max(value.abs()));
+        let apart = exact.iter().zip(&found).map(|(exact, found)| (exact - found).abs()).fold(0f64, f64::max);
+        assert!(apart > 0.0 && apart <= bound * largest, "{apart} of {largest}");
+    }
+}
+
 /// What scores go through: window, cap, ALiBi's slopes and dropout, one by one.
 #[test]
 fn attention_is_causal_grouped_windowed_capped_penalised_dropped_and_inside_documents() {
     let slopes = alibi::slopes(4);
     let dropout = Dropout { rate: 0.3, stream: Stream::new(5, Purpose::Dropout, 0) };
     let any = Documents::whole(1, 1);
-    let plain =
-        Scores { documents: &any, scale: 1.0 / 6f32.sqrt(), window: None, softcap: None, slopes: None, dropout: None };
+    let plain = Scores {
+        documents: &any,
+        scale: 1.0 / 6f32.sqrt(),
+        window: None,
+        softcap: None,
+        slopes: None,
+        dropout: None,
+        precision: Precision::F32,
+    };
     let kinds = [
         (9, &[][..], plain),
         (9, &[4, 5], plain),

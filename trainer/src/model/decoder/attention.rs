@@ -10,6 +10,7 @@ use crate::model::dropout::Place;
 use crate::model::layout::{Layer, Qkv};
 use crate::ops::attention::{self, LogSums, Scores};
 use crate::ops::heads::{self, Columns};
+use crate::ops::precision::Precision;
 use crate::ops::rope::{self, Table};
 
 /// What the backward needs.
@@ -93,6 +94,8 @@ impl Decoder<'_> {
             softcap: self.config.attention_softcap,
             slopes: self.slopes.as_deref(),
             dropout: self.dropout(self.config.dropout.attention, Place::Attention(number)),
+            // float16 would lose the gradients of scores, which are far below the others'.
+            precision: if self.precision == Precision::Bf16 { Precision::Bf16 } else { Precision::F32 },
         }
     }
 

@@ -24,6 +24,10 @@ const PACKED_LINES: (usize, usize) = (96 * 32, 4096);
 /// Rows and columns of the result that one task takes: small enough that no thread waits long for the last one.
 const TASK: (usize, usize) = (48, 256);
 
+/// Pairs from one line of the left operand to the next where it is packed line by line: a cache line more than a pass, so
+/// that the lines of a tile do not all fall into two sets of the first-level cache.
+const LINE_STRIDE: usize = PASS_PAIRS + 16;
+
 /// Two bfloat16 that follow each other along the inner dimension, the first in the lower half.
 type Pair = u32;
 
@@ -71,17 +75,33 @@ pub(super) fn matmul(
     }
     let tiles = Tiles { values: c.as_mut_ptr(), row_stride: width };
     let b = b.t();
+    // Rows that lie in one piece stay in one: a tile takes single pairs of the left operand, from wherever they are.
+    let by_line = a.column_stride == 1;
     let [mut packed_a, mut packed_b] = PACKED.take();
     for left in (0..columns).step_by(PACKED_LINES.1) {
         let columns = PACKED_LINES.1.min(columns - left);
         for begin in (0..inner).step_by(2 * PASS_PAIRS) {
             let pass = (begin, (2 * PASS_PAIRS).min(inner - begin));
             let add = add || begin > 0;
-            pack_all::<{ TILE.1 }>(&mut packed_b, b, (left, columns), pass, threads);
+            let pairs = pass.1.div_ceil(2);
+            pack_all(&mut packed_b, columns, (TILE.1, pairs * TILE.1), threads, |panel, first, count| {
+                // SAFETY: the instructions are there.
+                unsafe { pack::<{ TILE.1 }>(panel, b, (left + first, count), pass) };
+            });
+            let panel = TILE.0 * if by_line { LINE_STRIDE } else { pairs };
             for top in (0..rows).step_by(PACKED_LINES.0) {
                 let rows = PACKED_LINES.0.min(rows - top);
-                pack_all::<{ TILE.0 }>(&mut packed_a, a, (top, rows), pass, threads);
-                let pairs = pass.1.div_ceil(2);
+                pack_all(&mut packed_a, rows, (TILE.0, panel), threads, |panel, first, count| {
+                    let lines = (top + first, count);
+                    // SAFETY: the instructions are there.
+                    unsafe {
+                        if by_line {
+                            pack_lines(panel, a, lines, pass)
+                        } else {
+                            pack::<{ TILE.0 }>(panel, a, lines, pass)
+                        }
+                    }
+                });
                 let across = columns.div_ceil(TASK.1);
                 let tasks = rows.div_ceil(TASK.0) * across;
                 let work = |task| {
@@ -89,12 +109,20 @@ pub(super) fn matmul(
                     for column in (right..columns.min(right + TASK.1)).step_by(TILE.1) {
                         let b = &packed_b[column * pairs..][..TILE.1 * pairs];
                         for row in (down..rows.min(down + TASK.0)).step_by(TILE.0) {
-                            let a = &packed_a[row * pairs..][..TILE.0 * pairs];
+                            let a = &packed_a[row / TILE.0 * panel..][..panel];
                             let size = (TILE.0.min(rows - row), TILE.1.min(columns - column));
                             let at = (top + row) * tiles.row_stride + first + left + column;
                             // SAFETY: the instructions are there; the tile lies in `c`, whose size is checked, and no
-                            // other task writes it.
-                            unsafe { tile(a, b, tiles.at(at), tiles.row_stride, size, add) };
+                            // other task writes it; `a` is a panel whose pairs lie so.
+                            unsafe {
+                                let (c, width) = (tiles.at(at), tiles.row_stride);
+                                match (by_line, size.1 <= 16) {
+                                    (true, false) => tile::<LINE_STRIDE, 1, 2>(a, b, c, width, size, add),
+                                    (true, true) => tile::<LINE_STRIDE, 1, 1>(a, b, c, width, size, add),
+                                    (false, false) => tile::<1, { TILE.0 }, 2>(a, b, c, width, size, add),
+                                    (false, true) => tile::<1, { TILE.0 }, 1>(a, b, c, width, size, add),
+                                }
+                            };
                         }
                     }
                 };
@@ -119,32 +147,47 @@ impl Tiles {
     }
 }
 
-/// Packs `count` rows of `matrix` from `first` on, `pass` = (begin, length) of each, in panels of `LINES` rows: pair by
-/// pair, those of all its rows together; what is missing at the ends is zero.
-fn pack_all<const LINES: usize>(
+/// Packs `count` lines in panels of so many lines and pairs, each by `pack`, which is told its first line and how many it
+/// has.
+fn pack_all(
     packed: &mut Vec<Pair>,
-    matrix: Matrix<'_>,
-    (first, count): (usize, usize),
-    pass: (usize, usize),
+    count: usize,
+    (lines, panel): (usize, usize),
     threads: Threads,
+    pack: impl Fn(&mut [Pair], usize, usize) + Sync,
 ) {
-    let panel = LINES * pass.1.div_ceil(2);
-    let length = count.div_ceil(LINES) * panel;
+    let length = count.div_ceil(lines) * panel;
     if packed.len() < length {
         packed.resize(length, 0);
     }
-    let work = |(index, panel): (usize, &mut [Pair])| {
-        let line = index * LINES;
-        // SAFETY: `matmul` looked for the instructions.
-        unsafe { pack::<LINES>(panel, matrix, (first + line, LINES.min(count - line)), pass) };
-    };
+    let work = |(index, panel): (usize, &mut [Pair])| pack(panel, index * lines, lines.min(count - index * lines));
     match threads {
         Threads::All => packed[..length].par_chunks_exact_mut(panel).with_min_len(2).enumerate().for_each(work),
         Threads::One => packed[..length].chunks_exact_mut(panel).enumerate().for_each(work),
     }
 }
 
-/// Packs one panel.
+/// Packs a panel of the left operand whose rows lie in one piece: line by line, [`LINE_STRIDE`] apart. The arguments are
+/// those of [`pack`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn pack_lines(panel: &mut [Pair], matrix: Matrix<'_>, (first, count): (usize, usize), (begin, length): (usize, usize)) {
+    for (line, panel) in panel.chunks_exact_mut(LINE_STRIDE).enumerate().take(count) {
+        let values = &matrix.values[(first + line) * matrix.row_stride + begin..][..length];
+        for (values, panel) in values.chunks(32).zip(panel.chunks_mut(16)) {
+            let masks = [mask(values.len()), mask(values.len().saturating_sub(16))];
+            // SAFETY: what is masked is not touched; a panel has room for a pass.
+            unsafe {
+                let low = _mm512_maskz_loadu_ps(masks[0], values.as_ptr());
+                let high = _mm512_maskz_loadu_ps(masks[1], values.as_ptr().wrapping_add(16));
+                let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                _mm512_mask_storeu_epi32(panel.as_mut_ptr().cast(), mask(values.len().div_ceil(2)), both);
+            }
+        }
+    }
+}
+
+/// Packs a panel of `count` rows of `matrix` from `first` on, `length` values of each from `begin` on: pair by pair, those of
+/// all its lines together; what is missing at the ends is zero.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn pack<const LINES: usize>(
     panel: &mut [Pair],
@@ -210,29 +253,41 @@ fn mask(count: usize) -> u16 {
     if count >= 16 { u16::MAX } else { (1 << count) - 1 }
 }
 
-/// One tile of the result: `a` and `b` are panels of equally many pairs; `size` of it are rows and columns of the result.
+/// One tile of the result, `HALVES` times 16 columns wide. `b` is a panel of so many pairs; those of `a` are `LINE` apart from
+/// line to line and `PAIR` along one. `size` of the tile are rows and columns of the result.
 ///
 /// # Safety
-/// The instructions are there, and `c` has that many rows and columns, its rows `row_stride` apart.
+/// The instructions are there, `a` has as many pairs, and `c` that many rows and columns, its rows `row_stride` apart.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn tile(a: &[Pair], b: &[Pair], c: *mut f32, row_stride: usize, (rows, columns): (usize, usize), add: bool) {
-    let mut sums = [[_mm512_setzero_ps(); 2]; TILE.0];
-    for (a, b) in a.as_chunks::<{ TILE.0 }>().0.iter().zip(b.as_chunks::<{ TILE.1 }>().0) {
+unsafe fn tile<const LINE: usize, const PAIR: usize, const HALVES: usize>(
+    a: &[Pair],
+    b: &[Pair],
+    c: *mut f32,
+    row_stride: usize,
+    (rows, columns): (usize, usize),
+    add: bool,
+) {
+    let mut sums = [[_mm512_setzero_ps(); HALVES]; TILE.0];
+    for (at, b) in b.as_chunks::<{ TILE.1 }>().0.iter().enumerate() {
         // SAFETY: 32 pairs; both types are 64 bytes of any bits.
-        let (left, right) = unsafe {
-            let load = |b: &[Pair]| std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.as_ptr().cast()));
-            (load(&b[..16]), load(&b[16..]))
+        let load = |half: usize| unsafe {
+            std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b[16 * half..][..16].as_ptr().cast()))
         };
-        for (sums, pair) in sums.iter_mut().zip(a) {
-            // SAFETY: both types are 64 bytes of any bits.
-            let pair = unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*pair as i32)) };
-            sums[0] = _mm512_dpbf16_ps(sums[0], pair, left);
-            sums[1] = _mm512_dpbf16_ps(sums[1], pair, right);
+        let right: [__m512bh; HALVES] = std::array::from_fn(load);
+        for (line, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: the caller's; both types are 64 bytes of any bits.
+            let pair = unsafe {
+                let pair = *a.get_unchecked(line * LINE + at * PAIR);
+                std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(pair as i32))
+            };
+            for (sum, right) in sums.iter_mut().zip(right) {
+                *sum = _mm512_dpbf16_ps(*sum, pair, right);
+            }
         }
     }
-    let masks = [mask(columns), mask(columns.saturating_sub(16))];
     for (row, sums) in sums.iter().enumerate().take(rows) {
-        for (half, (sum, mask)) in sums.iter().zip(masks).enumerate() {
+        for (half, sum) in sums.iter().enumerate() {
+            let mask = mask(columns.saturating_sub(16 * half));
             // SAFETY: the caller's; what is masked is not touched.
             unsafe {
                 let at = c.add(row * row_stride).wrapping_add(16 * half);

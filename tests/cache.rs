@@ -6,9 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
-use tokenmill_tests::{Ended, Place, binaries, data, digest, lines, run};
+use tokenmill_tests::{Ended, Place, Running, binaries, data, digest, lines, run};
 
-use crate::kills::shim;
+use crate::fault::shim;
 
 fn cache(place: &Place, words: &[&str]) -> Ended {
     run(Command::new(&binaries().preprocess).arg("cache").args(words).arg("--cache_dir").arg(place.path("cache")))
@@ -49,7 +49,7 @@ fn processes_that_prepare_the_same_text_tokenize_it_once_and_all_succeed() {
 fn a_killed_process_makes_nobody_wait() {
     let place = Place::new();
     place.write("text/a.txt", lines(60_000, 2));
-    let mut first = place.prepare("out", &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let first = Running::start(place.prepare("out", &[]).stdout(Stdio::null()).stderr(Stdio::null()));
     let begun =
         |place: &Place| std::fs::read_dir(place.path("cache/locks")).is_ok_and(|mut files| files.next().is_some());
     let started = Instant::now();
@@ -57,8 +57,7 @@ fn a_killed_process_makes_nobody_wait() {
         assert!(started.elapsed() < Duration::from_secs(60), "the first process never began");
         std::thread::sleep(Duration::from_millis(2));
     }
-    first.kill().unwrap();
-    first.wait().unwrap();
+    drop(first);
     run(&mut place.prepare("out", &[])).ok();
 }
 
@@ -113,10 +112,10 @@ fn what_a_running_job_needs_is_not_pruned() {
     command.arg("--train_file_dir").arg(place.path("text")).arg("--cache_dir").arg(place.path("cache"));
     command.arg("--output_dir").arg(place.path("out")).args(["--use_peft", "false", "--max_steps", "1000000"]);
     command.args(["--block_size", "16", "--save_strategy", "no", "--logging_steps", "1"]);
-    let mut training = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let mut training = Running::start(command.stderr(Stdio::null()).stdout(Stdio::null()));
     let started = Instant::now();
     while std::fs::metadata(place.path("out/metrics.jsonl")).map_or(0, |file| file.len()) == 0 {
-        assert!(started.elapsed() < Duration::from_secs(120) && training.try_wait().unwrap().is_none());
+        assert!(started.elapsed() < Duration::from_secs(120) && training.0.try_wait().unwrap().is_none());
         std::thread::sleep(Duration::from_millis(20));
     }
     let datasets = || {
@@ -127,9 +126,8 @@ fn what_a_running_job_needs_is_not_pruned() {
     let pruned = cache(&place, &["prune", "--older_than", "0s", "--json"]).ok().json();
     assert!(pruned["in_use"].as_array().unwrap().iter().any(|entry| entry["kind"] == "datasets"), "{pruned}");
     assert_eq!(datasets(), 1);
-    assert!(training.try_wait().unwrap().is_none());
-    training.kill().unwrap();
-    training.wait().unwrap();
+    assert!(training.0.try_wait().unwrap().is_none());
+    drop(training);
     cache(&place, &["prune", "--older_than", "0s"]).ok();
     assert_eq!(datasets(), 0);
 

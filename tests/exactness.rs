@@ -1,9 +1,10 @@
 //! Prepared data is a pure function of input bytes, tokenizer and settings: the same bytes for any number
 //! of workers, any read size, any partition size, any order of files on disk, any time and place.
 
-use proptest::prelude::*;
 use tokenmill_preprocess::{Output, PrepareOptions, Tuning, prepare};
 use tokenmill_shared::config::{DataArguments, HubArguments, SampleBy, ValidationSplitMode};
+use tokenmill_tests::mutate::Mutator;
+use tokenmill_tests::night::Run;
 use tokenmill_tests::{Place, data, digest, lines};
 
 /// How a job is run, which must not show in its output.
@@ -70,23 +71,25 @@ fn settings() -> Vec<DataArguments> {
     ]
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn the_way_it_is_run_never_shows(
-        workers in prop::sample::select(vec![1usize, 2, 3, 8]),
-        read_bytes in prop::sample::select(vec![1usize, 7, 4096, 1 << 20]),
-        partition_bytes in prop::sample::select(vec![1u64, 2_000, 64 << 20]),
-        reversed in any::<bool>(),
-        token_cache in any::<bool>(),
-        which in 0usize..3,
-    ) {
-        let reference = Way { workers: 1, read_bytes: 1 << 20, partition_bytes: 64 << 20, reversed: false, token_cache: true };
-        let settings = settings();
-        let way = Way { workers, read_bytes, partition_bytes, reversed, token_cache };
-        prop_assert_eq!(output_of(&way, &settings[which]), output_of(&reference, &settings[which]), "{:?}", way);
+#[test]
+fn the_way_it_is_run_never_shows() {
+    let ledger = Run::of("ways to run prepare", 24, 10_000);
+    let mut draw = Mutator::new(ledger.seed);
+    let reference =
+        Way { workers: 1, read_bytes: 1 << 20, partition_bytes: 64 << 20, reversed: false, token_cache: true };
+    let jobs: Vec<_> = settings().into_iter().map(|settings| (output_of(&reference, &settings), settings)).collect();
+    for _ in 0..ledger.size {
+        let way = Way {
+            workers: *draw.choose(&[1, 2, 3, 8, 16]),
+            read_bytes: *draw.choose(&[1, 7, 4096, 1 << 20]),
+            partition_bytes: *draw.choose(&[1, 2000, 64 << 20]),
+            reversed: *draw.choose(&[true, false]),
+            token_cache: *draw.choose(&[true, false]),
+        };
+        let (expected, settings) = draw.choose(&jobs);
+        assert_eq!(output_of(&way, settings), *expected, "{way:?}");
     }
+    ledger.passed();
 }
 
 /// All of the combinations, once.

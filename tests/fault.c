@@ -1,11 +1,15 @@
-/* Ends or fails a program at its N-th write, fsync, rename, link, mkdir or unlink: preloaded into the real binaries.
+/* Ends or fails a program at its N-th call of some kinds on files: preloaded into the real binaries.
  *
  * FAULT_AT=N     the call to hit, counted from 1 (0: only count)
- * FAULT_MODE     kill (SIGKILL before the call), enospc or eio (fail this call and all later writes);
+ * FAULT_CALLS    the kinds that count, a letter each: w write, f fsync, r rename, l link, m mkdir, u unlink,
+ *                o open, i read
+ * FAULT_MODE     kill (SIGKILL before the call); eio, enospc, edquot, emfile or eintr, with which the call and all later
+ *                ones fail; short: half of what is to be read or written is;
  *                nolock, nocreate or norename: a file system that locks nothing, creates what is there, or leaves a
  *                file where it is, says yes and goes on; noshare: one that refuses locks that are held together
- * FAULT_LOG      a file that gets the calls at exit, one letter each (w, f, r, l, m, u) and a newline, or
- *                "hit <call>\n" when the fault fires
+ * FAULT_ONCE     if set, the calls after the N-th are not hit
+ * FAULT_LOG      a file that gets the calls at exit, one letter each and a newline, or "hit <call>\n" when the fault
+ *                fires
  * FAULT_UNDER    only calls on files below this directory count
  */
 #define _GNU_SOURCE
@@ -60,54 +64,78 @@ static int is_mode(const char *name) {
   return mode && !strcmp(mode, name);
 }
 
-/* 0 to go on, else the errno to fail with */
-static int hit(const char *name) {
+#define HALF (-1)
+
+/* 0 to go on, HALF to read or write only that, else the errno to fail with */
+static int hit(char kind, const char *name) {
+  const char *counted = getenv("FAULT_CALLS");
+  if (!counted || !strchr(counted, kind)) return 0;
   long at = getenv("FAULT_AT") ? atol(getenv("FAULT_AT")) : 0;
   const char *mode = getenv("FAULT_MODE");
   long call = atomic_fetch_add(&calls, 1) + 1;
-  if (call <= MOST) kinds[call - 1] = *name;
-  if (!at || call < at) return 0;
+  if (call <= MOST) kinds[call - 1] = kind;
+  if (!at || call < at || (call > at && getenv("FAULT_ONCE"))) return 0;
   if (call == at) {
     char text[64];
     snprintf(text, sizeof text, "hit %s\n", name);
     note(text);
   }
   if (!mode || !strcmp(mode, "kill")) { raise(SIGKILL); return 0; }
-  if (!strcmp(name, "unlink")) return 0; /* cleaning up works on a full disk */
-  return strcmp(mode, "eio") ? ENOSPC : EIO;
+  if (kind == 'u') return 0; /* cleaning up works on a full disk */
+  if (!strcmp(mode, "short")) return HALF;
+  if (!strcmp(mode, "enospc")) return ENOSPC;
+  if (!strcmp(mode, "edquot")) return EDQUOT;
+  if (!strcmp(mode, "emfile")) return EMFILE;
+  if (!strcmp(mode, "eintr")) return EINTR;
+  return EIO;
 }
 
 #define REAL(type, name, ...) static type (*real)(__VA_ARGS__); if (!real) real = dlsym(RTLD_NEXT, name)
-#define FAIL_IF(name) do { int e = hit(name); if (e) { errno = e; return -1; } } while (0)
+#define FAIL_IF(kind, name) do { int e = hit(kind, name); if (e > 0) { errno = e; return -1; } } while (0)
+#define HALF_OR_FAIL_IF(kind, name) do { \
+    int e = hit(kind, name); \
+    if (e > 0) { errno = e; return -1; } \
+    if (e == HALF && size > 1) size /= 2; \
+  } while (0)
 
 ssize_t write(int fd, const void *data, size_t size) {
   REAL(ssize_t, "write", int, const void *, size_t);
-  if (fd > 2 && fd_below(fd)) FAIL_IF("write");
+  if (fd > 2 && fd_below(fd)) HALF_OR_FAIL_IF('w', "write");
   return real(fd, data, size);
+}
+ssize_t read(int fd, void *data, size_t size) {
+  REAL(ssize_t, "read", int, void *, size_t);
+  if (fd > 2 && fd_below(fd)) HALF_OR_FAIL_IF('i', "read");
+  return real(fd, data, size);
+}
+ssize_t pread64(int fd, void *data, size_t size, off64_t at) {
+  REAL(ssize_t, "pread64", int, void *, size_t, off64_t);
+  if (fd_below(fd)) HALF_OR_FAIL_IF('i', "read");
+  return real(fd, data, size, at);
 }
 int fsync(int fd) {
   REAL(int, "fsync", int);
-  if (fd_below(fd)) FAIL_IF("fsync");
+  if (fd_below(fd)) FAIL_IF('f', "fsync");
   return real(fd);
 }
 int fdatasync(int fd) {
   REAL(int, "fdatasync", int);
-  if (fd_below(fd)) FAIL_IF("fsync");
+  if (fd_below(fd)) FAIL_IF('f', "fsync");
   return real(fd);
 }
 int rename(const char *from, const char *to) {
   REAL(int, "rename", const char *, const char *);
-  if (below(to)) FAIL_IF("rename");
+  if (below(to)) FAIL_IF('r', "rename");
   return is_mode("norename") ? 0 : real(from, to);
 }
 int linkat(int from_dir, const char *from, int to_dir, const char *to, int flags) {
   REAL(int, "linkat", int, const char *, int, const char *, int);
-  if (below(to)) FAIL_IF("link");
+  if (below(to)) FAIL_IF('l', "link");
   return real(from_dir, from, to_dir, to, flags);
 }
 int mkdir(const char *path, mode_t mode) {
   REAL(int, "mkdir", const char *, mode_t);
-  if (below(path)) FAIL_IF("mkdir");
+  if (below(path)) FAIL_IF('m', "mkdir");
   return real(path, mode);
 }
 int flock(int fd, int operation) {
@@ -121,10 +149,11 @@ int open64(const char *path, int flags, ...) {
   va_start(more, flags);
   mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, mode_t) : 0;
   va_end(more);
+  if (below(path)) FAIL_IF('o', "open");
   return real(path, is_mode("nocreate") ? flags & ~O_EXCL : flags, mode);
 }
 int unlink(const char *path) {
   REAL(int, "unlink", const char *);
-  if (below(path)) FAIL_IF("unlink");
+  if (below(path)) FAIL_IF('u', "unlink");
   return real(path);
 }

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use arrow_array::{RecordBatch, StringArray};
+use tokenmill_tests::night::Run;
 use tokenmill_tests::{Place, binaries, data, digest, lines, overwrite, run};
 
 fn gzip_members(parts: &[&[u8]]) -> Vec<u8> {
@@ -134,6 +135,7 @@ fn every_token_is_accounted_for() {
 /// Datasets of every format version there was, as the program of that time wrote them: `data/datasets/make.sh`.
 #[test]
 fn datasets_of_every_version_are_read_and_newer_ones_are_not() {
+    let ledger = Run::of("versions of the format, each read, trained on and made again", 2, 2);
     // The first of seven lines is for validation, and the second is blank.
     for (version, flags, first) in
         [(1u32, &[][..], "\n<|endoftext|>磨坊"), (2, &["--packing", "false"], "\n<|endoftext|>\n")]
@@ -169,4 +171,5 @@ fn datasets_of_every_version_are_read_and_newer_ones_are_not() {
         run(Command::new(&binaries().preprocess).arg("inspect").arg(place.path("now"))).fails(2, &says);
         run(&mut place.train("now", "out-2", &["--max_steps", "2"])).fails(2, &says);
     }
+    ledger.passed();
 }

@@ -2,11 +2,14 @@
 #![allow(clippy::disallowed_methods)]
 
 pub mod mutate;
+pub mod night;
 
 use std::collections::BTreeMap;
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -178,6 +181,53 @@ pub const TINY_LLAMA: &str = r#"{
 pub fn overwrite(path: &Path, bytes: impl AsRef<[u8]>) {
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("a file of ours");
     std::fs::write(path, bytes).expect("a writable file");
+}
+
+/// A program that is killed when it is dropped, if it has not ended: a test that fails leaves nothing running behind.
+#[derive(Debug)]
+pub struct Running(pub Child);
+
+impl Running {
+    /// Starts it.
+    #[track_caller]
+    pub fn start(command: &mut Command) -> Self {
+        Self(command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// How a program ended, and the most memory that it had meanwhile, in bytes.
+pub fn with_peak_memory(command: &mut Command) -> (Ended, u64) {
+    let mut told = tempfile::tempfile().expect("a temporary file");
+    let stderr = told.try_clone().expect("a second handle");
+    let mut running = Running::start(command.stdout(Stdio::null()).stderr(stderr));
+    let mut peak = 0;
+    let status = loop {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", running.0.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0 kB");
+        peak = peak.max(line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) << 10);
+        if let Some(status) = running.0.try_wait().expect("a child") {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let mut stderr = String::new();
+    told.rewind().and_then(|()| told.read_to_string(&mut stderr)).expect("what it said");
+    (Ended { code: status.code(), stdout: String::new(), stderr }, peak)
+}
+
+/// The same command with no more than so many bytes of address space.
+pub fn within_address_space(command: &Command, bytes: u64) -> Command {
+    let mut limited = Command::new("bash");
+    let limit = format!("ulimit -v {}; exec \"$0\" \"$@\"", bytes >> 10);
+    limited.arg("-c").arg(limit).arg(command.get_program()).args(command.get_args());
+    limited
 }
 
 /// Runs a command to its end.

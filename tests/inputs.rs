@@ -10,7 +10,8 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::{Value, json};
 use tokenmill_preprocess::{Output, PrepareOptions, Tuning, prepare};
 use tokenmill_shared::config::{DataArguments, HubArguments};
-use tokenmill_tests::{Place, binaries, data, digest, lines, run};
+use tokenmill_tests::night::Run;
+use tokenmill_tests::{Place, binaries, data, digest, lines, run, with_peak_memory, within_address_space};
 
 /// What a Chinese reader has in GBK.
 const NOVEL: &str = "\u{3000}\u{3000}第一回　甄士隐梦幻识通灵　贾雨村风尘怀闺秀\n此开卷第一回也。\n";
@@ -130,27 +131,35 @@ fn bad_records_fail_are_left_out_or_kept_aside() {
 /// A document that cannot be is passed over in the memory of one that can.
 #[test]
 fn a_line_without_end_costs_time_and_no_memory() {
-    let night = std::env::var("TOKENMILL_SCALE").is_ok_and(|scale| scale == "night");
-    let size: u64 = if night { 10 << 30 } else { 5 << 28 };
+    let ledger = Run::of("bytes of a line without end", 5 << 28, 10 << 30);
     let place = Place::new();
     let path = place.write("text/a.txt", "before\n");
     let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-    file.set_len(size).unwrap();
+    file.set_len(ledger.size).unwrap();
     let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
     file.write_all(format!("\n{}", "after\n".repeat(30)).as_bytes()).unwrap();
-    let mut command = Command::new("/usr/bin/env");
     let prepare = place.prepare("out", &["--on_bad_record", "skip", "--preprocessing_num_workers", "1"]);
     // 1.5 GiB of address space, which is more than of memory; a buffer that doubles would go beyond it.
-    command
-        .args(["bash", "-c", "ulimit -v 1572864; exec \"$0\" \"$@\""])
-        .arg(prepare.get_program())
-        .args(prepare.get_args());
-    let ended = run(&mut command).ok();
+    let ended = run(&mut within_address_space(&prepare, 3 << 29)).ok();
     let out = ended.json();
     assert_eq!(out["manifest"]["rejected_records"], json!({"too_long": 1}));
     assert_eq!(out["manifest"]["splits"]["train"]["documents"], 31);
     let fails = run(&mut place.prepare("no", &[]));
     fails.fails(3, &["a.txt:2 (byte 7)", "the limit is 67108864", "--on_bad_record skip"]);
+    ledger.passed();
+}
+
+/// Each is a document of one character.
+#[test]
+fn empty_lines_cost_no_memory() {
+    let ledger = Run::of("empty lines", 1_000_000, 100_000_000);
+    let place = Place::new();
+    place.write("text/a.txt", ["before\n", &"\n".repeat(ledger.size as usize), "after\n"].concat());
+    let flags = ["--preprocessing_num_workers", "2", "--token_cache", "false"];
+    let (ended, peak) = with_peak_memory(&mut place.prepare("out", &flags));
+    ended.ok();
+    assert!(peak < 96 << 20, "{} MiB", peak >> 20);
+    ledger.passed();
 }
 
 /// A file, a pattern, a list and standard input name what lies in a directory.

@@ -10,7 +10,8 @@ use tokenmill_preprocess::{Output, PrepareOptions, Prepared, Tuning, prepare};
 use tokenmill_shared::config::{
     Compat, DataArguments, EncodingErrors, HubArguments, OnBadRecord, PackingStrategy, SampleBy, ValidationSplitMode,
 };
-use tokenmill_tests::{Place, binaries, data, digest, lines, root};
+use tokenmill_tests::night::Run;
+use tokenmill_tests::{Place, data, digest, lines, root, run, with_peak_memory, within_address_space};
 
 /// All in one part.
 const WHOLE: usize = 1 << 30;
@@ -112,6 +113,21 @@ fn a_tokenizer_that_cannot_cut_takes_documents_whole() {
     assert_eq!(blocks(&place.path("parts")), blocks(&place.path("whole")));
 }
 
+/// So such a tokenizer is given none beyond the limit of those: in parts it would be put together again up to twice that, and
+/// the reference takes 40 bytes for each.
+#[test]
+fn a_tokenizer_that_cannot_cut_is_given_no_document_beyond_the_limit() {
+    let place = Place::new();
+    let line = lines(400, 1).replace('\n', " ");
+    place.write("text/a.txt", ["before\n", &line.repeat((65 << 20) / line.len()), "\nafter\n"].concat());
+    let tokenizer = data("tokenizers/unconverted/generic_unigram");
+    let flags = ["--tokenizer_name_or_path", tokenizer.to_str().unwrap(), "--append_eos", "false"];
+    let prepare = place.prepare("out", &[&flags[..], &["--on_bad_record", "skip"]].concat());
+    let made = run(&mut within_address_space(&prepare, 3 << 29)).ok().json();
+    assert_eq!(made["manifest"]["rejected_records"], json!({"too_long": 1}));
+    assert_eq!(made["manifest"]["splits"]["train"]["documents"], 2);
+}
+
 /// What asks how long a document is or what all its tokens are gets it whole, and what counts documents counts no parts.
 #[test]
 fn a_part_is_never_taken_for_a_document() {
@@ -202,8 +218,8 @@ fn a_document_that_turns_out_bad_leaves_nothing_behind() {
 /// A document of 80 MiB, by night of 1 GiB, in less memory than it has.
 #[test]
 fn a_long_document_takes_the_memory_of_its_parts() {
-    let night = std::env::var("TOKENMILL_SCALE").is_ok_and(|scale| scale == "night");
-    let size: usize = if night { 1 << 30 } else { 80 << 20 };
+    let ledger = Run::of("bytes of one document, as text and as JSON", 80 << 20, 1 << 30);
+    let size = ledger.size as usize;
     let alice = std::fs::read_to_string(root().join("quickstart/text/english/alice-in-wonderland.txt")).unwrap();
     let line = alice.replace('\n', " ");
     let escaped = json!(line).to_string();
@@ -231,27 +247,13 @@ fn a_long_document_takes_the_memory_of_its_parts() {
         println!("{size} bytes in one document of {name}: {} MiB, a short one {} MiB", with >> 20, without >> 20);
         assert!(with < without + (more << 20), "{name}: {} MiB, and {} with a short one", with >> 20, without >> 20);
     }
+    ledger.passed();
 }
 
 /// Bytes of memory that preparing the text takes at most.
 fn peak_of_preparing(place: &Place, output: &str) -> u64 {
-    let prepare = place.prepare(output, &["--preprocessing_num_workers", "2", "--token_cache", "false"]);
-    let mut child = std::process::Command::new(&binaries().preprocess)
-        .args(prepare.get_args())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut peak = 0;
-    let status = loop {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0 kB");
-        peak = peak.max(line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) << 10);
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    };
-    assert!(status.success());
+    let flags = ["--preprocessing_num_workers", "2", "--token_cache", "false"];
+    let (ended, peak) = with_peak_memory(&mut place.prepare(output, &flags));
+    ended.ok();
     peak
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokenmill_shared::dataset::{BlockReader, Dataset, Split};
 use tokenmill_tests::{Ended, Place, binaries, data, digest, lines, root, run};
 
-use crate::kills::shim;
+use crate::fault::shim;
 
 fn size_of(dir: &Path) -> u64 {
     digest(dir).into_keys().map(|path| std::fs::metadata(dir.join(path)).unwrap().len()).sum()

@@ -1,7 +1,4 @@
-//! Bytes changed at random, always the same for a seed; and the ledger of how often that was done.
-#![allow(clippy::disallowed_methods)] // tests touch files without the storage door
-
-use std::io::Write;
+//! Bytes changed at random, always the same for a seed.
 
 /// Changes bytes.
 #[derive(Debug)]
@@ -92,30 +89,4 @@ impl Mutator {
         }
         bytes
     }
-}
-
-/// Whether the larger sizes run.
-pub fn is_night() -> bool {
-    std::env::var("TOKENMILL_SCALE").is_ok_and(|scale| scale == "night")
-}
-
-/// How often a target is run: `count` times, or 100 times as often with `TOKENMILL_SCALE=night`.
-pub fn count(count: u64) -> u64 {
-    if is_night() { count * 100 } else { count }
-}
-
-/// Adds a line for a target that was run so often, with no failure, to the ledger beside this file; by night only.
-pub fn record(target: &str, seed: u64, count: u64) {
-    if !is_night() {
-        return;
-    }
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz_ledger.tsv");
-    let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu =
-        cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map_or("?", |(_, cpu)| cpu);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let date = std::process::Command::new("date").arg("+%F").output().map(|output| output.stdout).unwrap_or_default();
-    let date = String::from_utf8_lossy(&date).trim().to_owned();
-    let mut ledger = std::fs::OpenOptions::new().append(true).open(path).expect("the ledger");
-    writeln!(ledger, "{target}\t{seed}\t{count}\t0\t{threads} cores of {cpu}\t{date}").expect("a writable ledger");
 }

@@ -10,7 +10,8 @@ use tokenmill_preprocess::{Output, PrepareOptions, Tuning, prepare};
 use tokenmill_shared::config::{DataArguments, HubArguments};
 use tokenmill_tests::{Place, binaries, data, digest, lines, overwrite, run};
 
-use crate::kills::{calls_of, with_fault};
+use crate::fault::{Fault, KILL};
+use crate::jobs::assert_whole_or_unfinished;
 
 const SPLIT: [&str; 2] = ["--validation_split_percentage", "20"];
 
@@ -145,18 +146,14 @@ fn a_damaged_dataset_is_not_taken_but_made_anew() {
 fn killed_anywhere_while_it_takes_and_run_again_gives_the_same_bytes() {
     let clean = Place::new();
     let expected = digest(&cached(&clean));
-    let calls = calls_of(&mut clean.prepare("out", &SPLIT), &clean);
+    let calls = KILL.calls_of(&mut clean.prepare("out", &SPLIT), &clean);
     assert_eq!(digest(&clean.path("out")), expected);
     for at in 1..=calls.len() as u64 {
         let place = Place::new();
         let cached = cached(&place);
-        let (ended, noted) = with_fault(&mut place.prepare("out", &SPLIT), &place, at, "kill");
+        let (ended, noted) = KILL.at(at, &mut place.prepare("out", &SPLIT), &place);
         assert!(ended.code.is_none() && noted.starts_with("hit "), "call {at} of {calls}: {noted:?} {}", ended.stderr);
-        if place.path("out/manifest.json").exists() {
-            let mut found = digest(&place.path("out"));
-            found.retain(|path, _| !path.to_string_lossy().starts_with('.'));
-            assert_eq!(found, expected, "a manifest without its dataset after call {at}");
-        }
+        assert_whole_or_unfinished(&place.path("out"), &expected, &noted);
         run(&mut place.prepare("out", &SPLIT)).ok();
         assert_eq!(digest(&place.path("out")), expected, "killed at call {at} of {calls}: {noted}");
         assert_eq!(digest(&cached), expected, "the cache, after call {at}");
@@ -167,12 +164,13 @@ fn killed_anywhere_while_it_takes_and_run_again_gives_the_same_bytes() {
 fn a_full_disk_or_an_io_error_while_it_takes_is_named() {
     let clean = Place::new();
     let expected = digest(&cached(&clean));
-    let calls = calls_of(&mut clean.prepare("out", &SPLIT), &clean);
+    let calls = KILL.calls_of(&mut clean.prepare("out", &SPLIT), &clean);
     for (mode, code, says) in [("enospc", 4, "No space left"), ("eio", 1, "error")] {
         for at in (1..=calls.len()).step_by(7).filter(|at| calls.as_bytes()[at - 1] != b'u') {
             let place = Place::new();
             cached(&place);
-            let (ended, noted) = with_fault(&mut place.prepare("out", &SPLIT), &place, at as u64, mode);
+            let fault = Fault { mode, once: false, ..KILL };
+            let (ended, noted) = fault.at(at as u64, &mut place.prepare("out", &SPLIT), &place);
             assert!(noted.starts_with("hit "), "call {at} of {calls}: {noted:?}");
             ended.fails(code, &[place.path("").to_str().unwrap(), says]);
             run(&mut place.prepare("out", &SPLIT)).ok();

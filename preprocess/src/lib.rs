@@ -32,6 +32,9 @@ mod trace;
 #[cfg(test)]
 #[path = "../../tests/mutate.rs"]
 mod mutate;
+#[cfg(test)]
+#[path = "../../tests/night.rs"]
+mod night;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};

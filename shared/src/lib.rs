@@ -14,4 +14,11 @@ pub mod random;
 pub mod service;
 pub mod storage;
 
+#[cfg(test)]
+#[path = "../../tests/mutate.rs"]
+mod mutate;
+#[cfg(test)]
+#[path = "../../tests/night.rs"]
+mod night;
+
 pub use error::{Error, Location, Result};

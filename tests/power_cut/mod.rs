@@ -12,15 +12,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tokenmill_tests::mutate::{self, Mutator};
+use tokenmill_tests::mutate::Mutator;
+use tokenmill_tests::night::Run;
 use tokenmill_tests::{Place, digest, lines, run};
 
 use self::disk::{Disk, Leaf, Tree, is_trusted};
 use self::log::{Call, record};
-use crate::kills::{calls_of, with_fault};
+use crate::fault::KILL;
+use crate::jobs::{Job, OUTPUT};
 use crate::taking;
-
-const SEED: u64 = 7;
 
 /// What a program did in a place.
 struct Recorded {
@@ -29,11 +29,13 @@ struct Recorded {
     calls: Vec<Call>,
     /// The disk after all calls.
     last: Disk,
+    /// Draws what a power cut leaves.
+    seed: u64,
 }
 
 impl Recorded {
     /// Runs `command` in `place`.
-    fn of(place: &Place, command: &mut Command) -> Self {
+    fn of(seed: u64, place: &Place, command: &mut Command) -> Self {
         let first = Disk::of(&place.path(""));
         let calls = record(command, place);
         let mut last = first.clone();
@@ -44,7 +46,7 @@ impl Recorded {
         };
         let left: BTreeMap<PathBuf, String> = last.tree().into_iter().filter_map(hash).collect();
         assert_eq!(left, digest(&place.path("")), "the recorder missed something");
-        Self { first, calls, last }
+        Self { first, calls, last, seed }
     }
 
     /// The same where the sync at `place` in the calls, or several, did not happen.
@@ -54,13 +56,14 @@ impl Recorded {
             first: self.first.clone(),
             calls: calls.map(|(_, call)| call.clone()).collect(),
             last: self.last.clone(),
+            seed: self.seed,
         }
     }
 
     /// Hands on what a power cut may leave after each number of calls: all of it where there is little to choose, else a
     /// random sample; about `count` states. Stops at the first for which `each` has something to say.
     fn each_state(&self, count: u64, each: &mut dyn FnMut(usize, &Tree) -> Option<String>) -> Option<String> {
-        let mut random = Mutator::new(SEED);
+        let mut random = Mutator::new(self.seed);
         let mut disk = self.first.clone();
         let of_each = (count / (self.calls.len() as u64 + 1)).max(2);
         for at in 0..=self.calls.len() {
@@ -105,8 +108,8 @@ impl Recorded {
         differs.then(|| format!("the manifest stands over {found:?}"))
     }
 
-    /// Fails the test if any of `count` states is wrong.
-    fn assert_no_state_is_wrong(&self, count: u64) {
+    /// Fails the test if any of `count` states is wrong, or of all, if there are not so many; returns how many there were.
+    fn assert_no_state_is_wrong(&self, count: u64) -> u64 {
         let mut states = 0;
         let wrong = self.each_state(count, &mut |at, tree| {
             states += 1;
@@ -114,7 +117,8 @@ impl Recorded {
         });
         println!("{} calls, {states} states", self.calls.len());
         assert_eq!(wrong, None);
-        assert!(states >= count / 4, "{states} states");
+        assert!(states >= count.min(8000) / 4, "{states} states");
+        states
     }
 
     /// The guard of the guard: states without one sync below `dir`, or without those of one directory, must show it. Of how many
@@ -151,7 +155,7 @@ impl Recorded {
     /// `count` states, of evenly spread places, none twice.
     fn sample(&self, count: usize) -> Vec<(usize, Tree)> {
         let places: BTreeSet<usize> = (0..count).map(|number| number * self.calls.len() / (count - 1).max(1)).collect();
-        let mut random = Mutator::new(SEED);
+        let mut random = Mutator::new(self.seed);
         let mut sampled: Vec<(usize, Tree)> = Vec::new();
         let mut disk = self.first.clone();
         for at in 0..=self.calls.len() {
@@ -186,45 +190,34 @@ fn write_out(tree: &Tree, place: &Place) {
     }
 }
 
-/// By night 40 times as many.
-fn scaled(count: u64) -> u64 {
-    if mutate::is_night() { count * 40 } else { count }
-}
-
-fn corpus(place: &Place) {
-    for file in 0..3 {
-        place.write(&format!("text/{file}.txt"), lines(40, file));
-    }
-}
-
-const SPLIT: [&str; 2] = ["--validation_split_percentage", "20"];
-
-/// Runs `prepare` again on a sample of states.
-fn assert_prepare_goes_on(recorded: &Recorded, flags: &[&str], count: u64) {
-    let clean = Place::new();
-    corpus(&clean);
-    run(&mut clean.prepare("out", flags)).ok();
-    let expected = digest(&clean.path("out"));
-    for (at, tree) in recorded.sample(scaled(count) as usize) {
+/// Runs `job` again on a sample of states.
+fn assert_prepare_goes_on(recorded: &Recorded, job: &Job, count: u64) {
+    let clean = job.place();
+    run(&mut job.prepare(&clean)).ok();
+    let expected = digest(&clean.path(OUTPUT));
+    for (at, tree) in recorded.sample(count as usize) {
         let place = Place::new();
         write_out(&tree, &place);
-        run(&mut place.prepare("out", flags)).ok();
-        assert_eq!(digest(&place.path("out")), expected, "after call {at} of {}", recorded.calls.len());
+        run(&mut job.prepare(&place)).ok();
+        assert_eq!(digest(&place.path(OUTPUT)), expected, "after call {at} of {}", recorded.calls.len());
     }
 }
 
-fn recorded_prepare() -> Recorded {
-    let place = Place::new();
-    corpus(&place);
-    Recorded::of(&place, &mut place.prepare("out", &SPLIT))
+fn recorded_prepare(job: &Job) -> Recorded {
+    let place = job.place();
+    Recorded::of(job.seed, &place, &mut job.prepare(&place))
 }
 
+/// By night of another job every time.
 #[test]
 fn a_power_cut_during_prepare_leaves_nothing_half_visible_and_the_same_command_gives_the_same_bytes() {
-    let recorded = recorded_prepare();
-    recorded.assert_no_state_is_wrong(scaled(8000));
-    assert_prepare_goes_on(&recorded, &SPLIT, 24);
-    mutate::record("power cut: prepare", SEED, scaled(8000));
+    let mut ledger = Run::of("states of the disk after a power cut during prepare", 8000, 400_000);
+    let job = Job::of(ledger.seed);
+    let recorded = recorded_prepare(&job);
+    let states = recorded.assert_no_state_is_wrong(ledger.size);
+    assert_prepare_goes_on(&recorded, &job, ledger.size.isqrt() / 4);
+    ledger.size = states;
+    ledger.passed();
 }
 
 /// What was linked is whole at once; what the links are in is not.
@@ -232,53 +225,54 @@ fn a_power_cut_during_prepare_leaves_nothing_half_visible_and_the_same_command_g
 fn a_power_cut_while_a_dataset_is_taken_from_the_cache_leaves_nothing_half_visible() {
     let tried = Place::new();
     taking::cached(&tried);
-    if !run(&mut tried.prepare("out", &SPLIT)).ok().json()["taken"]["cloned"].is_null() {
+    if !run(&mut Job::of_two_splits(1).prepare(&tried)).ok().json()["taken"]["cloned"].is_null() {
         println!("the temporary directory is on a file system that clones files, which the recorder does not know");
         return;
     }
-    let place = Place::new();
+    let mut ledger = Run::of("states of the disk after a power cut during prepare from the cache", 4000, 200_000);
+    let (job, place) = (Job::of_two_splits(1), Place::new());
     let cached = taking::cached(&place);
-    let recorded = Recorded::of(&place, &mut place.prepare("out", &SPLIT));
+    let recorded = Recorded::of(ledger.seed, &place, &mut job.prepare(&place));
     assert_eq!(digest(&place.path("out")), digest(&cached));
-    recorded.assert_no_state_is_wrong(scaled(4000));
-    assert_prepare_goes_on(&recorded, &SPLIT, 12);
+    let states = recorded.assert_no_state_is_wrong(ledger.size);
+    assert_prepare_goes_on(&recorded, &job, ledger.size.isqrt() / 5);
     recorded.assert_every_sync_shows(&place.path("out"));
-    mutate::record("power cut: prepare from a dataset in the cache", SEED, scaled(4000));
+    ledger.size = states;
+    ledger.passed();
 }
 
 /// What the first attempt left was a dataset but for the manifest, with a split that the second has not.
 #[test]
 fn a_power_cut_during_a_second_attempt_with_other_settings_leaves_nothing_of_the_first() {
-    let place = Place::new();
-    corpus(&place);
-    let counted = Place::new();
-    corpus(&counted);
-    let calls = calls_of(&mut counted.prepare("out", &SPLIT), &counted);
+    let mut ledger = Run::of("states of the disk after a power cut during a second prepare", 4000, 200_000);
+    let (first, second) = (Job::of_two_splits(ledger.seed), Job::of_longer_blocks(ledger.seed));
+    let (place, counted) = (first.place(), first.place());
+    let calls = KILL.calls_of(&mut first.prepare(&counted), &counted);
     // The marker goes right after the manifest is there.
     let marker = calls.rfind('u').unwrap();
     let manifest = calls[..marker].rfind('r').unwrap() as u64 + 1;
-    let (_, noted) = with_fault(&mut place.prepare("out", &SPLIT), &place, manifest, "kill");
-    assert_eq!(noted.trim(), "hit rename");
-    std::fs::remove_file(place.path("fault.log")).unwrap();
+    let (_, noted) = KILL.at(manifest, &mut first.prepare(&place), &place);
+    assert_eq!(noted, "hit rename");
     assert!(place.path("out/validation/data-00000.arrow").exists() && !place.path("out/manifest.json").exists());
-    let other = ["--block_size", "32"];
-    let recorded = Recorded::of(&place, &mut place.prepare("out", &other));
-    recorded.assert_no_state_is_wrong(scaled(4000));
-    assert_prepare_goes_on(&recorded, &other, 12);
-    mutate::record("power cut: prepare over another attempt", SEED, scaled(4000));
+    let recorded = Recorded::of(ledger.seed, &place, &mut second.prepare(&place));
+    let states = recorded.assert_no_state_is_wrong(ledger.size);
+    assert_prepare_goes_on(&recorded, &second, ledger.size.isqrt() / 4);
+    ledger.size = states;
+    ledger.passed();
 }
 
 #[test]
 fn a_power_cut_during_training_leaves_checkpoints_whole_or_absent_and_resuming_gives_the_same_weights() {
+    let mut ledger = Run::of("states of the disk after a power cut during training", 2000, 200_000);
     let place = Place::new();
-    corpus(&place);
+    place.write("text/a.txt", lines(120, ledger.seed));
     run(&mut place.prepare("data", &[])).ok();
     let flags = ["--max_steps", "4", "--save_steps", "2", "--save_total_limit", "1", "--data_seed", "7"];
-    let recorded = Recorded::of(&place, &mut place.train("data", "trained", &flags));
-    recorded.assert_no_state_is_wrong(scaled(2000));
+    let recorded = Recorded::of(ledger.seed, &place, &mut place.train("data", "trained", &flags));
+    let states = recorded.assert_no_state_is_wrong(ledger.size);
     let weights = |place: &Place| digest(&place.path("trained")).remove(Path::new("model.safetensors")).unwrap();
     let expected = weights(&place);
-    for (at, tree) in recorded.sample(scaled(4) as usize) {
+    for (at, tree) in recorded.sample(ledger.size.isqrt() as usize / 11) {
         let place = Place::new();
         write_out(&tree, &place);
         let resumes = tree
@@ -288,12 +282,13 @@ fn a_power_cut_during_training_leaves_checkpoints_whole_or_absent_and_resuming_g
         run(place.train("data", "trained", &flags).args(resume)).ok();
         assert_eq!(weights(&place), expected, "after call {at} of {}", recorded.calls.len());
     }
-    mutate::record("power cut: training", SEED, scaled(2000));
+    ledger.size = states;
+    ledger.passed();
 }
 
 #[test]
 fn every_sync_that_is_left_out_shows() {
-    let recorded = recorded_prepare();
+    let recorded = recorded_prepare(&Job::of(1));
     let (files, directories) = recorded.assert_every_sync_shows(Path::new("/"));
     assert!(files >= 10 && directories.len() >= 5, "{files} files, {directories:?}");
 }

@@ -8,16 +8,12 @@ use std::time::Duration;
 use tokenmill_shared::dataset::Split;
 use tokenmill_shared::order::Permutation;
 use tokenmill_shared::service::Ticket;
+use tokenmill_tests::night::Run;
 use tokenmill_tests::{Place, run};
 use tokenmill_trainer::service::Service;
 
 use super::training::{result, train};
 use super::{Chance, Proxy, Serving, connection, prepared};
-
-/// How often things go wrong: ten times, or a hundred at night; `tests/service_ledger.tsv` has what ran.
-fn times() -> u64 {
-    if std::env::var("TOKENMILL_SCALE").is_ok_and(|scale| scale == "night" || scale == "release") { 100 } else { 10 }
-}
 
 /// The service is killed and starts again, connections are cut, readers change their number: together they have every
 /// block of every epoch once.
@@ -31,9 +27,10 @@ fn every_block_of_an_epoch_comes_once_through_any_breaks() {
     let through = format!("grpc://{}/data", proxy.address);
     let service = Service::open(connection(&through), None).unwrap();
     let blocks = service.description.splits[&Split::Train].blocks.unwrap();
-    let mut chance = Chance(11);
+    let ledger = Run::of("epochs read from a service through kills and cut connections", 10, 100);
+    let mut chance = Chance(ledger.seed);
     let mut restarts = 0;
-    for epoch in 0..times() {
+    for epoch in 0..ledger.size {
         let order = Permutation::new(blocks, 3, epoch);
         let (mut seen, mut position) = (Vec::new(), 0);
         while position < blocks {
@@ -67,7 +64,8 @@ fn every_block_of_an_epoch_comes_once_through_any_breaks() {
         assert!(seen.into_iter().eq(0..blocks), "epoch {epoch}");
     }
     let cut = proxy.cut.load(Ordering::Relaxed);
-    assert!(cut >= times() && restarts > 0, "{cut} cuts, {restarts} restarts");
+    assert!(cut >= ledger.size && restarts > 0, "{cut} cuts, {restarts} restarts");
+    ledger.passed();
 }
 
 /// A byte is changed on the way, at any place: it is noticed, and the blocks are those of the service.
@@ -87,8 +85,9 @@ fn damage_on_the_way_is_noticed_and_the_batch_asked_for_again() {
         found
     };
     let expected = read(&serving.service("data", None));
-    let mut chance = Chance(17);
-    for _ in 0..2 * times() {
+    let ledger = Run::of("bytes changed on the way from a service", 20, 200);
+    let mut chance = Chance(ledger.seed);
+    for _ in 0..ledger.size {
         let proxy = Proxy::start(serving.address);
         let service = Service::open(connection(&format!("grpc://{}/data", proxy.address)), None).unwrap();
         // Beyond what was passed already, within what will be.
@@ -96,6 +95,7 @@ fn damage_on_the_way_is_noticed_and_the_batch_asked_for_again() {
         assert!(read(&service) == expected);
         assert_eq!(proxy.damage_at.load(Ordering::Relaxed), u64::MAX, "a byte was changed");
     }
+    ledger.passed();
 }
 
 /// A service that comes back with other blocks under the same name: who reads is told, and gets none of them.
@@ -131,10 +131,9 @@ fn a_run_through_kills_has_the_bits_of_an_undisturbed_one() {
     run(&mut train(&place, &serving.address("data"), "undisturbed", &more)).ok();
     let expected = result(&place, "undisturbed");
     assert_eq!(expected.0.len(), 60);
-    // Another seed ends them at other times.
-    let seed = std::env::var("TOKENMILL_SEED").map_or(29, |seed| seed.parse().expect("a number"));
-    let (mut chance, mut killed) = (Chance(seed), 0);
-    for round in 0..times().div_ceil(5) {
+    let ledger = Run::of("runs through kills of trainer and service", 2, 20);
+    let (mut chance, mut killed) = (Chance(ledger.seed), 0);
+    for round in 0..ledger.size {
         let proxy = Proxy::start(serving.address);
         let (through, output) = (format!("grpc://{}/data", proxy.address), format!("disturbed-{round}"));
         let (mut begun, mut kills) = (false, 0);
@@ -171,4 +170,5 @@ fn a_run_through_kills_has_the_bits_of_an_undisturbed_one() {
         assert_eq!(result(&place, &output), expected, "round {round}");
     }
     assert!(killed > 0, "no trainer was killed in its work");
+    ledger.passed();
 }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokenmill_shared::dataset::{BlockReader, Dataset, Split};
-use tokenmill_tests::{Ended, Place, TINY_LLAMA, binaries, data, lines, run};
+use tokenmill_tests::{Ended, Place, Running, TINY_LLAMA, binaries, data, lines, run};
 use tokenmill_trainer::service::Service;
 
 use super::status::{get, metric, start_with};
@@ -120,15 +120,16 @@ fn a_maker_that_is_killed_costs_the_others_no_block() {
     for round in 0..6 {
         let serving = Serving::start(&place, true, &[]);
         let service = serving.service("text", Some(BLOCK_SIZE));
-        let mut trainer = live(&place, &format!("out-{round}"), 1_000_000).stderr(Stdio::null()).spawn().unwrap();
-        assert!(claimed_by(&place, trainer.id()));
+        let mut trainer = Running::start(live(&place, &format!("out-{round}"), 1_000_000).stderr(Stdio::null()));
+        let process = trainer.0.id();
+        assert!(claimed_by(&place, process));
         thread::scope(|scope| {
             let reading = scope.spawn(|| read(&service));
             thread::sleep(Duration::from_millis(chance.below(150)));
-            trainer.kill().unwrap();
+            trainer.0.kill().unwrap();
             let left = claims(&place);
-            in_its_work += u32::from(left.iter().any(|word| word.contains(&format!("-{}-", trainer.id()))));
-            trainer.wait().unwrap();
+            in_its_work += u32::from(left.iter().any(|word| word.contains(&format!("-{process}-"))));
+            drop(trainer);
             assert!(reading.join().unwrap() == expected[3..], "round {round}");
         });
         drop(serving);

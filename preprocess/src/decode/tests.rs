@@ -3,6 +3,8 @@
 use std::io::Write;
 
 use super::*;
+use crate::mutate::Mutator;
+use crate::night::Run;
 
 const FORMATS: [&str; 4] = ["gz", "zst", "bz2", "xz"];
 
@@ -64,6 +66,39 @@ fn all_members_are_read_and_every_truncation_is_an_error() {
             assert!(error.to_string().contains("fetch the file again"), "{format} {length}: {error}");
         }
     }
+}
+
+/// Files of up to four members of any content, cut anywhere: at a border they are the members before it, else refused.
+#[test]
+fn files_of_several_members_are_never_silently_short() {
+    let ledger = Run::of("compressed files of several members, cut", 200, 20_000);
+    let mut random = Mutator::new(ledger.seed);
+    let mut at_borders = 0;
+    for _ in 0..ledger.size {
+        let format = *random.choose(&FORMATS);
+        let (mut content, mut file, mut borders) = (Vec::new(), Vec::new(), vec![(0, 0)]);
+        for _ in 0..1 + random.below(4) {
+            // Few or many different bytes: from matches of any length to none.
+            let (length, values) = (random.below(3000), 1 + random.below(256));
+            let member: Vec<u8> = (0..length).map(|_| random.below(values) as u8).collect();
+            file.extend(compress(format, &member));
+            content.extend(member);
+            borders.push((file.len(), content.len()));
+        }
+        assert_eq!(read(format, &file, Limits::default()).unwrap(), content, "{format}");
+        let is_border = random.below(4) == 0;
+        let (length, _) = if is_border { *random.choose(&borders) } else { (random.below(file.len()), 0) };
+        let found = read(format, &file[..length], Limits::default());
+        match borders.iter().find(|border| border.0 == length && length > 0) {
+            Some((_, end)) => {
+                at_borders += 1;
+                assert!(found.unwrap() == content[..*end], "{format}");
+            }
+            None => assert_eq!(found.unwrap_err().exit_code(), 3, "{format} {length} of {}", file.len()),
+        }
+    }
+    assert!(at_borders > ledger.size / 10, "{at_borders}");
+    ledger.passed();
 }
 
 #[test]

@@ -1,11 +1,10 @@
 //! Files that nobody wrote: good ones of every kind, changed at random, cut, joined and repeated. Whatever they are, reading
 //! ends with documents or an error, in bounded memory; and what comes out does not depend on how much is read at a time.
-//!
-//! `TOKENMILL_SCALE=night` reads 100 times as many and writes a line into `tests/fuzz_ledger.tsv`.
 
 use super::tests::{Found, arrow, found_in, rules_of};
 use super::*;
-use crate::mutate::{Mutator, count, record};
+use crate::mutate::Mutator;
+use crate::night::Run;
 
 /// Good files of every kind.
 fn seeds() -> Vec<(&'static str, Vec<u8>)> {
@@ -45,14 +44,13 @@ fn parquet(texts: &[&str]) -> Vec<u8> {
 #[test]
 fn whatever_a_file_holds_reading_it_ends() {
     let seeds = seeds();
-    let seed = 20_261_127;
-    let mut mutator = Mutator::new(seed);
-    let count = count(1_500);
+    let ledger = Run::of("files of every format, changed", 1500, 500_000);
+    let mut mutator = Mutator::new(ledger.seed);
     let sample_by = [SampleBy::Line, SampleBy::Paragraph, SampleBy::Document];
     let encodings = [Encoding::Utf8, Encoding::Auto, Encoding::Gb18030, Encoding::Utf16];
     let errors = [EncodingErrors::Strict, EncodingErrors::Replace, EncodingErrors::Ignore];
     let (mut read, mut refused) = (0, 0);
-    for _ in 0..count {
+    for _ in 0..ledger.size {
         let (name, seed) = mutator.choose(&seeds);
         let bytes = mutator.change(seed);
         let rules = rules_of(|data| {
@@ -75,8 +73,8 @@ fn whatever_a_file_holds_reading_it_ends() {
             }
         }
     }
-    assert!(read > count / 10 && refused > count / 10, "{read} read, {refused} refused");
-    record("records", seed, count);
+    assert!(read > ledger.size / 10 && refused > ledger.size / 10, "{read} read, {refused} refused");
+    ledger.passed();
 }
 
 /// What is taken for a record is what serde_json takes for one, but for fields that nobody looks at.
@@ -89,12 +87,11 @@ fn whatever_a_line_holds_serde_json_says_the_same() {
     ]
     .map(|line| line.as_bytes().to_vec())
     .to_vec();
-    let seed = 7;
-    let mut mutator = Mutator::new(seed);
+    let ledger = Run::of("lines of JSON, changed", 20_000, 20_000_000);
+    let mut mutator = Mutator::new(ledger.seed);
     let fields = Fields::parse("text", None).unwrap();
     let (mut taken, mut refused) = (0, 0);
-    let count = count(20_000);
-    for _ in 0..count {
+    for _ in 0..ledger.size {
         let seed = mutator.choose(&seeds);
         let line = mutator.change(seed);
         let Ok(line) = std::str::from_utf8(&line) else { continue };
@@ -120,8 +117,8 @@ fn whatever_a_line_holds_serde_json_says_the_same() {
             (Err(error), Ok(value)) => assert!(!value.is_object(), "{line}: {error}"),
         }
     }
-    assert!(taken > 100 && refused > count / 4, "{taken} taken, {refused} refused");
-    record("lines of JSON", seed, count);
+    assert!(taken > 100 && refused > ledger.size / 4, "{taken} taken, {refused} refused");
+    ledger.passed();
 }
 
 /// A long line is the record that it is when it is held, wherever it is cut, unless it has the field twice.
@@ -135,13 +132,12 @@ fn whatever_a_long_line_holds_it_is_the_record_that_a_short_one_is() {
     ]
     .map(|line| line.as_bytes().to_vec())
     .to_vec();
-    let seed = 11;
-    let mut mutator = Mutator::new(seed);
+    let ledger = Run::of("long lines of JSON, changed", 1500, 150_000);
+    let mut mutator = Mutator::new(ledger.seed);
     let (held, mut parts) = (rules_of(|_| {}), rules_of(|_| {}));
     parts.part_bytes = Some(1);
     let (mut taken, mut refused, mut twice) = (0, 0, 0);
-    let count = count(1_500);
-    for number in 0..count {
+    for number in 0..ledger.size {
         let line = mutator.choose(&seeds);
         let line = if number % 3 == 0 { line.clone() } else { mutator.change(line) };
         let line: Vec<u8> = line.into_iter().filter(|byte| *byte != b'\n').collect();
@@ -164,6 +160,9 @@ fn whatever_a_long_line_holds_it_is_the_record_that_a_short_one_is() {
             refused += 1;
         }
     }
-    assert!(taken > count / 10 && refused > count / 10 && twice > count / 20, "{taken} {refused} {twice}");
-    record("long lines of JSON", seed, count);
+    assert!(
+        taken > ledger.size / 10 && refused > ledger.size / 10 && twice > ledger.size / 20,
+        "{taken} {refused} {twice}"
+    );
+    ledger.passed();
 }

@@ -184,6 +184,52 @@ impl TryFrom<String> for FileName {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutate::Mutator;
+    use crate::night::Run;
+
+    /// Whatever is taken for a name is a file below the dataset's directory, and is written as it was read.
+    #[test]
+    fn no_name_leaves_the_directory() {
+        const SEEDS: [&str; 9] = [
+            "data-00000.arrow",
+            "documents-00017.arrow",
+            "dataset_dict.json",
+            "train/state.json",
+            "validation/dataset_info.json",
+            "tokenizer/tokenizer.json",
+            "tokenizer/../../etc/passwd",
+            "/etc/passwd",
+            "..\\..\u{2215}..",
+        ];
+        const PARTS: [&str; 12] =
+            ["/", "..", ".", "\\", "\0", "~", "//", "tokenizer/", "train/", "-", "%2e%2e", "\u{202e}"];
+        let ledger = Run::of("names of files, changed", 10_000, 10_000_000);
+        let mut mutator = Mutator::new(ledger.seed);
+        let dir = Path::new("/data/set");
+        let is_inside = |path: &Path| {
+            let plain = |part| matches!(part, std::path::Component::Normal(_));
+            path.strip_prefix(dir).is_ok_and(|rest| rest.components().all(plain) && rest.components().count() <= 2)
+        };
+        let mut taken = 0;
+        for _ in 0..ledger.size {
+            let mut bytes = mutator.choose(&SEEDS).as_bytes().to_vec();
+            if mutator.below(2) == 0 {
+                let at = mutator.below(bytes.len() + 1);
+                bytes.splice(at..at, mutator.choose(&PARTS).bytes());
+            }
+            let text = String::from_utf8_lossy(&mutator.change(&bytes)).into_owned();
+            if let Ok(name) = ShardName::try_from(text.clone()) {
+                assert!(name.to_string() == text && is_inside(&name.path(dir, Split::Train)), "{text:?}");
+                taken += 1;
+            }
+            if let Ok(name) = FileName::try_from(text.clone()) {
+                assert!(name.to_string() == text && is_inside(&name.path(dir)), "{text:?}");
+                taken += 1;
+            }
+        }
+        assert!(taken > ledger.size / 50 && taken < ledger.size / 2, "{taken}");
+        ledger.passed();
+    }
 
     #[test]
     fn only_our_names_parse() {

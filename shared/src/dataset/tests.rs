@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use arrow_array::cast::AsArray;
 use proptest::prelude::*;
@@ -10,8 +10,9 @@ use proptest::prelude::*;
 use super::writing::INCOMPLETE;
 use super::*;
 use crate::config::Remainder;
+use crate::mutate::Mutator;
+use crate::night::Run;
 
-/// A split of `tokens` counting ids in documents of 10 tokens.
 /// Writes into a file that is read-only.
 fn overwrite(path: &Path, bytes: impl AsRef<[u8]>) {
     make_writable(path);
@@ -22,20 +23,23 @@ fn make_writable(path: &Path) {
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
 }
 
+/// A split of `tokens` counting ids in documents of 10 tokens.
 fn fill(writer: &mut DatasetWriter, split: Split, tokens: u32, width: TokenWidth, remainder: Remainder) {
+    fill_with(writer, split, &(0..tokens).collect::<Vec<_>>(), width, remainder);
+}
+
+fn fill_with(writer: &mut DatasetWriter, split: Split, ids: &[u32], width: TokenWidth, remainder: Remainder) {
     let mut stream = writer.split(split).unwrap();
     let mut bytes = Vec::new();
-    for document in (0..tokens).collect::<Vec<_>>().chunks(10) {
+    for document in ids.chunks(10) {
         stream.begin_document();
         bytes.clear();
         width.encode(document, &mut bytes);
         stream.push(&bytes).unwrap();
     }
     let written = stream.finish(remainder, 0).unwrap();
-    let documents = u64::from(tokens.div_ceil(10));
-    writer
-        .add(written, SplitFacts { documents, text_bytes: 1, read: u64::from(tokens), ..SplitFacts::default() })
-        .unwrap();
+    let (documents, read) = (ids.len().div_ceil(10) as u64, ids.len() as u64);
+    writer.add(written, SplitFacts { documents, text_bytes: 1, read, ..SplitFacts::default() }).unwrap();
 }
 
 fn commit(mut writer: DatasetWriter) -> Manifest {
@@ -343,7 +347,8 @@ fn a_committed_dataset_is_never_written_to() {
 /// The others wait, find its dataset and write nothing.
 #[test]
 fn of_several_writers_one_writes() {
-    for round in 0..20 {
+    let ledger = Run::of("times that four writers of a dataset began at once", 20, 1000);
+    for round in 0..ledger.size {
         let dir = tempfile::tempdir().unwrap();
         let barrier = std::sync::Barrier::new(4);
         let wrote = std::thread::scope(|scope| {
@@ -362,6 +367,7 @@ fn of_several_writers_one_writes() {
         let report = verify(dir.path()).unwrap();
         assert!(report.wrong.is_empty() && report.unknown.is_empty(), "{report:?}");
     }
+    ledger.passed();
 }
 
 /// What was written stays: the next one waits until the lock of the writer that fails is free, and begins anew.
@@ -408,40 +414,117 @@ fn a_manifest_that_lies_is_refused() {
     }
 }
 
-#[test]
-fn a_flipped_bit_or_missing_byte_of_a_shard_never_reaches_a_reader() {
-    use std::os::unix::fs::FileExt;
-    let dir = tempfile::tempdir().unwrap();
-    make(dir.path(), 1024, 32_768, TokenWidth::U16, Remainder::Drop);
-    let (good, _) = read_all(dir.path()).unwrap();
-    let path = dir.path().join("train/data-00000.arrow");
-    let bytes = std::fs::read(&path).unwrap();
-    assert!(bytes.len() > 64 << 10);
-    let read = || {
-        let reader = Dataset::open(dir.path())?.split(Split::Train)?.unwrap();
+/// A dataset whose shard of blocks has some 64 KiB.
+struct Victim {
+    dir: tempfile::TempDir,
+    path: PathBuf,
+    /// The shard.
+    bytes: Vec<u8>,
+    /// Its ids.
+    ids: Vec<u32>,
+}
+
+impl Victim {
+    fn new(first_id: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer =
+            DatasetWriter::create(dir.path(), 1024, TokenWidth::U16, Layout::Stream, "print").unwrap().unwrap();
+        let ids: Vec<u32> = (0..32_768).map(|id| (id + first_id as u32) % 65_536).collect();
+        fill_with(&mut writer, Split::Train, &ids, TokenWidth::U16, Remainder::Drop);
+        commit(writer);
+        let path = dir.path().join("train/data-00000.arrow");
+        make_writable(&path);
+        let bytes = std::fs::read(&path).unwrap();
+        assert!(bytes.len() > 64 << 10);
+        Self { dir, path, bytes, ids }
+    }
+
+    /// The ids of the shard's first block, as a reader gets them.
+    fn read(&self) -> Result<Vec<u32>> {
+        let reader = Dataset::open(self.dir.path())?.split(Split::Train)?.unwrap();
         let mut ids = Vec::new();
         reader.read_block(0, &mut ids).map(|()| ids)
-    };
-    make_writable(&path);
-    let shard = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-    let (mut refused, mut unused) = (0, 0);
-    // One in 61 of the bits of a 64 KiB shard: 61 and 8 share no factor, so every bit of a byte has its turn.
-    for bit in (0..bytes.len() * 8).step_by(61) {
-        let at = bit / 8;
-        shard.write_all_at(&[bytes[at] ^ 1 << (bit % 8)], at as u64).unwrap();
-        match read() {
-            Err(error) => refused += usize::from(error.exit_code() == 3),
-            // The schema before the first batch and the end marker hold no token.
-            Ok(ids) => unused += usize::from(ids[..] == good[..1024]),
+    }
+
+    /// Whether a reader is refused; it must be or get the right ids.
+    fn refuses(&self, what: &str) -> bool {
+        match self.read() {
+            Ok(ids) => assert!(ids[..] == self.ids[..1024], "{what} gave other ids"),
+            Err(error) => assert_eq!(error.exit_code(), 3, "{what}: {error}"),
         }
-        shard.write_all_at(&[bytes[at]], at as u64).unwrap();
+        self.read().is_err()
     }
-    assert_eq!(refused + unused, (bytes.len() * 8).div_ceil(61));
-    assert!(refused > 8_500 && unused < 100, "{refused} refused, {unused} of bytes that hold no token");
-    for length in (0..bytes.len() as u64).rev() {
+}
+
+/// By night all bits, of another shard every time.
+#[test]
+fn a_flipped_bit_of_a_shard_never_reaches_a_reader() {
+    use std::os::unix::fs::FileExt;
+    let mut ledger = Run::of("bits of a shard of 64 KiB, flipped", 8_900, u64::MAX);
+    let victim = Victim::new(ledger.seed);
+    let shard = std::fs::OpenOptions::new().write(true).open(&victim.path).unwrap();
+    let bits = victim.bytes.len() * 8;
+    // 61 and 8 share no factor, so every bit of a byte has its turn.
+    let step = if (bits as u64) < ledger.size { 1 } else { 61 };
+    let (mut refused, mut unused) = (0, 0);
+    for bit in (0..bits).step_by(step) {
+        let at = bit / 8;
+        shard.write_all_at(&[victim.bytes[at] ^ 1 << (bit % 8)], at as u64).unwrap();
+        // The schema before the first batch and the end marker hold no token.
+        if victim.refuses(&format!("bit {bit}")) {
+            refused += 1
+        } else {
+            unused += 1
+        }
+        shard.write_all_at(&[victim.bytes[at]], at as u64).unwrap();
+    }
+    assert!(refused > 64 * unused, "{refused} refused, {unused} of bytes that hold no token");
+    ledger.size = refused + unused;
+    ledger.passed();
+}
+
+#[test]
+fn a_shard_of_any_shorter_length_is_refused() {
+    let mut ledger = Run::of("lengths to which a shard of 64 KiB was cut", u64::MAX, u64::MAX);
+    let victim = Victim::new(ledger.seed);
+    let shard = std::fs::OpenOptions::new().write(true).open(&victim.path).unwrap();
+    for length in (0..victim.bytes.len() as u64).rev() {
         shard.set_len(length).unwrap();
-        assert_eq!(read().unwrap_err().exit_code(), 3, "{length}");
+        assert_eq!(victim.read().unwrap_err().exit_code(), 3, "{length}");
     }
+    ledger.size = victim.bytes.len() as u64;
+    ledger.passed();
+}
+
+/// As a disk does it, or a tool that copies: a sector is zeros, is another one, or has changed places with it; a run of bytes
+/// is random.
+#[test]
+fn a_sector_that_is_another_never_reaches_a_reader() {
+    let ledger = Run::of("sectors of a shard of 64 KiB that were zero, another's or random", 600, 500_000);
+    let victim = Victim::new(ledger.seed);
+    let mut random = Mutator::new(ledger.seed);
+    let sectors = victim.bytes.len() / 512;
+    let mut refused = 0;
+    for number in 0..ledger.size {
+        let mut bytes = victim.bytes.clone();
+        let (sector, other) = (number as usize % sectors * 512, random.below(sectors) * 512);
+        match random.below(4) {
+            0 => bytes[sector..sector + 512].fill(0),
+            1 => bytes.copy_within(other..other + 512, sector),
+            2 => {
+                bytes.copy_within(other..other + 512, sector);
+                bytes[other..other + 512].copy_from_slice(&victim.bytes[sector..sector + 512]);
+            }
+            _ => {
+                let length = 1 + random.below(4096).min(bytes.len() - sector - 1);
+                bytes[sector..sector + length].iter_mut().for_each(|byte| *byte = random.number() as u8);
+            }
+        }
+        std::fs::write(&victim.path, &bytes).unwrap();
+        refused += u64::from(victim.refuses(&format!("damage {number}")));
+    }
+    assert!(refused > ledger.size / 2, "{refused} of {}", ledger.size);
+    ledger.passed();
 }
 
 proptest! {

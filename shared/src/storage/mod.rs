@@ -89,7 +89,11 @@ pub fn remove_dir_all(path: &Path) -> Result<()> {
         Ok(()) => {
             // Else a power cut may take the new name back and leave what is removed removed.
             sync_dir(&parent_of(path))?;
-            std::fs::remove_dir_all(&doomed).map_err(Error::storage("remove", &doomed))
+            match std::fs::remove_dir_all(&doomed) {
+                // Another start has taken it for left behind.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                removed => removed.map_err(Error::storage("remove", &doomed)),
+            }
         }
     }
 }

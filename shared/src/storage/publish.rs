@@ -7,6 +7,7 @@
 //! In a store there are no temporaries: an object is there when all of it has arrived.
 
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -39,7 +40,24 @@ fn writer_of(name: &str) -> Option<(&str, u32)> {
     (!host.is_empty() && hexadecimal(clock) && hexadecimal(count)).then_some((host, pid.parse().ok()?))
 }
 
-/// Whether a process of this machine still runs; covers the instant between creating and locking.
+/// Creates something that will be called like `beside`, under a temporary name, and locks it. Between the two another start
+/// may take it for left behind and remove it: a thread of this process, or another machine that has the directory too. Then
+/// it is created anew, as it is if `create` finds it gone. Errors come with what was to be done.
+pub(super) fn create_locked(
+    beside: &Path,
+    create: impl Fn(&Path) -> io::Result<Option<std::fs::File>>,
+) -> std::result::Result<(PathBuf, std::fs::File), (&'static str, io::Error)> {
+    loop {
+        let temporary = temporary_name(beside);
+        let Some(file) = create(&temporary).map_err(|error| ("create", error))? else { continue };
+        file.lock().map_err(|error| ("lock", error))?;
+        if file.metadata().map_err(|error| ("look at", error))?.nlink() > 0 {
+            return Ok((temporary, file));
+        }
+    }
+}
+
+/// Whether another process of this machine still runs; what it has is its own before it is locked, too.
 fn is_running_here(host_name: &str, pid: u32) -> bool {
     pid != std::process::id() && host_name == host() && Path::new(&format!("/proc/{pid}")).exists()
 }
@@ -163,13 +181,10 @@ struct Local {
 
 impl Local {
     fn create(dir: &Path, final_path: &Path) -> Result<Self> {
-        let temporary = temporary_name(&dir.join("file"));
-        let file = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&temporary)
-            .map_err(Error::storage("create", final_path))?;
-        file.lock().map_err(Error::storage("lock", &temporary))?;
+        let (temporary, file) = create_locked(&dir.join("file"), |temporary| {
+            std::fs::OpenOptions::new().write(true).create_new(true).open(temporary).map(Some)
+        })
+        .map_err(|(action, error)| Error::storage(action, final_path)(error))?;
         Ok(Self { file: Some(file), temporary })
     }
 
@@ -220,10 +235,14 @@ pub struct TemporaryDirectory {
 impl TemporaryDirectory {
     /// Starts a directory that will be called `final_path`, whose parent must exist.
     pub fn create(final_path: &Path) -> Result<Self> {
-        let temporary = temporary_name(final_path);
-        std::fs::create_dir(&temporary).map_err(Error::storage("create directory", final_path))?;
-        let lock = std::fs::File::open(&temporary).map_err(Error::storage("open directory", &temporary))?;
-        lock.lock().map_err(Error::storage("lock", &temporary))?;
+        let (temporary, lock) = create_locked(final_path, |temporary| {
+            std::fs::create_dir(temporary)?;
+            match std::fs::File::open(temporary) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                opened => opened.map(Some),
+            }
+        })
+        .map_err(|(action, error)| Error::storage(action, final_path)(error))?;
         Ok(Self { lock: Some(lock), temporary, final_path: final_path.to_owned() })
     }
 

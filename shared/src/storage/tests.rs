@@ -1,8 +1,10 @@
 //! What is left of files that were not published, and how directories are listed.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use super::*;
+use crate::night::Run;
 
 #[test]
 fn an_unpublished_file_leaves_nothing() {
@@ -53,4 +55,65 @@ fn reading_more_than_the_limit_is_refused() {
     replace(&path, &[0; 100]).unwrap();
     assert_eq!(read_at_most(&path, 100).unwrap().len(), 100);
     assert_eq!(read_at_most(&path, 99).unwrap_err().exit_code(), 3);
+}
+
+/// A start removes what was left behind, and nothing that another thread of the process has just created.
+#[test]
+fn what_begins_at_once_with_a_removal_of_left_behind_files_is_kept() {
+    let ledger = Run::of("files and directories begun while left behind ones were removed", 100, 50_000);
+    let dir = tempfile::tempdir().unwrap();
+    std::thread::scope(|scope| {
+        let begins = Arc::new(());
+        let is_over = Arc::downgrade(&begins);
+        let dir = dir.path();
+        scope.spawn(move || {
+            while is_over.strong_count() > 0 {
+                remove_stale_temporaries(dir).unwrap();
+            }
+        });
+        for number in 0..ledger.size {
+            probe(dir).unwrap();
+            replace(&dir.join("a"), b"whole").unwrap();
+            let begun = dir.join(number.to_string());
+            TemporaryDirectory::create(&begun).unwrap().publish().unwrap();
+            remove_dir_all(&begun).unwrap();
+        }
+        drop(begins);
+    });
+    ledger.passed();
+}
+
+/// Readers see the old file or the new one, whole, and never an older one after a newer.
+#[test]
+fn readers_see_a_replaced_file_old_or_new() {
+    let ledger = Run::of("times that a file was replaced under four readers", 500, 10_000);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("manifest.json");
+    // Lengths differ, so that a mixture would show in them too.
+    let content = |number: u64| format!("{number} ").repeat(20 + number as usize % 700);
+    replace(&path, content(0).as_bytes()).unwrap();
+    let seen = std::thread::scope(|scope| {
+        let replaces = Arc::new(());
+        let (is_over, path) = (Arc::downgrade(&replaces), &path);
+        let read = move || {
+            let (mut last, mut seen) = (0, 0);
+            while is_over.strong_count() > 0 {
+                let text = std::fs::read_to_string(path).unwrap();
+                let number = text.split(' ').next().unwrap().parse().unwrap();
+                assert!(text == content(number) && number >= last, "after {last}: {text:?}");
+                seen += u64::from(number != last);
+                last = number;
+            }
+            seen
+        };
+        let readers: Vec<_> = (0..4).map(|_| scope.spawn(read.clone())).collect();
+        for number in 1..=ledger.size {
+            replace(path, content(number).as_bytes()).unwrap();
+        }
+        drop(replaces);
+        readers.into_iter().map(|reader| reader.join().unwrap()).sum::<u64>()
+    });
+    assert!(seen > ledger.size / 10, "{seen} of {} were seen", ledger.size);
+    assert_eq!(list_files(dir.path()).unwrap().len(), 1);
+    ledger.passed();
 }

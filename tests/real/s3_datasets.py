@@ -1,5 +1,5 @@
 """Datasets in an S3-compatible store: the same bytes as on a disk, whole or not there, whoever is killed or writes beside."""
-import json, os, signal, subprocess
+import json, os, signal, subprocess, threading, time
 
 from programs import TESTS, digest
 from s3_store import BUCKET, SECRET
@@ -85,6 +85,27 @@ def check(work, store, programs):
 
     trained = losses(train("local", "--dataset_dir", local)[1])
     assert losses(train("store", "--dataset_dir", f"{address}/one")[1]) == trained and len(trained[0]) >= 3
+
+    # The blocks of a step are asked for at once, each once, and their sidecars with document masks.
+    lock, now, asked = threading.Lock(), [], []
+
+    def count(method, path, query, environ):
+        if method == "GET" and ".arrow" in path and "index" not in path:
+            with lock:
+                now.append(path)
+                asked.append(len(now))
+            time.sleep(0.1)
+            with lock:
+                now.remove(path)
+
+    many = ["--gradient_accumulation_steps", 6, "--document_mask", "true"]
+    alone = losses(train("local-many", "--dataset_dir", local, *many)[1])
+    store.hook = count
+    assert losses(train("store-many", "--dataset_dir", f"{address}/one", *many)[1]) == alone
+    store.hook = None
+    # 3 steps of 24 blocks, with sidecars, and 8 blocks in order to evaluate on.
+    assert 8 < max(asked) <= 16 and len(asked) <= 2 * 72 + 16, (max(asked), len(asked))
+
     mixed = [losses(train(f"mixed-{name}", "--dataset_dir", f"a={one}:3", f"b={local}:1")[1]) for name, one in (("local", local), ("store", f"{address}/one"))]
     assert mixed[0] == mixed[1] != trained
     serving = start("preprocess", "serve", "--dataset_dir", f"one={address}/one", "--listen", "127.0.0.1:0")
@@ -95,7 +116,12 @@ def check(work, store, programs):
         serving.kill()
         serving.communicate()
     assert served == trained, (served, trained)
-    print("ok   a dataset in an S3-compatible store: the bytes of a local one, read, traced and trained on to the same bits")
+    # What the trainer prepared in the cache of a machine is copied.
+    model = ["--init_from_config", config, "--use_peft", "false", "--max_steps", 1, "--output_dir", work / "s3-run-cached"]
+    end(start("trainer", *model, *flags, "--block_size", BLOCK, "--cache_dir", work / "s3-taken-cache"))
+    assert f"{len(expected) - 1} files copied" in end(prepare(f"{address}/taken", cache="s3-taken-cache")) and there("taken") == expected
+    nothing_left("taken")
+    print(f"ok   a dataset in an S3-compatible store: the bytes of a local one, read, traced and trained on to the same bits, {max(asked)} requests at once")
 
     # Killed while it uploads: nothing is there, and the same command ends it.
     def kill_at_second_part(method, path, query, environ):

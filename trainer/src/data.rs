@@ -2,7 +2,10 @@
 //!
 //! Which blocks a step sees is a function of (settings, step): resuming anywhere costs nothing.
 
+use std::collections::BTreeMap;
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -106,20 +109,48 @@ pub fn blocks_of_step(settings: &ResultSettings, step: u64) -> Vec<u64> {
 
 /// One batch of the given blocks. Padding is never a label. With `document_mask` documents do not see each other.
 pub fn read_batch(reader: &dyn BlockReader, blocks: &[u64], document_mask: bool) -> Result<Batch> {
-    let size = reader.block_size();
-    let mut input_ids = Vec::with_capacity(blocks.len() * size);
-    let mut labels = Vec::with_capacity(blocks.len() * size);
-    let mut starts = Vec::new();
-    for block in blocks {
-        let begin = input_ids.len();
-        reader.read_block(*block, &mut input_ids)?;
-        labels.extend(labels_of(&input_ids[begin..], reader.valid_tokens(*block)?));
-        if document_mask {
-            starts.push(reader.document_starts(*block)?);
-        }
+    Ok(batch_of(&read_blocks(reader, blocks, document_mask)?, reader.block_size(), document_mask))
+}
+
+/// Requests to a store that are under way at once. Each may hold a record batch, of 256 KiB.
+const AT_ONCE: usize = 16;
+
+/// The given blocks, in their order. What lies in a store is fetched at once, and what one request brings by one thread.
+fn read_blocks(reader: &dyn BlockReader, blocks: &[u64], document_mask: bool) -> Result<Vec<ReadBlock>> {
+    let read = |block: u64| {
+        let mut ids = Vec::with_capacity(reader.block_size());
+        reader.read_block(block, &mut ids)?;
+        let document_starts = if document_mask { reader.document_starts(block)? } else { Vec::new() };
+        Ok(ReadBlock { ids, valid_tokens: reader.valid_tokens(block)?, document_starts })
+    };
+    let mut together: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+    for (place, block) in blocks.iter().enumerate() {
+        let Some(first) = reader.fetched_with(*block) else { return blocks.iter().copied().map(read).collect() };
+        together.entry(first).or_default().push(place);
     }
-    let documents = document_mask.then(|| Documents::new(size, starts.iter().map(Vec::as_slice)));
-    Ok(Batch { input_ids, labels, batch_size: blocks.len(), seq_len: size, documents })
+    let together: Vec<Vec<usize>> = together.into_values().collect();
+    let next = AtomicUsize::new(0);
+    let fetch = || {
+        let mut found = Vec::new();
+        while let Some(places) = together.get(next.fetch_add(1, Ordering::Relaxed)) {
+            found.extend(places.iter().map(|place| (*place, read(blocks[*place]))));
+        }
+        found
+    };
+    let mut found = thread::scope(|scope| {
+        let threads: Vec<_> = (0..AT_ONCE.min(together.len())).map(|_| scope.spawn(fetch)).collect();
+        let joined = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        joined.flatten().collect::<Vec<_>>()
+    });
+    found.sort_by_key(|(place, _)| *place);
+    found.into_iter().map(|(_, read)| read).collect()
+}
+
+/// A block that was read.
+struct ReadBlock {
+    ids: Vec<u32>,
+    valid_tokens: usize,
+    document_starts: Vec<u32>,
 }
 
 /// The labels of a block of which the first `valid` ids are tokens.
@@ -142,6 +173,13 @@ impl<'a> From<&'a Block> for Given<'a> {
     }
 }
 
+impl<'a> From<&'a ReadBlock> for Given<'a> {
+    fn from(block: &'a ReadBlock) -> Self {
+        let ReadBlock { ids, valid_tokens, document_starts } = block;
+        Self { ids, valid_tokens: *valid_tokens, document_starts }
+    }
+}
+
 impl<'a> From<&'a ServedBlock> for Given<'a> {
     fn from(block: &'a ServedBlock) -> Self {
         let ServedBlock { ids, valid_tokens, document_starts, .. } = block;
@@ -149,7 +187,7 @@ impl<'a> From<&'a ServedBlock> for Given<'a> {
     }
 }
 
-/// The same as [`read_batch`] of blocks that are there.
+/// One batch of blocks that are there; see [`read_batch`].
 fn batch_of<'a, B>(blocks: &'a [B], seq_len: usize, document_mask: bool) -> Batch
 where
     Given<'a>: From<&'a B>,
@@ -183,10 +221,14 @@ impl Loader {
         thread::spawn(move || {
             for step in from..to {
                 let blocks = blocks_of_step(&settings, step);
-                let read = |blocks| read_batch(reader.as_ref(), blocks, settings.document_mask);
-                let read: Result<Vec<Batch>> = blocks.chunks(batch_size).map(read).collect();
+                let read = read_blocks(reader.as_ref(), &blocks, settings.document_mask);
                 let failed = read.is_err();
-                let made = read.map(|micro_batches| StepBatches { micro_batches, blocks, live: None });
+                let batch = |read: &[ReadBlock]| batch_of(read, reader.block_size(), settings.document_mask);
+                let made = read.map(|read| StepBatches {
+                    micro_batches: read.chunks(batch_size).map(batch).collect(),
+                    blocks,
+                    live: None,
+                });
                 if sender.send(made).is_err() || failed {
                     return; // the trainer has stopped, or will
                 }
@@ -305,6 +347,9 @@ pub fn documents_by(before: u64, starts: &[u32]) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, OnceLock};
+    use std::thread::ThreadId;
+
     use super::*;
     use tokenmill_shared::mixture::{Mixture, Share};
 
@@ -356,6 +401,72 @@ mod tests {
             let of_b = drawn.iter().filter(|block| **block >= 20).count();
             assert!((16..=18).contains(&of_b), "{of_b} of 69");
         }
+    }
+
+    /// Blocks of a store, ten to a request.
+    #[derive(Debug, Default)]
+    struct InStore {
+        /// When the first was fetched.
+        began: OnceLock<Instant>,
+        /// Requests under way, and the most of them.
+        now: AtomicUsize,
+        most: AtomicUsize,
+        threads: Mutex<BTreeMap<u64, ThreadId>>,
+        damaged: Vec<u64>,
+    }
+
+    impl BlockReader for InStore {
+        fn block_size(&self) -> usize {
+            2
+        }
+
+        fn len(&self) -> u64 {
+            1000
+        }
+
+        fn valid_tokens(&self, index: u64) -> Result<usize> {
+            Ok(if index == 17 { 1 } else { 2 })
+        }
+
+        fn read_block(&self, index: u64, out: &mut Vec<u32>) -> Result<()> {
+            let thread = *self.threads.lock().unwrap().entry(index / 10).or_insert(thread::current().id());
+            assert_eq!(thread, thread::current().id(), "what one request brings was asked for twice");
+            let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most.fetch_max(now, Ordering::SeqCst);
+            // Of all fetches together, so that with one at a time the test fails and does not wait for each.
+            let began = self.began.get_or_init(Instant::now);
+            while self.most.load(Ordering::SeqCst) < AT_ONCE && began.elapsed() < Duration::from_secs(5) {
+                thread::yield_now();
+            }
+            self.now.fetch_sub(1, Ordering::SeqCst);
+            if self.damaged.contains(&index) {
+                return Err(Error::corrupt("store", format!("block {index}")));
+            }
+            out.extend([index as u32, index as u32 + 1]);
+            Ok(())
+        }
+
+        fn document_starts(&self, index: u64) -> Result<Vec<u32>> {
+            Ok(vec![(index % 2) as u32])
+        }
+
+        fn fetched_with(&self, index: u64) -> Option<u64> {
+            Some(index / 10 * 10)
+        }
+    }
+
+    #[test]
+    fn blocks_in_a_store_are_fetched_at_once_and_stay_in_order() {
+        let blocks: Vec<u64> = (0..300).map(|place| place * 77 % 300).collect();
+        let store = InStore::default();
+        let batch = read_batch(&store, &blocks, true).unwrap();
+        assert_eq!(store.most.into_inner(), AT_ONCE);
+        assert!(batch.input_ids.iter().copied().eq(blocks.iter().flat_map(|block| [*block as u32, *block as u32 + 1])));
+        assert_eq!(batch.labels.iter().filter(|label| **label == -100).count(), 1);
+        let store = InStore { damaged: vec![30, 12, 200], ..InStore::default() };
+        let first = blocks.iter().find(|block| store.damaged.contains(block)).unwrap();
+        let error = read_batch(&store, &blocks, false).unwrap_err().to_string();
+        assert!(error.contains(&format!("block {first}")), "{error}");
     }
 
     #[test]

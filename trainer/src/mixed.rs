@@ -203,6 +203,12 @@ impl BlockReader for Mixed {
         reader.read_block(block, out)
     }
 
+    fn fetched_with(&self, index: u64) -> Option<u64> {
+        let (reader, block) = self.reader(index);
+        // The blocks of a dataset keep their distance.
+        reader.fetched_with(block).map(|first| index - block + first)
+    }
+
     fn document_starts(&self, index: u64) -> Result<Vec<u32>> {
         let (reader, block) = self.reader(index);
         reader.document_starts(block)

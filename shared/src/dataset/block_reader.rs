@@ -39,6 +39,13 @@ pub trait BlockReader: std::fmt::Debug + Send + Sync {
         Ok(())
     }
 
+    /// Of a block in a store, the first of the blocks that are fetched with it: those of others can be fetched at the same time.
+    /// `None` on a disk, where that gains nothing.
+    fn fetched_with(&self, index: u64) -> Option<u64> {
+        let _ = index;
+        None
+    }
+
     /// The offsets in block `index` at which documents begin, ascending. Where blocks have documents of their own
     /// ([`Layout::Blocks`](super::Layout::Blocks)) what goes on from another block begins as well.
     ///

@@ -32,6 +32,7 @@ pub struct SplitReader {
     width: TokenWidth,
     blocks: u64,
     layout: Layout,
+    is_remote: bool,
     last_block_valid_tokens: usize,
     data: Vec<Shard>,
     documents: Vec<Shard>,
@@ -82,6 +83,7 @@ impl SplitReader {
             width: manifest.token_width,
             blocks: entry.blocks,
             layout: manifest.layout,
+            is_remote: storage::is_remote(dir),
             last_block_valid_tokens: entry.last_block_valid_tokens as usize,
             data: shards(ShardKind::Data, block_bytes)?,
             documents: shards(ShardKind::Documents, 0)?,
@@ -229,6 +231,13 @@ impl BlockReader for SplitReader {
             let mut decoded = Vec::with_capacity(self.block_size);
             self.width.decode(ids, &mut decoded);
             width.encode(&decoded, out);
+        })
+    }
+
+    fn fetched_with(&self, index: u64) -> Option<u64> {
+        self.is_remote.then(|| {
+            let (shard, number) = self.find(&self.data, index);
+            shard.batches[number].first_block
         })
     }
 

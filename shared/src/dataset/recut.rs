@@ -73,6 +73,10 @@ impl BlockReader for Recut {
         Ok(())
     }
 
+    fn fetched_with(&self, index: u64) -> Option<u64> {
+        self.reader.fetched_with(self.beneath(&self.range(index)).start)
+    }
+
     fn document_starts(&self, index: u64) -> Result<Vec<u32>> {
         let range = self.range(index);
         let mut starts = Vec::new();
